@@ -1,0 +1,98 @@
+"""HAProxy's `external-check command` for each server: probe once, and append the round-trip time to the sample file.
+
+HAProxy starts it with four arguments (proxy address and port, server address and port) and variables of the same
+meaning (its configuration manual, `external-check command`). The exit code is the verdict: 0 up, 1 down, 2 settings
+that cannot be read. Whether a sample can be recorded never changes it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from multicloud import probe, samples, settings
+
+TYPE_CHECKING = False  # `typing` costs a check more than this whole module does
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+USAGE = "multicloud-check [proxy_addr proxy_port server_addr server_port]"
+
+DEFAULT_PORTS = {"http": 80, "https": 443, "tls": 443}
+
+
+class UsageError(Exception):
+    """No server to probe, or not one that can be probed. The text says what is missing."""
+
+
+def main() -> int:
+    """Do what HAProxy asks for; return the exit code."""
+    try:
+        values = settings.read(os.environ, settings.CHECK)
+        target = haproxy_target(sys.argv[1:], os.environ, values)
+        result = probe.probe(target, values.timeout)
+    except (settings.SettingError, UsageError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if result.rtt is None:
+        print(f"error: {target}: {result.error}", file=sys.stderr)
+        return 1
+    warning = record(os.environ, values.times, result.rtt)
+    if warning:
+        print(f"warning: not recorded: {warning}", file=sys.stderr)
+    return 0
+
+
+def haproxy_target(arguments: Sequence[str], environ: Mapping[str, str], values: settings.Settings) -> probe.Target:
+    """The server that HAProxy means, by its arguments or, without them, its variables. Raises UsageError."""
+    if arguments and len(arguments) != 4:
+        raise UsageError(f"usage: {USAGE}")
+    address = arguments[2] if arguments else environ.get("HAPROXY_SERVER_ADDR", "")
+    port_text = arguments[3] if arguments else environ.get("HAPROXY_SERVER_PORT", "")
+    if not address:
+        raise UsageError(f"no server address, neither as an argument nor in HAPROXY_SERVER_ADDR; usage: {USAGE}")
+    scheme = values.scheme if values.scheme != "auto" else auto_scheme(environ)
+    port = None
+    if not address.startswith("/"):
+        port = _port(port_text) or DEFAULT_PORTS.get(scheme)
+        if port is None:
+            raise UsageError(f"no server port for {scheme}, neither as an argument nor in HAPROXY_SERVER_PORT")
+    return probe.Target(
+        scheme,
+        address,
+        port,
+        values.host or environ.get("HAPROXY_SERVER_NAME") or address,
+        path=values.path,
+        expect=values.expect,
+        ca_file=values.ca_file,
+        insecure=values.insecure,
+    )
+
+
+def auto_scheme(environ: Mapping[str, str]) -> str:
+    """What HAProxy itself speaks to the server: TLS unless it says no, HTTP unless in `mode tcp`."""
+    tls = environ.get("HAPROXY_SERVER_SSL") != "0"
+    if environ.get("HAPROXY_SERVER_PROTO") == "tcp":
+        return "tls" if tls else "tcp"
+    return "https" if tls else "http"
+
+
+def record(environ: Mapping[str, str], path: str, seconds: float) -> str | None:
+    """Append a sample for the server that HAProxy named; return why it could not be, or None."""
+    backend, server = environ.get("HAPROXY_PROXY_NAME"), environ.get("HAPROXY_SERVER_NAME")
+    if not backend or not server:
+        return "HAPROXY_PROXY_NAME and HAPROXY_SERVER_NAME do not name a server"
+    try:
+        samples.append(path, backend, server, seconds, time.time())
+    except samples.SampleFileError as error:
+        return str(error)
+    return None
+
+
+def _port(text: str) -> int | None:
+    if text in ("", "0", "NOT_USED"):
+        return None
+    if not (text.isascii() and text.isdigit() and int(text) <= 65535):
+        raise UsageError(f"not a port: {text!r}")
+    return int(text)

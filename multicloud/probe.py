@@ -1,0 +1,316 @@
+"""One probe: open tcp, tls, http or https to an address, time it, judge the answer.
+
+The clock starts when the connection is started. It stops at the first byte of the answer (http, https), when the
+handshake is done (tls) or when the connection stands (tcp). What has nothing to do with the distance to the server
+stays outside of it: certificates are loaded before, and the rest of the answer is read after. One deadline bounds it
+all, so that a server that sends a byte a second cannot hold a probe. What goes wrong with
+the server is part of the result, never an exception.
+
+The HTTP spoken is RFC 9112, as little of it as a health check needs: one GET, and the head of the answer.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from time import monotonic
+
+from multicloud.settings import CA_FILE, SettingError
+
+TYPE_CHECKING = False  # `typing` costs a check more than this whole module does
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Mapping
+
+MAX_HEAD = 64 * 1024
+"""Bytes of status line and headers that an answer may have."""
+
+MAX_DRAIN = 64 * 1024
+"""Bytes of an answer's body that are read, so that closing the connection resets nothing that a server still sends."""
+
+DRAIN_TIME = 0.5
+"""Seconds that draining may take."""
+
+CHUNK = 64 * 1024
+
+
+class Target:
+    """What to probe: `scheme` tcp, tls, http or https, at an IP address and port, or a UNIX socket's path (port None).
+
+    `host` is the name for Host header, SNI and verification; `expect` the accepted status codes; `ca_file` a bundle to
+    verify with ("" for the system's).
+    """
+
+    __slots__ = ("address", "ca_file", "expect", "host", "insecure", "path", "port", "scheme")
+
+    def __init__(
+        self,
+        scheme: str,
+        address: str,
+        port: int | None,
+        host: str,
+        *,
+        path: str = "/",
+        expect: tuple[range, ...] = (range(200, 201),),
+        ca_file: str = "",
+        insecure: bool = False,
+    ) -> None:
+        self.scheme = scheme
+        self.address = address
+        self.port = port
+        self.host = host.rstrip(".")
+        self.path = path
+        self.expect = expect
+        self.ca_file = ca_file
+        self.insecure = insecure
+
+    def __str__(self) -> str:
+        if self.port is None:
+            return f"{self.scheme}://{self.host} ({self.address})"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port} ({self.address})"
+
+
+class Probe:
+    """The result of a probe.
+
+    `rtt` is the round-trip time in seconds, and `error` None, if the server is up; else `error` says what came back.
+    `phases` has the seconds that each phase took, of those that were completed: connect, tls, first_byte (from the
+    request to the first byte of the answer). `status` is the HTTP status; `tls_version` and `certificate` (as
+    ssl.SSLSocket.getpeercert gives it) are those of the connection.
+    """
+
+    __slots__ = ("certificate", "error", "phases", "rtt", "status", "tls_version")
+
+    def __init__(self) -> None:
+        self.rtt: float | None = None
+        self.error: str | None = None
+        self.phases: dict[str, float] = {}
+        self.status: int | None = None
+        self.tls_version: str | None = None
+        self.certificate: Mapping[str, object] | None = None
+
+
+class ProbeError(Exception):
+    """The server is not up. The text says why."""
+
+
+def probe(target: Target, timeout: float) -> Probe:
+    """Probe once, for at most `timeout` seconds. Raises SettingError where the CA bundle cannot be loaded."""
+    result = Probe()
+    context = _tls_context(target) if target.scheme in ("tls", "https") else None
+    deadline = monotonic() + timeout
+    try:
+        connection = _connect(target, deadline, result)
+        try:
+            if context is not None:
+                connection = _shake_hands(connection, context, target, deadline, result)
+            if target.scheme in ("http", "https"):
+                _ask(connection, target, deadline, result)
+        finally:
+            _close(connection)
+    except ProbeError as error:
+        result.error = str(error)
+    except TimeoutError:
+        result.error = f"timed out after {timeout:g} s, {_stage(target, result)}"
+    except OSError as error:
+        result.error = f"{_reason(error)}, {_stage(target, result)}"
+    else:
+        result.rtt = sum(result.phases.values())
+    return result
+
+
+def _connect(target: Target, deadline: float, result: Probe) -> socket.socket:
+    if target.port is None:
+        connection = socket.socket(socket.AF_UNIX)
+        address: str | tuple[str, int] = target.address
+    else:
+        connection = socket.socket(socket.AF_INET6 if ":" in target.address else socket.AF_INET)
+        # Else the request would wait for the server's acknowledgement of what ended the handshake.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        address = target.address, target.port
+    start = monotonic()
+    try:
+        connection.settimeout(_remaining(deadline))
+        connection.connect(address)
+    except BaseException:
+        connection.close()
+        raise
+    result.phases["connect"] = monotonic() - start
+    return connection
+
+
+def _shake_hands(
+    connection: socket.socket, context: ssl.SSLContext, target: Target, deadline: float, result: Probe
+) -> ssl.SSLSocket:
+    start = monotonic()
+    try:
+        tls = context.wrap_socket(connection, server_hostname=target.host, do_handshake_on_connect=False)
+    except ValueError:  # of the IDNA encoding
+        raise ProbeError(f"{target.host!r} cannot be a TLS server name; set MULTICLOUD_HOST") from None
+    try:
+        tls.settimeout(_remaining(deadline))
+        tls.do_handshake()
+    except BaseException:
+        tls.close()
+        raise
+    result.phases["tls"] = monotonic() - start
+    result.tls_version = tls.version()
+    result.certificate = tls.getpeercert()
+    return tls
+
+
+def _ask(connection: socket.socket, target: Target, deadline: float, result: Probe) -> None:
+    """Send the request, time the answer, judge its status and drain it."""
+    start = monotonic()
+    connection.settimeout(_remaining(deadline))
+    connection.sendall(
+        f"GET {target.path} HTTP/1.1\r\n"
+        f"Host: {target.host}\r\n"
+        "User-Agent: multicloud-check\r\n"
+        "Accept: */*\r\n"
+        "Connection: close\r\n\r\n".encode()
+    )
+    received = 0
+    answer = b""
+    while True:
+        if not b"HTTP/".startswith(answer[:5]):
+            raise ProbeError(f"not an HTTP answer: {_excerpt(answer)}")
+        end = _end_of_head(answer)
+        if end:
+            status = _status(answer)
+            if status == 101 or status >= 200:
+                break
+            answer = answer[end:]
+            if answer:
+                result.phases["first_byte"] = monotonic() - start
+        elif received > MAX_HEAD:
+            raise ProbeError(f"headers of more than {MAX_HEAD // 1024} KiB")
+        else:
+            chunk = _receive(connection, deadline)
+            if not answer:
+                result.phases["first_byte"] = monotonic() - start
+            if not chunk:
+                del result.phases["first_byte"]
+                raise ProbeError(f"closed the connection {'in the headers' if answer else 'without an answer'}")
+            answer += chunk
+            received += len(chunk)
+    result.status = status
+    if not any(status in accepted for accepted in target.expect):
+        raise ProbeError(f"status {status}, expected {_list(target.expect)}")
+    _drain(connection, deadline, status, answer[:end], answer[end:])
+
+
+def _end_of_head(answer: bytes) -> int:
+    """The offset of the body, or 0 while the head is not complete."""
+    ends = [at + len(blank) for blank in (b"\n\r\n", b"\n\n") if (at := answer.find(blank)) >= 0]
+    return min(ends, default=0)
+
+
+def _status(answer: bytes) -> int:
+    fields = answer.split(b"\n", 1)[0].split()
+    if len(fields) < 2 or fields[0] not in (b"HTTP/1.1", b"HTTP/1.0") or len(fields[1]) != 3 or not fields[1].isdigit():
+        raise ProbeError(f"not an HTTP answer: {_excerpt(answer)}")
+    return int(fields[1])
+
+
+def _drain(connection: socket.socket, deadline: float, status: int, head: bytes, body: bytes) -> None:
+    """Read the rest of the answer as far as it is short and comes soon. Never fails."""
+    left = MAX_DRAIN
+    if status in (204, 304):
+        left = 0
+    for line in head.lower().split(b"\n"):
+        name, _, value = line.partition(b":")
+        if name == b"content-length" and value.strip().isdigit():
+            left = min(left, int(value))
+    deadline = min(deadline, monotonic() + DRAIN_TIME)
+    try:
+        while len(body) < left and not body.endswith(b"0\r\n\r\n"):
+            chunk = _receive(connection, deadline)
+            if not chunk:
+                return
+            body += chunk
+    except OSError:
+        return
+
+
+def _receive(connection: socket.socket, deadline: float) -> bytes:
+    connection.settimeout(_remaining(deadline))
+    return connection.recv(CHUNK)
+
+
+def _remaining(deadline: float) -> float:
+    left = deadline - monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def _close(connection: socket.socket) -> None:
+    unwrap = getattr(connection, "unwrap", None)
+    if unwrap:
+        try:
+            connection.settimeout(0)
+            unwrap()  # says goodbye, without waiting for the answer
+        except (OSError, ValueError):
+            pass
+    connection.close()
+
+
+def _tls_context(target: Target) -> ssl.SSLContext:
+    import ssl  # tcp and http do without; it is half of what a check costs
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if target.scheme == "https":
+        context.set_alpn_protocols(["http/1.1"])
+    if target.insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    elif target.ca_file:
+        try:
+            context.load_verify_locations(cafile=target.ca_file)
+        except OSError as error:
+            raise SettingError(f"{CA_FILE.variable}: cannot load {target.ca_file!r}: {_reason(error)}") from None
+    elif _has_hashed_links(capath := ssl.get_default_verify_paths().capath):
+        context.load_verify_locations(capath=capath)
+    else:
+        context.set_default_verify_paths()
+    return context
+
+
+def _has_hashed_links(directory: str | None) -> bool:
+    """Whether OpenSSL finds each certificate of the system's store by its name, with no need to load the bundle."""
+    if directory is None or "SSL_CERT_FILE" in os.environ:
+        return False
+    return any(len(name) == 10 and name.endswith(".0") for name in os.listdir(directory))
+
+
+def _stage(target: Target, result: Probe) -> str:
+    if "connect" not in result.phases:
+        return "connecting"
+    if target.scheme in ("tls", "https") and "tls" not in result.phases:
+        return "in the TLS handshake"
+    if "first_byte" not in result.phases:
+        return "waiting for the answer"
+    return "reading the headers"
+
+
+def _reason(error: OSError) -> str:
+    verify_message = getattr(error, "verify_message", None)
+    if verify_message:
+        return f"certificate not accepted: {verify_message.rstrip('.')}"
+    reason = getattr(error, "reason", None)
+    if reason:
+        hint = " (is it a server without TLS?)" if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST") else ""
+        return f"TLS: {reason.replace('_', ' ').lower()}{hint}"
+    return (error.strerror or str(error)).lower()
+
+
+def _excerpt(answer: bytes) -> str:
+    line = answer.split(b"\n", 1)[0].rstrip(b"\r")[:60]
+    hint = " (is it a TLS server?)" if answer.startswith(b"\x15\x03") else ""
+    return repr(line)[1:] + hint
+
+
+def _list(statuses: tuple[range, ...]) -> str:
+    return ",".join(str(r.start) if len(r) == 1 else f"{r.start}-{r.stop - 1}" for r in statuses)

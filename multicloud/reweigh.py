@@ -1,0 +1,118 @@
+"""The fake backend's `external-check command`: samples to scores to ranks to weights, once.
+
+HAProxy starts it all day, so it does one thing and leaves. The exit code is what HAProxy shows of it: 0 done, or
+nothing to do yet; 1 HAProxy cannot be reached or refused a command; 2 settings or a sample file that cannot be read.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from multicloud import ranking, runtime, samples, scores, settings
+
+
+class Decision:
+    """What one reweigh saw and decided.
+
+    `samples` is what the file says, `servers` are all that HAProxy has, `scores` are seconds by (backend, server) and
+    `changes` the servers whose weight must change with their new weights.
+    """
+
+    __slots__ = ("changes", "samples", "scores", "servers")
+
+    def __init__(
+        self,
+        found: samples.Samples,
+        servers: list[ranking.Server],
+        scored: dict[tuple[str, str], float],
+        changes: list[tuple[ranking.Server, int]],
+    ) -> None:
+        self.samples = found
+        self.servers = servers
+        self.scores = scored
+        self.changes = changes
+
+
+def main() -> int:
+    """Do what HAProxy asks for; return the exit code."""
+    try:
+        values = settings.read(os.environ, settings.REWEIGH)
+        decision = reweigh(values)
+    except (settings.SettingError, samples.SampleFileError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except runtime.RuntimeAPIError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for line in report(decision):
+        print(line)
+    return 0
+
+
+def reweigh(values: settings.Settings, *, dry_run: bool = False) -> Decision:
+    """Read, score, rank and, unless it is a dry run, send the weights that differ.
+
+    Raises SampleFileError and RuntimeAPIError.
+    """
+    found = samples.read(values.times, values.window)
+    if not dry_run:
+        keep_short(values, found)
+    with runtime.RuntimeAPI(values.socket) as api:
+        servers = api.servers()
+        known = {server.key for server in servers}
+        scored = scores.scores(
+            {server: newest for server, newest in found.series.items() if server in known},
+            now=time.time(),
+            percentile=values.percentile,
+            min_samples=values.min_samples,
+            window=values.window,
+            max_age=values.max_age,
+        )
+        changes = ranking.rank(
+            servers,
+            scored,
+            favorite=values.favorite,
+            backup=values.backup,
+            hysteresis=values.hysteresis,
+            tolerance=values.tolerance,
+        )
+        if not dry_run:
+            api.set_weights(changes)
+    return Decision(found, servers, scored, changes)
+
+
+def keep_short(values: settings.Settings, found: samples.Samples) -> None:
+    """Trim the sample file when it has grown to twice what is kept. That it cannot be is no reason not to route."""
+    keep = max(samples.KEEP, values.window)
+    if found.lines > 2 * keep * max(1, len(found.series)) or found.size > samples.MAX_BYTES // 2:
+        try:
+            samples.trim(values.times, keep)
+        except samples.SampleFileError as error:
+            print(f"warning: not trimmed: {error}", file=sys.stderr)
+
+
+def report(decision: Decision) -> list[str]:
+    """One line for each weight that was changed."""
+    return [
+        f"{server.backend}/{server.name}: weight {server.weight} -> {weight}" for server, weight in decision.changes
+    ]
+
+
+def explain(decision: Decision) -> list[str]:
+    """For a person: what each server of each measured backend has, and what becomes of it."""
+    changed = {server.key: weight for server, weight in decision.changes}
+    measured = {backend for backend, _ in decision.scores}
+    lines = []
+    for server in decision.servers:
+        if server.backend not in measured:
+            continue
+        score = decision.scores.get(server.key)
+        what = "no samples" if score is None else f"{score * 1000:.1f} ms"
+        weight = changed.get(server.key)
+        becomes = f"weight {server.weight}" if weight is None else f"weight {server.weight} -> {weight}"
+        lines.append(f"{server.backend}/{server.name}: {server.state}, {what}, {becomes}")
+    if not lines:
+        lines.append("no samples of any server that HAProxy knows: weights stay as they are")
+    return lines

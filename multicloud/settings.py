@@ -1,0 +1,186 @@
+"""Every setting: its variable, default, accepted values and meaning. Written once, here, and read by all.
+
+Settings are environment variables, because HAProxy's checks can be given nothing else: a two-line wrapper script sets
+them. Each command reads only the settings it uses, so that a mistyped ranking setting never takes a server down.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False  # `typing` costs a check more than this whole module does
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+
+class SettingError(Exception):
+    """A value that cannot be read. The text names the variable, the value and what is accepted."""
+
+
+class Setting:
+    """One setting. `parse` turns the text into a value, or raises ValueError."""
+
+    __slots__ = ("accepts", "default", "meaning", "name", "parse", "variable")
+
+    def __init__(self, name: str, default: str, parse: Callable[[str], object], accepts: str, meaning: str) -> None:
+        self.name = name
+        self.variable = f"MULTICLOUD_{name.upper()}"
+        self.default = default
+        self.parse = parse
+        self.accepts = accepts
+        self.meaning = meaning
+
+    def read(self, environ: Mapping[str, str]) -> object:
+        """The value that `environ` gives, or the default where it is unset or empty. Raises SettingError."""
+        text = environ.get(self.variable) or self.default
+        try:
+            return self.parse(text)
+        except ValueError:
+            raise SettingError(f"{self.variable}: cannot read {text!r}; accepted: {self.accepts}") from None
+
+
+class Settings:
+    """The values of the settings that were read. The others are not set at all."""
+
+    times: str
+    socket: str
+    scheme: str
+    path: str
+    expect: tuple[range, ...]
+    host: str
+    timeout: float
+    ca_file: str
+    insecure: bool
+    percentile: float
+    min_samples: int
+    window: int
+    max_age: float
+    favorite: int
+    backup: int
+    hysteresis: float
+    tolerance: float
+
+
+def read(environ: Mapping[str, str], settings: Iterable[Setting]) -> Settings:
+    """Read `settings` from `environ`. Raises SettingError at the first value that cannot be read."""
+    values = Settings()
+    for setting in settings:
+        setattr(values, setting.name, setting.read(environ))
+    return values
+
+
+def _number(low: float, high: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = float(text)
+        if not low <= value <= high:
+            raise ValueError
+        return value
+
+    return parse
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            raise ValueError
+        return value
+
+    return parse
+
+
+def _text(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError
+    return text
+
+
+def _word(text: str) -> str:
+    """Text that goes into a request as it is: no blank and no control character may end it early."""
+    if not (text.isascii() and text.isprintable()) or " " in text:
+        raise ValueError
+    return text
+
+
+def _path(text: str) -> str:
+    if not text.startswith("/"):
+        raise ValueError
+    return _word(text)
+
+
+def _address(text: str) -> str:
+    host, colon, port = text.rpartition(":")
+    if "/" not in text and colon and not (host and port.isascii() and port.isdigit() and int(port) <= 65535):
+        raise ValueError
+    return _text(text)
+
+
+def _scheme(text: str) -> str:
+    if text not in ("auto", "tcp", "tls", "http", "https"):
+        raise ValueError
+    return text
+
+
+def _switch(text: str) -> bool:
+    if text not in ("0", "1"):
+        raise ValueError
+    return text == "1"
+
+
+def _statuses(text: str) -> tuple[range, ...]:
+    ranges = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        low, high = int(first), int(last or first)
+        if not 100 <= low <= high <= 599:
+            raise ValueError
+        ranges.append(range(low, high + 1))
+    return tuple(ranges)
+
+
+TIMES = Setting("times", "/tmp/times.txt", _text, "a file's path", "the sample file")
+SOCKET = Setting(
+    "socket",
+    "/var/run/haproxy.sock",
+    _address,
+    "a UNIX socket's path, or host:port",
+    "HAProxy's Runtime API: a UNIX socket's path, or host:port",
+)
+SCHEME = Setting(
+    "scheme",
+    "auto",
+    _scheme,
+    "auto, tcp, tls, http or https",
+    "what a check speaks; auto: https, or http where the server line has no `ssl`; tls or tcp in `mode tcp`",
+)
+PATH = Setting("path", "/", _path, "a path that starts with / and has no blanks", "the path asked for")
+EXPECT = Setting("expect", "200", _statuses, "status codes: 200 or 200,204 or 200-399", "accepted status codes")
+HOST = Setting(
+    "host", "", _word, "a host name", "Host header, SNI and the name verified; where unset, the server's name"
+)
+TIMEOUT = Setting("timeout", "10", _number(0.001, 3600), "seconds, 0.001 to 3600", "seconds for the whole probe")
+CA_FILE = Setting("ca_file", "", _text, "a file's path", "a CA bundle to verify with; where unset, the system's")
+INSECURE = Setting("insecure", "0", _switch, "0 or 1", "1: do not verify the certificate")
+PERCENTILE = Setting("percentile", "90", _number(0, 100), "0 to 100", "the percentile that scores a server")
+MIN_SAMPLES = Setting(
+    "min_samples", "20", _whole(0, 10_000), "0 to 10000", "with this many samples or fewer, the mean scores instead"
+)
+WINDOW = Setting("window", "30", _whole(1, 10_000), "1 to 10000", "newest samples of a server that count")
+MAX_AGE = Setting(
+    "max_age", "300", _number(0.001, 1e9), "seconds, above 0", "seconds after which a sample no longer counts"
+)
+FAVORITE = Setting("favorite", "256", _whole(1, 256), "1 to 256", "the favourite's weight")
+BACKUP = Setting("backup", "1", _whole(0, 256), "0 to 256", "the backup's weight")
+HYSTERESIS = Setting(
+    "hysteresis", "10", _number(0, 100), "0 to 100", "percent by which a challenger must beat the sitting favourite"
+)
+TOLERANCE = Setting(
+    "tolerance",
+    "0",
+    _number(0, 3_600_000),
+    "milliseconds, 0 or more",
+    "milliseconds: servers this close to the fastest share the favourite's weight",
+)
+
+CHECK = (TIMES, SCHEME, PATH, EXPECT, HOST, TIMEOUT, CA_FILE, INSECURE)
+SCORING = (TIMES, PERCENTILE, MIN_SAMPLES, WINDOW, MAX_AGE)
+STATUS = (*SCORING, SOCKET, FAVORITE)
+REWEIGH = (*SCORING, SOCKET, FAVORITE, BACKUP, HYSTERESIS, TOLERANCE)

@@ -1,0 +1,120 @@
+"""A real HAProxy with the shipped configuration in front of simulated regions, for tests and benchmarks."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import socket
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from multicloud import demo, ranking, runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback address that nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    """Return as soon as the condition holds; fail the test if it does not within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.05)
+
+
+class Edge:
+    """Regions, and the router in front of them. `region` finds a region by its name."""
+
+    def __init__(self, regions: demo.Regions, router: demo.Router, port: int, stats_port: int) -> None:
+        self.regions = regions
+        self.router = router
+        self.port = port
+        self.stats_port = stats_port
+        self.region = {region.name: region for region in regions}
+
+    def get(self, path: str = "/") -> tuple[int, str]:
+        """Status of a request over a connection of its own, and the region that answered ("" if none did)."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            response.read()
+            return response.status, response.headers.get("upstream", "")
+        finally:
+            connection.close()
+
+    def weights(self, backend: str = "upstream") -> dict[str, int]:
+        """The weights of a backend's servers as HAProxy has them."""
+        return {server.name: server.weight for server in self.servers() if server.backend == backend}
+
+    def states(self, backend: str = "upstream") -> dict[str, str]:
+        """The states of a backend's servers as HAProxy has them."""
+        return {server.name: server.state for server in self.servers() if server.backend == backend}
+
+    def servers(self) -> list[ranking.Server]:
+        """All servers."""
+        with runtime.RuntimeAPI(self.router.settings["MULTICLOUD_SOCKET"]) as api:
+            return api.servers()
+
+    def tell(self, command: str) -> str:
+        """Give HAProxy a command as an operator does."""
+        with runtime.RuntimeAPI(self.router.settings["MULTICLOUD_SOCKET"]) as api:
+            return api.ask(command)
+
+    def times(self) -> list[str]:
+        """The lines of the sample file."""
+        path = Path(self.router.settings["MULTICLOUD_TIMES"])
+        return path.read_text().splitlines() if path.exists() else []
+
+    def log(self) -> str:
+        """What HAProxy and its checks said."""
+        return (self.router.directory / "haproxy.log").read_text()
+
+
+@contextlib.contextmanager
+def edge(
+    delays: Mapping[str, float],
+    *,
+    interval: str = "1s",
+    commands: Mapping[str, str] | None = None,
+    configure: Callable[[str], str] = str,
+    times: str = "",
+) -> Iterator[Edge]:
+    """Run it: a region of each name with its delay in seconds. `configure` may change the configuration's text."""
+    with tempfile.TemporaryDirectory() as name, demo.Regions(list(delays)) as regions:
+        for region in regions:
+            region.delay = delays[region.name]
+        directory = Path(name)
+        authority = directory / "authority.pem"
+        regions.authority.cert_pem.write_to_path(str(authority))
+        if times:
+            (directory / "times.txt").write_text(times)
+        port, proxy_port, stats_port, stats_proxy_port = free_ports(4)
+        router = demo.Router(
+            directory,
+            configure(demo.configuration(regions)),
+            commands={"MULTICLOUD_CA_FILE": str(authority), **(commands or {})},
+            environ={
+                "ADDRESS": "127.0.0.1",
+                "PORT": str(port),
+                "PROXY_PORT": str(proxy_port),
+                "STATS_PORT": str(stats_port),
+                "STATS_PROXY_PORT": str(stats_proxy_port),
+                "UPSTREAM_CA": str(authority),
+                "MULTICLOUD_INTER": interval,
+                "FLY_REGION": "test1",
+            },
+        )
+        with router:
+            yield Edge(regions, router, port, stats_port)

@@ -1,0 +1,147 @@
+"""The ranking's promises, as properties over any servers, scores and settings, and as examples."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multicloud.ranking import DOWN, DRAIN, MAINT, UP, Server, rank
+
+Scores = dict[tuple[str, str], float]
+
+servers = st.lists(
+    st.tuples(st.sampled_from([UP, UP, DOWN, MAINT, DRAIN]), st.sampled_from([0, 1, 1, 100, 256])), max_size=8
+).map(lambda rows: [Server("upstream", f"s{i}", state, weight) for i, (state, weight) in enumerate(rows)])
+scores = st.dictionaries(
+    st.integers(0, 7).map(lambda i: ("upstream", f"s{i}")),
+    st.one_of(st.sampled_from([0.02, 0.021, 0.02]), st.floats(1e-6, 3600)),
+    max_size=8,
+)
+percent = st.floats(0, 100)
+milliseconds = st.sampled_from([0.0, 1.0, 5.0, 1000.0])
+
+
+def apply(members: list[Server], changes: list[tuple[Server, int]]) -> dict[str, int]:
+    """The weights after the changes."""
+    return {server.name: server.weight for server in members} | {server.name: weight for server, weight in changes}
+
+
+def weights(states: str, values: list[float | None], current: list[int], **settings: float) -> list[int]:
+    """New weights of servers a, b, c …; `states` has a letter for each: U, D, M or R (drain)."""
+    state = {"U": UP, "D": DOWN, "M": MAINT, "R": DRAIN}
+    members = [Server("b", chr(97 + i), state[letter], current[i]) for i, letter in enumerate(states)]
+    scored = {("b", chr(97 + i)): value for i, value in enumerate(values) if value is not None}
+    return list(apply(members, rank(members, scored, **settings)).values())  # type: ignore[arg-type]
+
+
+@given(servers, scores, percent)
+def test_there_is_one_favourite_one_backup_and_the_others_get_nothing(
+    members: list[Server], scored: Scores, hysteresis: float
+) -> None:
+    up = [server for server in members if server.state == UP]
+    after = apply(members, rank(members, scored, hysteresis=hysteresis))
+    if any(server.key in scored for server in members):
+        got = sorted((after[server.name] for server in up), reverse=True)
+        assert got == [256, 1, *[0] * (len(up) - 2)][: len(up)]
+    else:
+        assert after == apply(members, [])
+
+
+@given(servers, scores, percent, milliseconds)
+def test_maintenance_and_drain_are_never_touched_and_down_servers_get_nothing(
+    members: list[Server], scored: Scores, hysteresis: float, tolerance: float
+) -> None:
+    changes = rank(members, scored, hysteresis=hysteresis, tolerance=tolerance)
+    assert not [server for server, _ in changes if server.state in (MAINT, DRAIN)]
+    assert all(weight == 0 for server, weight in changes if server.state == DOWN)
+
+
+@given(servers, scores, percent, milliseconds)
+def test_only_weights_that_differ_are_changed_and_a_second_time_none(
+    members: list[Server], scored: Scores, hysteresis: float, tolerance: float
+) -> None:
+    changes = rank(members, scored, hysteresis=hysteresis, tolerance=tolerance)
+    assert all(server.weight != weight for server, weight in changes)
+    for server, weight in changes:
+        server.weight = weight
+    assert rank(members, scored, hysteresis=hysteresis, tolerance=tolerance) == []
+
+
+@given(servers, scores, percent)
+def test_the_sitting_favourite_is_beaten_only_by_more_than_the_hysteresis(
+    members: list[Server], scored: Scores, hysteresis: float
+) -> None:
+    for server in members[1:]:
+        server.weight = 0
+    if not members or members[0].state != UP or members[0].key not in scored:
+        return
+    sitting = members[0]
+    sitting.weight = 256
+    best = min(scored[server.key] for server in members if server.state == UP and server.key in scored)
+    keeps = apply(members, rank(members, scored, hysteresis=hysteresis))[sitting.name] == 256
+    assert keeps == (best >= scored[sitting.key] * (1 - hysteresis / 100))
+
+
+@given(servers, scores, st.floats(0.1, 10))
+def test_it_is_relative_so_that_all_slow_at_once_changes_nothing(
+    members: list[Server], scored: Scores, factor: float
+) -> None:
+    scaled = {key: round(value, 3) * 2.0 ** round(factor) for key, value in scored.items()}
+    rounded = {key: round(value, 3) for key, value in scored.items()}
+    assert apply(members, rank(members, scaled)) == apply(members, rank(members, rounded))
+
+
+@given(servers, scores, milliseconds.filter(bool))
+def test_within_the_tolerance_of_the_fastest_servers_share_the_weight(
+    members: list[Server], scored: Scores, tolerance: float
+) -> None:
+    up = [server for server in members if server.state == UP and server.key in scored]
+    after = apply(members, rank(members, scored, tolerance=tolerance, hysteresis=0))
+    if up:
+        limit = min(scored[server.key] for server in up) + tolerance / 1000
+        assert {server.name for server in up if after[server.name] == 256} == {
+            server.name for server in up if scored[server.key] <= limit
+        }
+
+
+@pytest.mark.parametrize(
+    ("states", "values", "current", "settings", "expected"),
+    [
+        ("UUUU", [0.03, 0.02, 0.05, 0.04], [1, 1, 1, 1], {}, [1, 256, 0, 0]),
+        ("UUU", [0.02, 0.02, 0.02], [1, 1, 1], {}, [256, 1, 0]),
+        ("UU", [0.02, 0.019], [256, 1], {}, [256, 1]),
+        ("UU", [0.02, 0.0179], [256, 1], {}, [1, 256]),
+        ("UU", [0.02, 0.019], [256, 1], {"hysteresis": 0}, [1, 256]),
+        ("UU", [0.02, 0.02], [1, 256], {"hysteresis": 0}, [1, 256]),
+        ("UU", [0.02, 0.02], [256, 256], {}, [256, 1]),
+        ("DUU", [0.01, 0.02, 0.03], [256, 1, 0], {}, [0, 256, 1]),
+        ("MUU", [0.01, 0.02, 0.03], [256, 1, 0], {}, [256, 256, 1]),
+        ("RUU", [0.01, 0.02, 0.03], [7, 1, 0], {}, [7, 256, 1]),
+        ("UUU", [None, 0.02, None], [256, 0, 0], {}, [1, 256, 0]),
+        ("UUU", [None, None, None], [1, 1, 1], {}, [1, 1, 1]),
+        ("DDD", [0.01, 0.02, 0.03], [256, 1, 0], {}, [256, 1, 0]),
+        ("DUU", [0.01, None, None], [256, 0, 1], {}, [0, 256, 1]),
+        ("DUU", [0.01, None, None], [0, 1, 256], {}, [0, 1, 256]),
+        ("U", [0.5], [1], {}, [256]),
+        ("UUU", [0.02, 0.03, 0.04], [1, 1, 1], {"favorite": 100, "backup": 10}, [100, 10, 0]),
+        ("UUUU", [0.020, 0.024, 0.026, 0.03], [1, 1, 1, 1], {"tolerance": 5}, [256, 256, 1, 0]),
+        ("UUUU", [0.020, 0.024, 0.026, 0.03], [256, 256, 256, 0], {"tolerance": 5}, [256, 256, 256, 1]),
+        ("UUUU", [0.020, 0.024, 0.029, 0.03], [256, 256, 256, 0], {"tolerance": 5}, [256, 256, 1, 0]),
+    ],
+)
+def test_examples(
+    states: str,
+    values: list[float | None],
+    current: list[int],
+    settings: dict[str, float],
+    expected: list[int],
+) -> None:
+    assert weights(states, values, current, **settings) == expected
+
+
+def test_each_backend_is_ranked_on_its_own() -> None:
+    members = [Server(backend, name, UP, 1) for backend in ("one", "two") for name in ("a", "b")]
+    scored = {("one", "a"): 0.01, ("one", "b"): 0.02, ("two", "a"): 0.9, ("two", "b"): 0.8}
+    changes = {(server.backend, server.name): weight for server, weight in rank(members, scored)}
+    assert changes == {("one", "a"): 256, ("two", "b"): 256}

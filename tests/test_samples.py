@@ -1,0 +1,205 @@
+"""The sample file: its format, and that nothing in it or around it is trusted."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multicloud import samples
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+EU = ("upstream", "eu.example.com")
+
+
+@pytest.fixture
+def times(tmp_path: Path) -> str:
+    return str(tmp_path / "times.txt")
+
+
+def read_text(tmp_path: Path, text: str | bytes, newest: int = 30) -> samples.Samples:
+    path = tmp_path / "read.txt"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return samples.read(str(path), newest)
+
+
+def test_a_sample_is_a_line_of_backend_server_seconds_and_time(times: str) -> None:
+    samples.append(times, "upstream", "eu.example.com", 0.0842131, 1763870000.1234)
+    assert Path(times).read_text() == "upstream eu.example.com 0.084213 1763870000.123\n"
+    assert samples.read(times, 30).series == {EU: [(0.084213, 1763870000.123)]}
+
+
+def test_samples_are_read_newest_first_and_no_more_than_asked_for(times: str) -> None:
+    for i in range(1, 6):
+        samples.append(times, *EU, i / 1000, i)
+        samples.append(times, "upstream", "us", i / 10, i)
+    found = samples.read(times, 3)
+    assert found.series[EU] == [(0.005, 5.0), (0.004, 4.0), (0.003, 3.0)]
+    assert found.series["upstream", "us"] == [(0.5, 5.0), (0.4, 4.0), (0.3, 3.0)]
+    assert (found.lines, found.garbage) == (10, 0)
+
+
+def test_there_are_no_samples_where_there_is_no_file(times: str) -> None:
+    assert samples.read(times, 30).series == {}
+
+
+def test_lines_of_three_fields_are_samples_without_a_time(tmp_path: Path) -> None:
+    found = read_text(tmp_path, "upstream eu.example.com 0.084213\nupstream eu.example.com 0.1 5\n")
+    assert found.series == {EU: [(0.1, 5.0), (0.084213, None)]}
+
+
+def test_what_follows_the_last_newline_is_not_a_line_yet(tmp_path: Path) -> None:
+    found = read_text(tmp_path, "upstream eu.example.com 0.1 5\nupstream eu.example.com 0.0")
+    assert (found.series, found.garbage) == ({EU: [(0.1, 5.0)]}, 0)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "upstream eu.example.com",
+        "upstream eu.example.com 0.1 5 6",
+        "upstream eu.example.com nan 5",
+        "upstream eu.example.com inf 5",
+        "upstream eu.example.com -0.1 5",
+        "upstream eu.example.com 0 5",
+        "upstream eu.example.com 1e400 5",
+        "upstream eu.example.com 3601 5",
+        "upstream eu.example.com 1_0 5",
+        "upstream eu.example.com 0x1 5",
+        "upstream eu.example.com ٣ 5",
+        "upstream eu.example.com 0.1 nan",
+        "upstream eu.example.com 0.1 -5",
+        "upstream eu.example.com 0.1 1e400",
+        "upstream eu.example.com 0.1 ٣",
+        "upstream eu;id 0.1 5",
+        "upstream $(id) 0.1 5",
+        "upstream a/b 0.1 5",
+        "upstream #1 0.1 5",
+        "upstream é 0.1 5",
+        "up\0stream eu 0.1 5",
+        "\x7fELF\x02",
+    ],
+)
+def test_a_line_that_is_no_sample_is_skipped_and_counted(tmp_path: Path, line: str) -> None:
+    good = "upstream eu.example.com 0.1 5\n"
+    found = read_text(tmp_path, f"{good}{line}\n{good}")
+    assert (found.series, found.garbage) == ({EU: [(0.1, 5.0)] * 2}, 1)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_without_an_error_and_leave_the_valid_lines(data: bytes) -> None:
+    good = b"upstream eu.example.com 0.1 5\n"
+    with tempfile.TemporaryDirectory() as name:
+        found = read_text(Path(name), good + data + b"\n" + good)
+    assert found.series[EU][0] == found.series[EU][-1] == (0.1, 5.0)
+    for backend, server in found.series:
+        assert not set((backend + server).encode()) - set(samples.NAME_CHARACTERS)
+
+
+@pytest.mark.parametrize("size", [samples.BLOCK - 1, samples.BLOCK, samples.BLOCK + 1, 10_000_000])
+def test_long_lines_are_garbage_and_blocks_do_not_matter(tmp_path: Path, size: int) -> None:
+    good = b"upstream eu.example.com 0.1 5\n"
+    found = read_text(tmp_path, good + b"x" * size + b"\n" + good)
+    assert (found.series, found.lines, found.garbage) == ({EU: [(0.1, 5.0)] * 2}, 3, 1)
+
+
+def test_every_line_is_read_across_blocks(tmp_path: Path) -> None:
+    count = 3 * samples.BLOCK // 40
+    text = "".join(f"upstream s{i % 7} 0.{i:06d} {i}\n" for i in range(1, count + 1))
+    found = read_text(tmp_path, text, newest=count)
+    values = sorted(sample for series in found.series.values() for sample in series)
+    assert (found.lines, found.garbage) == (count, 0)
+    assert [when for _, when in values] == [float(i) for i in range(1, count + 1)]
+
+
+def test_an_unfinished_line_is_not_continued(times: str) -> None:
+    Path(times).write_text("upstream eu.example.com 0.1")
+    samples.append(times, *EU, 0.2, 5)
+    assert Path(times).read_text().splitlines()[1] == "upstream eu.example.com 0.200000 5.000"
+
+
+@pytest.mark.parametrize("name", ["a b", "a\nb", "", "a/b", "$(id)", "é"])
+def test_a_name_that_haproxy_does_not_allow_is_not_written(times: str, name: str) -> None:
+    with pytest.raises(samples.SampleFileError):
+        samples.append(times, "upstream", name, 0.1, 5)
+    assert not Path(times).exists()
+
+
+def make_link(path: Path) -> None:
+    (path.parent / "elsewhere").write_text("")
+    path.symlink_to(path.parent / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (make_link, "a symbolic link, which is not followed"),
+        (Path.mkdir, "a directory|not a regular file"),
+        (os.mkfifo, "not a regular file"),
+    ],
+)
+def test_what_is_not_a_regular_file_is_not_used(tmp_path: Path, make: Callable[[Path], None], reason: str) -> None:
+    path = tmp_path / "times.txt"
+    make(path)
+    before = {each.name: each.lstat().st_mtime_ns for each in tmp_path.iterdir()}
+    for use in (lambda: samples.append(str(path), *EU, 0.1, 5), lambda: samples.trim(str(path), 10)):
+        with pytest.raises(samples.SampleFileError, match=reason):
+            use()
+    assert {each.name: each.lstat().st_mtime_ns for each in tmp_path.iterdir()} == before
+
+
+def test_a_lock_that_is_never_released_does_not_hold_an_append_for_long(times: str) -> None:
+    samples.append(times, *EU, 0.1, 5)
+    with open(times) as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(samples.LockedError, match=r"locked by another process for more than 0.5 s"):
+            samples.append(times, *EU, 0.2, 6)
+    samples.append(times, *EU, 0.3, 7)
+    assert samples.read(times, 30).series[EU] == [(0.3, 7.0), (0.1, 5.0)]
+
+
+def test_a_trim_leaves_the_newest_of_each_server_in_order(times: str) -> None:
+    for i in range(1, 6):
+        samples.append(times, *EU, i / 10, i)
+        samples.append(times, "other", "x", i / 10, i)
+    with open(times, "a") as file:
+        file.write("garbage\nupstream once 0.5\n")
+    assert samples.trim(times, 2) == 7
+    assert Path(times).read_text().splitlines() == [
+        "upstream eu.example.com 0.400000 4.000",
+        "other x 0.400000 4.000",
+        "upstream eu.example.com 0.500000 5.000",
+        "other x 0.500000 5.000",
+        "upstream once 0.5",
+    ]
+    assert samples.trim(times, 2) == 0
+
+
+def test_a_trim_keeps_owner_and_mode_and_leaves_no_other_file(times: str) -> None:
+    for i in range(1, 6):
+        samples.append(times, *EU, i / 10, i)
+    os.chmod(times, 0o640)
+    if os.geteuid() == 0:
+        os.chown(times, 1234, 1234)
+    before = os.stat(times)
+    samples.trim(times, 1)
+    after = os.stat(times)
+    assert (after.st_uid, after.st_gid, stat.S_IMODE(after.st_mode)) == (before.st_uid, before.st_gid, 0o640)
+    assert os.listdir(os.path.dirname(times)) == ["times.txt"]
+
+
+def test_a_trim_that_died_does_not_stop_the_next_one(times: str) -> None:
+    for i in range(1, 6):
+        samples.append(times, *EU, i / 10, i)
+    Path(f"{times}.trim").write_text("half a li")
+    assert samples.trim(times, 1) == 4
+    assert Path(times).read_text() == "upstream eu.example.com 0.500000 5.000\n"
