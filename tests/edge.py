@@ -45,12 +45,20 @@ class Edge:
 
     def get(self, path: str = "/") -> tuple[int, str]:
         """Status of a request over a connection of its own, and the region that answered ("" if none did)."""
+        status, headers, _ = self.fetch(path)
+        return status, headers.get("upstream", "")
+
+    def body(self, path: str = "/") -> str:
+        """The body of an answer, in which a region says what it was asked."""
+        return self.fetch(path)[2]
+
+    def fetch(self, path: str) -> tuple[int, http.client.HTTPMessage, str]:
+        """Status, headers and body of an answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
             connection.request("GET", path)
             response = connection.getresponse()
-            response.read()
-            return response.status, response.headers.get("upstream", "")
+            return response.status, response.headers, response.read().decode()
         finally:
             connection.close()
 

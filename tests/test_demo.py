@@ -1,0 +1,116 @@
+"""The demo as a new user starts it: a real process, and nothing left behind."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.edge import free_ports, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MULTICLOUD = str(Path(sys.executable).with_name("multicloud"))
+
+
+def two_ports() -> tuple[int, int]:
+    """Ports whose next ports are free too."""
+    while True:
+        port, stats_port = free_ports(2)
+        with socket.socket() as first, socket.socket() as second:
+            try:
+                first.bind(("127.0.0.1", port + 1))
+                second.bind(("127.0.0.1", stats_port + 1))
+            except OSError:
+                continue
+        return port, stats_port
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A directory with a short name: a UNIX socket's path has no more than 108 bytes."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+def start(temporary: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [MULTICLOUD, "demo", *arguments],
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def upstream(port: int) -> str | None:
+    try:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        connection.request("GET", "/")
+        return connection.getresponse().headers["upstream"]
+    except OSError:
+        return None
+
+
+def processes_with(text: str) -> list[str]:
+    """Command lines of the processes that name `text`."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if text in line:
+            found.append(line)
+    return found
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, None])
+def test_it_serves_and_shows_and_leaves_nothing_behind(temporary: Path, end: signal.Signals | None) -> None:
+    port, stats_port = two_ports()
+    duration = ["--duration", "6"] if end is None else []
+    demo = start(temporary, "--port", str(port), "--stats-port", str(stats_port), *duration)
+    try:
+        assert demo.stdout
+        shown = demo.stdout.readline() + demo.stdout.readline()
+        wait_until(lambda: (upstream(port) or "").endswith(".demo"), 20, "an answer of a region")
+        if end is not None:
+            demo.send_signal(end)
+        _, err = demo.communicate(timeout=30)
+    finally:
+        demo.kill()
+    assert f"http://localhost:{port}/" in shown
+    assert f"http://localhost:{stats_port}/" in shown
+    assert "Traceback" not in err
+    assert demo.returncode == (143 if end is signal.SIGTERM else 0)
+    assert list(temporary.iterdir()) == []
+    assert processes_with(str(temporary)) == []
+
+
+def test_a_taken_port_is_one_clear_line(temporary: Path) -> None:
+    port, stats_port = two_ports()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        demo = start(temporary, "--port", str(port), "--stats-port", str(stats_port))
+        out, err = demo.communicate(timeout=30)
+    assert demo.returncode == 1
+    assert err == f"error: port {port}: address already in use; choose others with --port and --stats-port\n"
+    assert out == ""
+
+
+def test_a_haproxy_that_cannot_be_run_is_one_clear_line(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HAPROXY_BINARY", "/no/such/haproxy")
+    port, stats_port = two_ports()
+    demo = start(temporary, "--port", str(port), "--stats-port", str(stats_port))
+    _, err = demo.communicate(timeout=30)
+    assert (demo.returncode, err) == (1, "error: HAPROXY_BINARY: cannot run '/no/such/haproxy'\n")

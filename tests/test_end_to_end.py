@@ -1,0 +1,99 @@
+"""The whole loop: HAProxy starts the checks and the reweigh, and traffic follows the fastest region."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from multicloud import demo
+from tests.edge import Edge, edge, wait_until
+
+FOUR = {"us.demo": 0.060, "eu.demo": 0.005, "ap.demo": 0.100, "sa.demo": 0.140}
+RANKED = {"us.demo": 1, "eu.demo": 256, "ap.demo": 0, "sa.demo": 0}
+QUICK = {"MULTICLOUD_WINDOW": "3"}
+
+
+def samples_of(running: Edge, server: str) -> int:
+    return sum(line.split()[1] == server for line in running.times())
+
+
+def test_weights_become_256_1_0_0_and_traffic_goes_to_the_fastest_region() -> None:
+    with edge(FOUR) as running:
+        wait_until(lambda: running.weights() == RANKED, 20, "weights 256/1/0/0")
+        assert {running.get() for _ in range(20)} == {(200, "eu.demo")}
+
+
+def test_after_twenty_one_and_more_samples_the_weights_are_still_right() -> None:
+    """The shell version gave every server 256 from the 21st sample on."""
+    now = time.time()
+    history = "".join(
+        f"upstream {name} {delay + 0.01 + i / 10000:.6f} {now - 50 + i:.3f}\n"
+        for i in range(25)
+        for name, delay in FOUR.items()
+    )
+    with edge(FOUR, times=history) as running:
+        wait_until(lambda: running.weights() == RANKED, 20, "weights 256/1/0/0")
+        wait_until(lambda: samples_of(running, "eu.demo") > 25 + 2, 20, "new samples")
+        assert running.weights() == RANKED
+
+
+def test_the_weights_follow_when_the_regions_change_places() -> None:
+    with edge(FOUR, commands=QUICK) as running:
+        wait_until(lambda: running.weights() == RANKED, 20, "weights 256/1/0/0")
+        running.region["eu.demo"].delay, running.region["us.demo"].delay = 0.060, 0.005
+        wait_until(lambda: running.weights()["us.demo"] == 256, 30, "us.demo as favourite")
+        assert running.weights() == {"us.demo": 256, "eu.demo": 1, "ap.demo": 0, "sa.demo": 0}
+        assert running.get() == (200, "us.demo")
+
+
+def test_traffic_goes_on_when_the_favourite_dies_and_it_comes_back_without_traffic() -> None:
+    with edge(FOUR, commands=QUICK) as running:
+        wait_until(lambda: running.weights() == RANKED, 20, "weights 256/1/0/0")
+        running.regions.stop(running.region["eu.demo"])
+        answers = {running.get() for _ in range(20)}
+        assert {status for status, _ in answers} == {200}
+        assert "eu.demo" not in {region for _, region in answers}
+        wait_until(lambda: running.weights()["us.demo"] == 256, 20, "us.demo as favourite")
+        assert running.weights()["eu.demo"] == 0
+        running.regions.start(running.region["eu.demo"])
+        wait_until(lambda: running.weights() == RANKED, 30, "weights as before")
+
+
+def test_a_second_backend_is_ranked_on_its_own() -> None:
+    def second(configuration: str) -> str:
+        section = configuration.partition("\nbackend upstream\n")[2].partition(demo.AFTER_SERVERS)[0]
+        lines = [line for line in section.splitlines() if not line.strip().startswith("server us.demo")]
+        return configuration + "\nbackend second\n" + "\n".join(lines) + "\n"
+
+    with edge(FOUR, configure=second) as running:
+        wait_until(lambda: running.weights() == RANKED, 20, "weights of the first backend")
+        wait_until(
+            lambda: running.weights("second") == {"eu.demo": 256, "ap.demo": 1, "sa.demo": 0},
+            20,
+            "weights of the second",
+        )
+
+
+def test_the_sample_file_of_the_shell_version_is_read() -> None:
+    """Its lines have three fields. Regions that answer nothing leave it as it is."""
+    old = "".join(f"upstream {name} {delay:.6f}\n" for name, delay in FOUR.items())
+    slow = dict.fromkeys(FOUR, 30.0)
+    with edge(slow, times=old, interval="3s") as running:
+        wait_until(lambda: running.weights() == RANKED, 20, "weights 256/1/0/0")
+        assert running.times() == old.splitlines()
+
+
+def test_each_region_gets_its_own_host_name_and_what_is_known_of_the_client() -> None:
+    with edge({"eu.demo": 0.005}) as running:
+        head = running.body().lower()
+    assert "\nhost: eu.demo\r\n" in head
+    assert "\nfly_extra: region=test1 client=127.0.0.1\r\n" in head
+
+
+def test_the_sample_file_stays_bounded() -> None:
+    now = time.time()
+    many = "".join(f"upstream eu.demo 0.006 {now - 100 + i / 100:.3f}\n" for i in range(5000))
+    with edge({"eu.demo": 0.005}, times=many) as running:
+        wait_until(lambda: len(running.times()) < 150, 20, "a trim")
+        size = Path(running.router.settings["MULTICLOUD_TIMES"]).stat().st_size
+        assert size < 150 * 60
