@@ -39,8 +39,8 @@ PACE = {"MULTICLOUD_WINDOW": "4"}
 INTERVAL = "1s"
 """The demo looks more often and less far back than the defaults do, since its regions change places so quickly."""
 
-AFTER_SERVERS = "\n# A service that is not HTTP"
-"""In haproxy.cfg, what follows the servers of the backend `upstream`."""
+SERVERS_END, REGIONS_END = "    # End of the servers.\n", "    # End of the regions.\n"
+"""In haproxy.cfg, what follows the servers of `upstream`, and the regions that its relay knows (HAProxy 3.3)."""
 
 
 class DemoError(Exception):
@@ -234,12 +234,15 @@ class Router:
 def configuration(regions: Regions) -> str:
     """The project's haproxy.cfg with the regions as the servers of `upstream`."""
     beside = Path(__file__).with_name("haproxy.cfg")
-    shipped = (beside if beside.exists() else Path(__file__).parents[1] / "haproxy.cfg").read_text()
-    before, mark, after = shipped.partition(AFTER_SERVERS)
-    if not mark:
-        raise DemoError("haproxy.cfg has changed: the end of the servers of `upstream` was not found")
-    servers = "".join(f"    server {region.name} 127.0.0.1:{region.port}\n" for region in regions)
-    return before + servers + mark + after
+    text = (beside if beside.exists() else Path(__file__).parents[1] / "haproxy.cfg").read_text()
+    direct = "".join(f"    server {region.name} 127.0.0.1:{region.port}\n" for region in regions)
+    relayed = "".join(f'    server {region.name} "127.0.0.1:${{RELAY_PORT-8082}}"\n' for region in regions)
+    servers = f".if version_atleast(3.3)\n{relayed}.else\n{direct}.endif\n"
+    for mark, lines in ((SERVERS_END, servers), (REGIONS_END, direct)):
+        if text.count(mark) != 1:
+            raise DemoError(f"haproxy.cfg has changed: no line {mark.strip()!r}")
+        text = text.replace(mark, lines + mark)
+    return text
 
 
 def haproxy_binary() -> str:

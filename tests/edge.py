@@ -108,7 +108,7 @@ def edge(
         regions.authority.cert_pem.write_to_path(str(authority))
         if times:
             (directory / "times.txt").write_text(times)
-        port, proxy_port, stats_port, stats_proxy_port = free_ports(4)
+        port, proxy_port, stats_port, stats_proxy_port, relay_port = free_ports(5)
         router = demo.Router(
             directory,
             configure(demo.configuration(regions)),
@@ -119,6 +119,7 @@ def edge(
                 "PROXY_PORT": str(proxy_port),
                 "STATS_PORT": str(stats_port),
                 "STATS_PROXY_PORT": str(stats_proxy_port),
+                "RELAY_PORT": str(relay_port),
                 "UPSTREAM_CA": str(authority),
                 "MULTICLOUD_INTER": interval,
                 "FLY_REGION": "test1",

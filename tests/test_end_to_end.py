@@ -20,7 +20,10 @@ def samples_of(running: Edge, server: str) -> int:
 def test_weights_become_256_1_0_0_and_traffic_goes_to_the_fastest_region() -> None:
     with edge(FOUR) as running:
         wait_until(lambda: running.weights() == RANKED, 20, "weights 256/1/0/0")
-        assert {running.get() for _ in range(20)} == {(200, "eu.demo")}
+        answers = [running.get() for _ in range(50)]
+        assert {status for status, _ in answers} == {200}
+        # The backup's weight is a promise of one request in 257, and it may come at any time.
+        assert sum(region == "eu.demo" for _, region in answers) >= 48
 
 
 def test_after_twenty_one_and_more_samples_the_weights_are_still_right() -> None:
@@ -61,7 +64,7 @@ def test_traffic_goes_on_when_the_favourite_dies_and_it_comes_back_without_traff
 
 def test_a_second_backend_is_ranked_on_its_own() -> None:
     def second(configuration: str) -> str:
-        section = configuration.partition("\nbackend upstream\n")[2].partition(demo.AFTER_SERVERS)[0]
+        section = configuration.partition("\nbackend upstream\n")[2].partition(demo.SERVERS_END)[0]
         lines = [line for line in section.splitlines() if not line.strip().startswith("server us.demo")]
         return configuration + "\nbackend second\n" + "\n".join(lines) + "\n"
 

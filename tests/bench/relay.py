@@ -1,0 +1,67 @@
+"""What it costs that requests to a region take one more step inside HAProxy (the relay, from HAProxy 3.3 on).
+
+    HAPROXY_BINARY=/path/to/haproxy-3.3 python -m tests.bench.relay [REQUESTS]
+
+The same region is asked in turn (A B C A B C ...) over kept connections through one HAProxy: directly, with a fixed
+Host header; through the shipped relay for all regions; and through a relay of its own, on an abstract socket.
+"""
+
+from __future__ import annotations
+
+import http.client
+import statistics
+import sys
+import time
+
+from tests.edge import edge, free_ports
+
+REGION = "eu.demo"
+
+
+def main() -> None:
+    """Measure and print."""
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
+    direct, own = free_ports(2)
+
+    def more(configuration: str) -> str:
+        relay = configuration.partition("\nlisten relay\n")[2]
+        address = next(line.split()[2] for line in relay.splitlines() if line.startswith(f"    server {REGION}"))
+        tls = f'{address} ssl verify required ca-file "${{UPSTREAM_CA}}" sni str({REGION})'
+        return f"""{configuration}
+listen direct
+    bind 127.0.0.1:{direct}
+    http-request set-header Host {REGION}
+    http-reuse always
+    server {REGION} {tls}
+listen own
+    bind 127.0.0.1:{own}
+    http-reuse always
+    server {REGION} abns@own
+listen own_relay
+    bind abns@own
+    http-request set-header Host {REGION}
+    http-reuse always
+    server {REGION} {tls}
+"""
+
+    with edge({REGION: 0.0}, configure=more) as running:
+        ways = {"direct": direct, "one relay for all": running.port, "a relay for each region": own}
+        connections = {way: http.client.HTTPConnection("127.0.0.1", port) for way, port in ways.items()}
+        times: dict[str, list[float]] = {way: [] for way in ways}
+        for _ in range(count):
+            for way, connection in connections.items():
+                start = time.perf_counter()
+                connection.request("GET", "/")
+                answer = connection.getresponse()
+                answer.read()
+                times[way].append((time.perf_counter() - start) * 1000)
+                assert answer.status == 200
+    print(f"{'ms, of ' + str(count) + ' requests each':<32}{'p50':>8}{'p99':>8}{'p50 added':>12}{'p99 added':>12}")
+    base = statistics.quantiles(times["direct"], n=100)
+    for way, values in times.items():
+        cuts = statistics.quantiles(values, n=100)
+        print(f"{way:<32}{cuts[49]:8.3f}{cuts[98]:8.3f}{cuts[49] - base[49]:12.3f}{cuts[98] - base[98]:12.3f}")
+
+
+if __name__ == "__main__":
+    main()
