@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING
 
 import trustme
 
+from multicloud import runtime
+
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator, Mapping, Sequence
-    from types import TracebackType
     from typing import Any, Self
 
 NAMES = ("us-central.gcp.demo", "eu-west.gcp.demo", "us-east.heroku.demo", "ap-south.aws.demo")
@@ -39,8 +40,10 @@ PACE = {"MULTICLOUD_WINDOW": "4"}
 INTERVAL = "1s"
 """The demo looks more often and less far back than the defaults do, since its regions change places so quickly."""
 
-SERVERS_END, REGIONS_END = "    # End of the servers.\n", "    # End of the regions.\n"
-"""In haproxy.cfg, what follows the servers of `upstream`, and the regions that its relay knows (HAProxy 3.3)."""
+SERVERS_END = "    # End of the servers.\n"
+LAST_RESORT_END = "    # End of the last resort.\n"
+RELAY_END = "    # End of the relay.\n"
+"""In haproxy.cfg, what follows its three lists of servers."""
 
 
 class DemoError(Exception):
@@ -56,6 +59,7 @@ class Region:
         self.status = 200
         self.port = 0
         self._server: asyncio.Server | None = None
+        self._frozen: list[socket.socket] = []
         self._connections: set[asyncio.StreamWriter] = set()
 
     async def start(self, context: ssl.SSLContext | None) -> None:
@@ -69,7 +73,16 @@ class Region:
             self._server.close()
             for writer in self._connections:
                 writer.transport.abort()
+            for listening in self._frozen:
+                listening.close()
             self._server = None
+
+    async def freeze(self) -> None:
+        """Keep the connections and the port, and never answer again, as a process that hangs does."""
+        self.delay = math.inf
+        if self._server:
+            self._frozen = [listening.dup() for listening in self._server.sockets]
+            self._server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connections.add(writer)
@@ -82,8 +95,8 @@ class Region:
                 await writer.drain()
                 if b"\r\nconnection: close\r\n" in head.lower():
                     break
-        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass
+        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.CancelledError):
+            pass  # the other side went away, or the region does
         finally:
             self._connections.discard(writer)
             writer.close()
@@ -128,6 +141,10 @@ class Regions:
     def stop(self, region: Region) -> None:
         """Let a region die."""
         self.run(region.stop())
+
+    def freeze(self, region: Region) -> None:
+        """Let a region hang."""
+        self.run(region.freeze())
 
     def run(self, work: Coroutine[Any, Any, None], *, wait: bool = True) -> None:
         """Run a coroutine where the regions run."""
@@ -180,7 +197,7 @@ class Router:
         self._configuration = directory / "haproxy.cfg"
         self._configuration.write_text(configuration)
         self._log = directory / "haproxy.log"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._processes: list[subprocess.Popen[bytes]] = []
 
     def _wrapper(self, command: str) -> Path:
         """A script that gives a command its settings: in the clean environment of a check there are none."""
@@ -195,40 +212,49 @@ class Router:
         return wrapper
 
     def __enter__(self) -> Self:
+        self._start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            process.terminate()
+            try:
+                process.wait(timeout=5)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # checks that are still under way
+                process.wait()
+
+    def reload(self) -> None:
+        """Let a new HAProxy take over from the running one, as `systemctl reload haproxy` does."""
+        self._start("-x", self.settings["MULTICLOUD_SOCKET"], "-sf", str(self._processes[-1].pid))
+
+    def _start(self, *options: str) -> None:
         with self._log.open("ab") as log:
             # In a group of its own, so that Ctrl-C is ours alone, and the checks can be found at the end.
-            self._process = subprocess.Popen(
-                [haproxy_binary(), "-f", str(self._configuration)],
+            process = subprocess.Popen(
+                [haproxy_binary(), "-f", str(self._configuration), *options],
                 env=self._environ,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
+        self._processes.append(process)
         deadline = time.monotonic() + 10
-        while not self._answers():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self.__exit__(None, None, None)
+        while not self._is_served_by(process):
+            if process.poll() is not None or time.monotonic() > deadline:
+                self.__exit__()
                 alerts = [line for line in self._log.read_text().splitlines() if "[ALERT]" in line]
                 raise DemoError(f"HAProxy did not start: {alerts[0] if alerts else 'it gave no reason'}")
             time.sleep(0.02)
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._process:
-            self._process.terminate()
-            try:
-                self._process.wait(timeout=5)
-            finally:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self._process.pid, signal.SIGKILL)  # checks that are still under way
-                self._process.wait()
-
-    def _answers(self) -> bool:
-        with socket.socket(socket.AF_UNIX) as connection:
-            return connection.connect_ex(self.settings["MULTICLOUD_SOCKET"]) == 0
+    def _is_served_by(self, process: subprocess.Popen[bytes]) -> bool:
+        try:
+            with runtime.RuntimeAPI(self.settings["MULTICLOUD_SOCKET"]) as api:
+                return f"\nPid: {process.pid}\n" in api.ask("show info")
+        except runtime.RuntimeAPIError:
+            return False
 
 
 def configuration(regions: Regions) -> str:
@@ -238,7 +264,7 @@ def configuration(regions: Regions) -> str:
     direct = "".join(f"    server {region.name} 127.0.0.1:{region.port}\n" for region in regions)
     relayed = "".join(f'    server {region.name} "127.0.0.1:${{RELAY_PORT-8082}}"\n' for region in regions)
     servers = f".if version_atleast(3.3)\n{relayed}.else\n{direct}.endif\n"
-    for mark, lines in ((SERVERS_END, servers), (REGIONS_END, direct)):
+    for mark, lines in ((SERVERS_END, servers), (LAST_RESORT_END, servers), (RELAY_END, direct)):
         if text.count(mark) != 1:
             raise DemoError(f"haproxy.cfg has changed: no line {mark.strip()!r}")
         text = text.replace(mark, lines + mark)

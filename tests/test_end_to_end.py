@@ -64,9 +64,9 @@ def test_traffic_goes_on_when_the_favourite_dies_and_it_comes_back_without_traff
 
 def test_a_second_backend_is_ranked_on_its_own() -> None:
     def second(configuration: str) -> str:
-        section = configuration.partition("\nbackend upstream\n")[2].partition(demo.SERVERS_END)[0]
+        section = configuration.partition("\nbackend upstream from regions\n")[2].partition(demo.SERVERS_END)[0]
         lines = [line for line in section.splitlines() if not line.strip().startswith("server us.demo")]
-        return configuration + "\nbackend second\n" + "\n".join(lines) + "\n"
+        return configuration + "\nbackend second from regions\n" + "\n".join(lines) + "\n"
 
     with edge(FOUR, configure=second) as running:
         wait_until(lambda: running.weights() == RANKED, 20, "weights of the first backend")

@@ -24,7 +24,7 @@ def main() -> None:
     direct, own = free_ports(2)
 
     def more(configuration: str) -> str:
-        relay = configuration.partition("\nlisten relay\n")[2]
+        relay = configuration.partition("\nlisten relay from common\n")[2]
         address = next(line.split()[2] for line in relay.splitlines() if line.startswith(f"    server {REGION}"))
         tls = f'{address} ssl verify required ca-file "${{UPSTREAM_CA}}" sni str({REGION})'
         return f"""{configuration}

@@ -1,0 +1,120 @@
+"""What users notice of a fault, with the shipped configuration and 200 requests a second: the README's promises."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from tests.edge import edge, wait_until
+from tests.traffic import Answer, Traffic
+
+if TYPE_CHECKING:
+    from tests.edge import Edge
+
+DELAYS = {"eu.demo": 0.010, "us.demo": 0.040, "ap.demo": 0.070, "sa.demo": 0.100}
+RANKED = {"eu.demo": 256, "us.demo": 1, "ap.demo": 0, "sa.demo": 0}
+SHIPPED = "2s"
+
+
+def failures(traffic: Traffic, fault: float | None = None) -> list[Answer]:
+    """The requests that were not answered with a 200; prints the figures for the README (pytest -rP shows them)."""
+    failed = sorted(answer for answer in traffic.answers if answer.status != 200)
+    slowest = max(answer.seconds for answer in traffic.answers if answer.status == 200)
+    span = ""
+    if failed and fault is not None:
+        span = f", sent {failed[0].sent - fault:+.2f} to {failed[-1].sent - fault:+.2f} s from the fault"
+    print(f"{len(failed)} of {len(traffic.answers)} requests failed{span}; the slowest answer took {slowest:.2f} s")
+    return failed
+
+
+def settle(running: Edge) -> None:
+    wait_until(lambda: running.weights() == RANKED, 30, "weights 256/1/0/0")
+
+
+def test_when_the_favourite_is_killed_no_request_fails() -> None:
+    with edge(DELAYS, interval=SHIPPED) as running:
+        settle(running)
+        with Traffic(running.port) as traffic:
+            time.sleep(2)
+            running.regions.stop(running.region["eu.demo"])
+            killed = time.monotonic()
+            wait_until(lambda: running.weights()["us.demo"] == 256, 20, "us.demo as favourite")
+            time.sleep(1)
+    assert failures(traffic) == []
+    assert "eu.demo" not in traffic.regions_since(killed)
+
+
+def test_when_the_favourite_freezes_only_requests_in_flight_fail() -> None:
+    with edge(DELAYS, interval=SHIPPED) as running:
+        settle(running)
+        with Traffic(running.port) as traffic:
+            time.sleep(2)
+            running.regions.freeze(running.region["eu.demo"])
+            frozen = time.monotonic()
+            wait_until(lambda: running.weights()["us.demo"] == 256, 20, "us.demo as favourite")
+            time.sleep(1)
+    # In flight are also those that were sent over a connection that was idle when the region froze.
+    assert [failure for failure in failures(traffic, frozen) if failure.sent > frozen + 1] == []
+    assert [answer for answer in traffic.answers if answer.sent > frozen + 3 and answer.region == "eu.demo"] == []
+
+
+def test_when_favourite_and_backup_are_killed_together_failures_stop_although_the_others_had_no_weight() -> None:
+    with edge(DELAYS, interval=SHIPPED) as running:
+        settle(running)
+        with Traffic(running.port) as traffic:
+            time.sleep(2)
+            for name in ("eu.demo", "us.demo"):
+                running.regions.stop(running.region[name])
+            killed = time.monotonic()
+            wait_until(lambda: running.weights()["ap.demo"] == 256, 20, "ap.demo as favourite")
+            time.sleep(1)
+    assert [failure for failure in failures(traffic, killed) if failure.sent > killed + 3] == []
+
+
+def test_when_every_check_fails_but_the_regions_serve_requests_are_served() -> None:
+    with edge(DELAYS, interval="1s", commands={"MULTICLOUD_EXPECT": "204"}) as running:
+        wait_until(lambda: set(running.states().values()) == {"DOWN"}, 30, "all regions DOWN")
+        with Traffic(running.port) as traffic:
+            time.sleep(3)
+    assert failures(traffic) == []
+    assert running.times() == []
+
+
+def test_when_reweigh_breaks_traffic_goes_on_with_the_last_weights() -> None:
+    with edge(DELAYS, interval="1s") as running:
+        settle(running)
+        (running.router.directory / "multicloud-reweigh").unlink()
+        with Traffic(running.port) as traffic:
+            wait_until(lambda: running.states("reweigh") == {"multicloud-reweigh": "DOWN"}, 20, "a visible failure")
+            time.sleep(1)
+        assert running.weights() == RANKED
+    assert failures(traffic) == []
+
+
+def test_when_all_regions_become_ten_times_slower_nothing_is_switched_off() -> None:
+    with edge(DELAYS, interval=SHIPPED) as running:
+        settle(running)
+        with Traffic(running.port) as traffic:
+            for region in running.regions:
+                region.delay *= 10
+            time.sleep(10)
+        assert set(running.states().values()) == {"UP"}
+        assert running.weights() == RANKED
+    assert failures(traffic) == []
+
+
+def test_when_haproxy_is_reloaded_no_request_fails_and_the_weights_come_back() -> None:
+    with edge(DELAYS, interval="1s") as running:
+        settle(running)
+        with Traffic(running.port) as traffic:
+            time.sleep(1)
+            running.router.reload()
+            wait_until(lambda: running.weights() == RANKED, 20, "the weights of before")
+            time.sleep(1)
+    assert failures(traffic) == []
+
+
+def test_after_a_cold_start_the_first_request_is_served_and_soon_by_the_fastest() -> None:
+    with edge(DELAYS, interval=SHIPPED) as running:
+        assert running.get()[0] == 200
+        settle(running)
