@@ -326,6 +326,7 @@ def running(port: int, stats_port: int) -> Iterator[Demo]:
                 "ADDRESS": "127.0.0.1",
                 "UPSTREAM_CA": str(authority),
                 "MULTICLOUD_INTER": INTERVAL,
+                "MULTICLOUD_REWEIGH_INTER": INTERVAL,
                 "FLY_REGION": os.environ.get("FLY_REGION", "localhost"),
             },
         )

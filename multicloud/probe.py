@@ -145,8 +145,10 @@ def _shake_hands(
 ) -> ssl.SSLSocket:
     start = monotonic()
     try:
-        tls = context.wrap_socket(connection, server_hostname=target.host, do_handshake_on_connect=False)
-    except ValueError:  # of the IDNA encoding
+        # As bytes where it can be: of a string, even an ASCII one, Python makes IDNA with three more modules.
+        name = target.host.encode() if target.host.isascii() else target.host
+        tls = context.wrap_socket(connection, server_hostname=name, do_handshake_on_connect=False)
+    except ValueError:
         raise ProbeError(f"{target.host!r} cannot be a TLS server name; set MULTICLOUD_HOST") from None
     try:
         tls.settimeout(_remaining(deadline))

@@ -95,11 +95,16 @@ def edge(
     delays: Mapping[str, float],
     *,
     interval: str = "1s",
+    reweigh_interval: str = "",
     commands: Mapping[str, str] | None = None,
     configure: Callable[[str], str] = str,
     times: str = "",
 ) -> Iterator[Edge]:
-    """Run it: a region of each name with its delay in seconds. `configure` may change the configuration's text."""
+    """Run it: a region of each name with its delay in seconds.
+
+    `interval` is that of the checks and, where `reweigh_interval` does not say otherwise, of the reweigh; `configure`
+    may change the configuration's text, and `times` is what the sample file holds at first.
+    """
     with tempfile.TemporaryDirectory() as name, demo.Regions(list(delays)) as regions:
         for region in regions:
             region.delay = delays[region.name]
@@ -122,6 +127,7 @@ def edge(
                 "RELAY_PORT": str(relay_port),
                 "UPSTREAM_CA": str(authority),
                 "MULTICLOUD_INTER": interval,
+                "MULTICLOUD_REWEIGH_INTER": reweigh_interval or interval,
                 "FLY_REGION": "test1",
             },
         )

@@ -9,11 +9,16 @@ from tests.edge import edge, wait_until
 from tests.traffic import Answer, Traffic
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from tests.edge import Edge
 
 DELAYS = {"eu.demo": 0.010, "us.demo": 0.040, "ap.demo": 0.070, "sa.demo": 0.100}
 RANKED = {"eu.demo": 256, "us.demo": 1, "ap.demo": 0, "sa.demo": 0}
-SHIPPED = "2s"
+
+
+def at_shipped_pace() -> AbstractContextManager[Edge]:
+    return edge(DELAYS, interval="2s", reweigh_interval="3s")
 
 
 def failures(traffic: Traffic, fault: float | None = None) -> list[Answer]:
@@ -32,7 +37,7 @@ def settle(running: Edge) -> None:
 
 
 def test_when_the_favourite_is_killed_no_request_fails() -> None:
-    with edge(DELAYS, interval=SHIPPED) as running:
+    with at_shipped_pace() as running:
         settle(running)
         with Traffic(running.port) as traffic:
             time.sleep(2)
@@ -45,7 +50,7 @@ def test_when_the_favourite_is_killed_no_request_fails() -> None:
 
 
 def test_when_the_favourite_freezes_only_requests_in_flight_fail() -> None:
-    with edge(DELAYS, interval=SHIPPED) as running:
+    with at_shipped_pace() as running:
         settle(running)
         with Traffic(running.port) as traffic:
             time.sleep(2)
@@ -59,7 +64,7 @@ def test_when_the_favourite_freezes_only_requests_in_flight_fail() -> None:
 
 
 def test_when_favourite_and_backup_are_killed_together_failures_stop_although_the_others_had_no_weight() -> None:
-    with edge(DELAYS, interval=SHIPPED) as running:
+    with at_shipped_pace() as running:
         settle(running)
         with Traffic(running.port) as traffic:
             time.sleep(2)
@@ -92,7 +97,7 @@ def test_when_reweigh_breaks_traffic_goes_on_with_the_last_weights() -> None:
 
 
 def test_when_all_regions_become_ten_times_slower_nothing_is_switched_off() -> None:
-    with edge(DELAYS, interval=SHIPPED) as running:
+    with at_shipped_pace() as running:
         settle(running)
         with Traffic(running.port) as traffic:
             for region in running.regions:
@@ -115,6 +120,6 @@ def test_when_haproxy_is_reloaded_no_request_fails_and_the_weights_come_back() -
 
 
 def test_after_a_cold_start_the_first_request_is_served_and_soon_by_the_fastest() -> None:
-    with edge(DELAYS, interval=SHIPPED) as running:
+    with at_shipped_pace() as running:
         assert running.get()[0] == 200
         settle(running)

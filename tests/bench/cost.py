@@ -1,0 +1,181 @@
+"""What a check and a reweigh cost, against programs of the shell that do the same (tests/bench/shell).
+
+    python -m tests.bench.cost [check] [reweigh] [aggregate] [accuracy] [idle]
+
+prints the tables that are named, or all. It takes ten minutes and wants a machine that does nothing else. It needs
+curl, datamash, GNU time and a netcat that knows UNIX sockets: apt-get install curl datamash time netcat-openbsd
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from multicloud import demo
+from tests.bench.pairs import compare, run
+from tests.edge import Edge, edge
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BIN = Path(sys.executable).parent
+CHECK, REWEIGH = str(BIN / "multicloud-check"), str(BIN / "multicloud-reweigh")
+SHELL = Path(__file__).parent / "shell"
+CLEAN = {"PATH": "/usr/bin:/bin"}
+FOUR = {"eu.demo": 0.020, "us.demo": 0.040, "ap.demo": 0.060, "sa.demo": 0.080}
+
+
+def main() -> None:
+    """Print the tables that are asked for."""
+    tables = {"check": check, "reweigh": reweigh, "aggregate": aggregate, "accuracy": accuracy, "idle": idle}
+    for name in sys.argv[1:] or tables:
+        tables[name]()
+
+
+@contextlib.contextmanager
+def probed(scheme: str, delay: float = 0.0) -> Iterator[tuple[dict[str, str], list[str]]]:
+    """A region, and the variables and arguments with which HAProxy starts a check of it, ours or the shell's.
+
+    Both trust what the system trusts and the region's authority: ours finds it in a directory of hashed links, as in
+    /etc/ssl/certs, and curl in a bundle, as it does by default.
+    """
+    with tempfile.TemporaryDirectory() as name, demo.Regions(["eu.demo"], tls=scheme == "https") as regions:
+        region = next(iter(regions))
+        region.delay = delay
+        store = Path(name, "certs")
+        shutil.copytree("/etc/ssl/certs", store, ignore_dangling_symlinks=True)
+        regions.authority.cert_pem.write_to_path(str(store / "authority.pem"))
+        subprocess.run(["openssl", "rehash", str(store)], check=True, capture_output=True)
+        regions.authority.cert_pem.write_to_path(str(store / "ca-certificates.crt"), append=True)
+        environ = {
+            **CLEAN,
+            "HAPROXY_PROXY_NAME": "upstream",
+            "HAPROXY_SERVER_NAME": region.name,
+            "HAPROXY_SERVER_SSL": "1" if scheme == "https" else "0",
+            "HAPROXY_SERVER_PROTO": "tcp" if scheme == "tcp" else "h1",
+            "MULTICLOUD_TIMES": f"{name}/times.txt",
+            "SSL_CERT_DIR": str(store),
+            "SCHEME": scheme,
+            "BUNDLE": str(store / "ca-certificates.crt"),
+            "TIMES": f"{name}/shell.txt",
+        }
+        yield environ, ["NOT_USED", "NOT_USED", "127.0.0.1", str(region.port)]
+
+
+def check() -> None:
+    """One check, by scheme."""
+    for scheme in ("https", "http", "tcp"):
+        with probed(scheme) as (environ, arguments):
+            commands = {"multicloud-check": [CHECK, *arguments], "sh + curl": [str(SHELL / "check.sh"), *arguments]}
+            compare(f"Check over {scheme}", commands, environ)
+
+
+def accuracy() -> None:
+    """How far the recorded time is from the region's true delay."""
+    delay, count = 0.020, 50
+    print(f"\nRecorded time less the region's delay of {delay * 1000:.0f} ms, {count} checks each")
+    print(f"  {'':<34}{'p50 ms':>9}{'p90 ms':>9}")
+    for scheme in ("http", "https"):
+        with probed(scheme, delay) as (environ, arguments):
+            for _ in range(count):
+                run([CHECK, *arguments], environ)
+                run([str(SHELL / "check.sh"), *arguments], environ)
+            for title, variable in ((f"multicloud-check, {scheme}", "MULTICLOUD_TIMES"), (f"curl, {scheme}", "TIMES")):
+                lines = Path(environ[variable]).read_text().splitlines()
+                errors = [(float(line.split()[2]) - delay) * 1000 for line in lines]
+                print(f"  {title:<34}{statistics.median(errors):9.1f}{statistics.quantiles(errors, n=10)[8]:9.1f}")
+
+
+def reweigh() -> None:
+    """One reweigh that has nothing to change."""
+    now = time.time()
+    names = list(FOUR)
+    history = "".join(f"upstream {names[i % 4]} {FOUR[names[i % 4]]:.6f} {now - 250 + i / 2:.3f}\n" for i in range(500))
+    with edge(FOUR, interval="600s", times=history) as running:
+        socket = running.router.settings["MULTICLOUD_SOCKET"]
+        times = running.router.settings["MULTICLOUD_TIMES"]
+        environ = {**CLEAN, "MULTICLOUD_TIMES": times, "MULTICLOUD_SOCKET": socket, "TIMES": times, "SOCKET": socket}
+        commands = {
+            "multicloud-reweigh": [REWEIGH],
+            "python -c 'import numpy'": [sys.executable, "-c", "import numpy"],
+            "the same, one BLAS thread": ["env", "OPENBLAS_NUM_THREADS=1", sys.executable, "-c", "import numpy"],
+            "sort | awk | nc": [str(SHELL / "reweigh.sh")],
+        }
+        run([REWEIGH], environ)
+        compare("Reweigh, 4 servers, 500 lines, weights already right", commands, environ)
+
+
+def aggregate() -> None:
+    """A file to a score for each server."""
+    with tempfile.TemporaryDirectory() as directory:
+        for lines, pairs in ((500, 30), (100_000, 10), (1_000_000, 5)):
+            for servers in (4, 1000):
+                path = f"{directory}/{lines}-{servers}"
+                write_samples(path, lines, servers)
+                ours = [sys.executable, "-m", "tests.bench.aggregate", path]
+                commands = {
+                    "multicloud, the newest 30": ours,
+                    "multicloud, all lines": [*ours, str(lines)],
+                    "datamash": ["sh", "-c", f"datamash -W -s -g 1,2 perc:90 3 <{path}"],
+                    "sort | awk": [str(SHELL / "scores.sh"), path],
+                }
+                compare(f"Scores of {lines:,} lines, {servers} servers", commands, dict(os.environ), pairs=pairs)
+
+
+def write_samples(path: str, lines: int, servers: int) -> None:
+    """A sample file whose servers take turns."""
+    chance = random.Random(1)
+    with open(path, "w") as file:
+        for i in range(lines):
+            name = f"region-{i % servers}.cloud.example.com"
+            file.write(f"upstream {name} {chance.lognormvariate(-3, 0.4):.6f} {1_763_870_000 + i / 2:.3f}\n")
+
+
+def idle() -> None:
+    """What all checks and reweighs together cost behind the shipped configuration, ours and the shell's at once."""
+    seconds = 60.0
+    with (
+        edge(FOUR, interval="2s", reweigh_interval="3s") as ours,
+        edge(FOUR, interval="2s", reweigh_interval="3s") as shell,
+    ):
+        for command in ("check", "reweigh"):
+            settings = shell.router.settings
+            (shell.router.directory / f"multicloud-{command}").write_text(
+                f"#!/bin/sh\nSCHEME=https BUNDLE={shell_bundle(shell)} TIMES={settings['MULTICLOUD_TIMES']} "
+                f'SOCKET={settings["MULTICLOUD_SOCKET"]} exec {SHELL}/{command}.sh "$@"\n'
+            )
+        time.sleep(10)
+        start = children(ours), children(shell)
+        time.sleep(seconds)
+        end = children(ours), children(shell)
+    spent = [(end[i] - start[i]) * 60 / seconds for i in range(2)]
+    print("\nThe loop: checks of 4 servers every 2 s, a reweigh every 3 s; CPU seconds a minute")
+    print(f"  multicloud {spent[0]:.2f}   shell {spent[1]:.2f}   ratio {spent[0] / spent[1]:.2f}")
+
+
+def shell_bundle(running: Edge) -> str:
+    """The system's bundle and the regions' authority, for curl."""
+    bundle = running.router.directory / "bundle.pem"
+    bundle.write_bytes(Path("/etc/ssl/certs/ca-certificates.crt").read_bytes())
+    running.regions.authority.cert_pem.write_to_path(str(bundle), append=True)
+    return str(bundle)
+
+
+def children(running: Edge) -> float:
+    """Seconds of processor time that HAProxy's checks have taken so far (proc(5): cutime and cstime)."""
+    pid = dict(line.split(": ", 1) for line in running.tell("show info").splitlines() if ": " in line)["Pid"]
+    fields = Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()
+    return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""What HAProxy starts all day imports nothing that it does not need: a module more is a millisecond more, for ever."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from multicloud import demo
+from tests.edge import edge
+
+OURS = {"multicloud", "multicloud.process", "multicloud.samples", "multicloud.settings"}
+CHECK = OURS | {"multicloud.check", "multicloud.probe"}
+REWEIGH = OURS | {"multicloud.reweigh", "multicloud.ranking", "multicloud.runtime", "multicloud.scores"}
+
+
+def modules(code: str, environ: dict[str, str]) -> set[str]:
+    """The modules that are loaded after a fresh interpreter has run `code`."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules, file=sys.stderr)"],
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(done.stderr.split())
+
+
+def loaded_by(command: str, allowed: str, environ: dict[str, str]) -> set[str]:
+    """What a command has loaded when it is done, beyond the public modules `allowed` and what they load themselves."""
+    code = f"from multicloud.{command} import main\nfrom multicloud.process import run\nassert main() == 0"
+    return modules(code, environ) - modules(f"import __future__, {allowed}", environ)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "allowed"),
+    [
+        ("tcp", "errno, fcntl, os, socket, stat, time"),
+        ("http", "errno, fcntl, os, socket, stat, time"),
+        ("https", "errno, fcntl, os, socket, ssl, stat, time"),
+    ],
+)
+def test_a_check_imports_nothing_else(tmp_path: object, scheme: str, allowed: str) -> None:
+    with demo.Regions(["eu.demo"], tls=scheme == "https") as regions:
+        authority = f"{tmp_path}/authority.pem"
+        regions.authority.cert_pem.write_to_path(authority)
+        environ = {
+            "PATH": os.environ["PATH"],
+            "HAPROXY_PROXY_NAME": "upstream",
+            "HAPROXY_SERVER_NAME": "eu.demo",
+            "HAPROXY_SERVER_ADDR": "127.0.0.1",
+            "HAPROXY_SERVER_PORT": str(next(iter(regions)).port),
+            "MULTICLOUD_SCHEME": scheme,
+            "MULTICLOUD_CA_FILE": authority,
+            "MULTICLOUD_TIMES": f"{tmp_path}/times.txt",
+        }
+        assert loaded_by("check", allowed, environ) == CHECK
+
+
+def test_a_reweigh_imports_nothing_else_but_numpy() -> None:
+    with edge({"eu.demo": 0.0}, interval="600s", times="upstream eu.demo 0.1\n") as running:
+        environ = {"PATH": os.environ["PATH"], **running.router.settings}
+        assert loaded_by("reweigh", "errno, fcntl, math, numpy, os, socket, stat, time", environ) == REWEIGH
