@@ -11,7 +11,7 @@ import os
 import sys
 import time
 
-from multicloud import probe, samples, settings
+from multicloud import probe, process, samples, settings
 
 TYPE_CHECKING = False  # `typing` costs a check more than this whole module does
 if TYPE_CHECKING:
@@ -33,14 +33,14 @@ def main() -> int:
         target = haproxy_target(sys.argv[1:], os.environ, values)
         result = probe.probe(target, values.timeout)
     except (settings.SettingError, UsageError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        process.tell(f"error: {error}")
         return 2
     if result.rtt is None:
-        print(f"error: {target}: {result.error}", file=sys.stderr)
+        process.tell(f"error: {target}: {result.error}")
         return 1
     warning = record(os.environ, values.times, result.rtt)
     if warning:
-        print(f"warning: not recorded: {warning}", file=sys.stderr)
+        process.tell(f"warning: not recorded: {warning}")
     return 0
 
 

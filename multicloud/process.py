@@ -22,7 +22,7 @@ def run(main: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         code = 130
     except Exception as error:  # the last resort: HAProxy's log gets a line, not a traceback
-        print(f"error: {type(error).__name__}: {error} ({_place(error)}); please report it", file=sys.stderr)
+        tell(f"error: {type(error).__name__}: {error} ({_place(error)}); please report it")
         code = 1
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -31,6 +31,14 @@ def run(main: Callable[[], int]) -> NoReturn:
         except OSError:  # nobody reads it
             pass
     os._exit(code)
+
+
+def tell(line: str) -> None:
+    """Write a line to standard error, which may be a file on a full disk or a pipe that nobody reads any more."""
+    try:
+        print(line, file=sys.stderr)
+    except OSError:  # the exit code is all that is left to say it
+        return
 
 
 def _open_streams() -> None:
