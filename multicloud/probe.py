@@ -198,9 +198,9 @@ def _ask(connection: socket.socket, target: Target, deadline: float, result: Pro
             answer += chunk
             received += len(chunk)
     result.status = status
+    _drain(connection, deadline, status, answer[:end], answer[end:])
     if not any(status in accepted for accepted in target.expect):
         raise ProbeError(f"status {status}, expected {_list(target.expect)}")
-    _drain(connection, deadline, status, answer[:end], answer[end:])
 
 
 def _end_of_head(answer: bytes) -> int:
