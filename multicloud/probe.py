@@ -186,15 +186,16 @@ def _ask(connection: socket.socket, target: Target, deadline: float, result: Pro
             answer = answer[end:]
             if answer:
                 result.phases["first_byte"] = monotonic() - start
+            else:
+                del result.phases["first_byte"]
         elif received > MAX_HEAD:
             raise ProbeError(f"headers of more than {MAX_HEAD // 1024} KiB")
         else:
             chunk = _receive(connection, deadline)
+            if not chunk:
+                raise ProbeError(f"closed the connection {'in the headers' if answer else 'without an answer'}")
             if not answer:
                 result.phases["first_byte"] = monotonic() - start
-            if not chunk:
-                del result.phases["first_byte"]
-                raise ProbeError(f"closed the connection {'in the headers' if answer else 'without an answer'}")
             answer += chunk
             received += len(chunk)
     result.status = status
