@@ -211,10 +211,10 @@ def _end_of_head(answer: bytes) -> int:
 
 
 def _status(answer: bytes) -> int:
-    fields = answer.split(b"\n", 1)[0].split()
-    if len(fields) < 2 or fields[0] not in (b"HTTP/1.1", b"HTTP/1.0") or len(fields[1]) != 3 or not fields[1].isdigit():
+    version, status = [*answer.split(b"\n", 1)[0].split(), b"", b""][:2]
+    if version not in (b"HTTP/1.1", b"HTTP/1.0") or len(status) != 3 or not status.isdigit() or status < b"100":
         raise ProbeError(f"not an HTTP answer: {_excerpt(answer)}")
-    return int(fields[1])
+    return int(status)
 
 
 def _drain(connection: socket.socket, deadline: float, status: int, head: bytes, body: bytes) -> None:
