@@ -67,8 +67,7 @@ class Target:
     def __str__(self) -> str:
         if self.port is None:
             return f"{self.scheme}://{self.host} ({self.address})"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port} ({self.address})"
+        return f"{self.scheme}://{_in_brackets(self.host)}:{self.port} ({self.address})"
 
 
 class Probe:
@@ -168,7 +167,7 @@ def _ask(connection: socket.socket, target: Target, deadline: float, result: Pro
     connection.settimeout(_remaining(deadline))
     connection.sendall(
         f"GET {target.path} HTTP/1.1\r\n"
-        f"Host: {target.host}\r\n"
+        f"Host: {_in_brackets(target.host)}\r\n"
         "User-Agent: multicloud-check\r\n"
         "Accept: */*\r\n"
         "Connection: close\r\n\r\n".encode()
@@ -314,6 +313,11 @@ def _excerpt(answer: bytes) -> str:
     line = answer.split(b"\n", 1)[0].rstrip(b"\r")[:60]
     hint = " (is it a TLS server?)" if answer.startswith(b"\x15\x03") else ""
     return repr(line)[1:] + hint
+
+
+def _in_brackets(host: str) -> str:
+    """The host as URLs and Host headers have it. One colon alone comes from a server's name, not from IPv6."""
+    return f"[{host}]" if host.count(":") > 1 else host
 
 
 def _list(statuses: tuple[range, ...]) -> str:
