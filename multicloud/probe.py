@@ -302,11 +302,20 @@ def _reason(error: OSError) -> str:
     verify_message = getattr(error, "verify_message", None)
     if verify_message:
         return f"certificate not accepted: {verify_message.rstrip('.')}"
-    reason = getattr(error, "reason", None)
-    if reason:
-        hint = " (is it a server without TLS?)" if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST") else ""
-        return f"TLS: {reason.replace('_', ' ').lower()}{hint}"
-    return (error.strerror or str(error)).lower()
+    text = (error.strerror or str(error)).lower()
+    if type(error).__name__ in ("SSLEOFError", "SSLZeroReturnError"):  # by name: ssl may not have been imported
+        return "closed the connection"
+    return _tls_reason(text) if hasattr(error, "library") else text
+
+
+def _tls_reason(text: str) -> str:
+    """What matters of a text such as "[ssl: tlsv1_alert_…] tlsv1 alert protocol version (_ssl.c:1006)"."""
+    reason = text.rpartition("] ")[2].partition(" (_ssl.c")[0]
+    protocol, _, rest = reason.partition(" ")
+    if protocol in ("ssl/tls", "sslv3", "tlsv1", "tlsv13"):  # the one that had such an alert first, not the one spoken
+        reason = rest
+    hint = " (is it a server without TLS?)" if reason in ("wrong version number", "record layer failure") else ""
+    return f"TLS: {reason}{hint}"
 
 
 def _excerpt(answer: bytes) -> str:
