@@ -320,7 +320,11 @@ def _tls_reason(text: str) -> str:
 
 def _excerpt(answer: bytes) -> str:
     line = answer.split(b"\n", 1)[0].rstrip(b"\r")[:60]
-    hint = " (is it a TLS server?)" if answer.startswith(b"\x15\x03") else ""
+    hint = ""
+    if answer.startswith(b"\x15\x03"):  # an alert
+        hint = " (is it a TLS server?)"
+    elif answer[3:5] == b"\4\0":  # a SETTINGS frame
+        hint = " (is it a server of HTTP/2 alone?)"
     return repr(line)[1:] + hint
 
 
