@@ -1,0 +1,397 @@
+"""multicloud-check, started as HAProxy starts it: four arguments, a clean environment, an exit code."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests import servers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CHECK = str(Path(sys.executable).with_name("multicloud-check"))
+
+EU = "eu.example.com"
+NOT_USED = "NOT_USED"
+SAMPLE = re.compile(rf"upstream {re.escape(EU)} \d+\.\d{{6}} \d+\.\d{{3}}\n")
+SAMPLES = re.compile(f"({SAMPLE.pattern})*")
+
+
+@pytest.fixture
+def times(tmp_path: Path) -> Path:
+    return tmp_path / "times.txt"
+
+
+@pytest.fixture(scope="session")
+def ca_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("authority") / "ca.pem"
+    servers.AUTHORITY.cert_pem.write_to_path(str(path))
+    return str(path)
+
+
+def environment(address: str, port: int | None, **variables: str | None) -> dict[str, str]:
+    """What HAProxy 2.6 and newer give a check of a server without TLS. None takes a variable away."""
+    everything: dict[str, str | None] = {
+        "PATH": os.defpath,
+        "HAPROXY_PROXY_NAME": "upstream",
+        "HAPROXY_PROXY_ID": "3",
+        "HAPROXY_SERVER_NAME": EU,
+        "HAPROXY_SERVER_ID": "1",
+        "HAPROXY_SERVER_ADDR": address,
+        "HAPROXY_SERVER_PORT": "" if port is None else str(port),
+        "HAPROXY_SERVER_MAXCONN": "0",
+        "HAPROXY_SERVER_CURCONN": "0",
+        "HAPROXY_SERVER_SSL": "0",
+        "HAPROXY_SERVER_PROTO": "h1",
+        **variables,
+    }
+    return {name: value for name, value in everything.items() if value is not None}
+
+
+def started(
+    address: str, port: int | None, *, command: str = CHECK, **variables: str | None
+) -> tuple[list[str], dict[str, str]]:
+    """The command line and the environment of a check."""
+    words = [command, NOT_USED, NOT_USED, address, NOT_USED if port is None else str(port)]
+    return words, environment(address, port, **variables)
+
+
+def check(
+    address: str, port: int | None, *, command: str = CHECK, **variables: str | None
+) -> subprocess.CompletedProcess[str]:
+    words, environ = started(address, port, command=command, **variables)
+    return run(words, environ)
+
+
+def run(words: list[str], environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, env=environ, capture_output=True, text=True, timeout=60, check=False)
+
+
+def said(result: subprocess.CompletedProcess[str]) -> tuple[int, str, str]:
+    return result.returncode, result.stdout, result.stderr
+
+
+def status(code: int) -> servers.Behaviour:
+    return servers.answers(f"HTTP/1.1 {code} Reason\r\nContent-Length: 0\r\n\r\n".encode())
+
+
+def test_a_server_that_is_up_is_one_sample_and_no_word(times: Path) -> None:
+    before = time.time()
+    with servers.Server(status(200)) as server:
+        for _ in range(2):
+            result = check(server.address, server.port, MULTICLOUD_TIMES=str(times))
+            assert said(result) == (0, "", "")
+    lines = times.read_text().splitlines(keepends=True)
+    assert len(lines) == 2
+    for line in lines:
+        assert SAMPLE.fullmatch(line)
+        _, _, seconds, when = line.split()
+        assert 0 < float(seconds) < 60
+        assert before - 1 <= float(when) <= time.time()
+
+
+def test_a_server_that_is_down_is_one_line_and_no_sample(times: Path) -> None:
+    with servers.Server(status(503)) as server:
+        result = check(server.address, server.port, MULTICLOUD_TIMES=str(times))
+    message = f"error: http://{EU}:{server.port} (127.0.0.1): status 503, expected 200\n"
+    assert said(result) == (1, "", message)
+    assert not times.exists()
+
+
+def test_a_server_that_cannot_be_reached_is_down(times: Path) -> None:
+    with servers.refusing() as port:
+        result = check("127.0.0.1", port, MULTICLOUD_TIMES=str(times))
+    assert said(result) == (1, "", f"error: http://{EU}:{port} (127.0.0.1): connection refused, connecting\n")
+    assert not times.exists()
+
+
+@pytest.mark.parametrize(
+    ("tls", "proto", "scheme"),
+    [
+        ("1", "h1", "https"),
+        ("1", "h2", "https"),
+        ("1", "tcp", "tls"),
+        ("1", None, "https"),
+        ("0", "h1", "http"),
+        ("0", "h2", "http"),
+        ("0", "tcp", "tcp"),
+        ("0", None, "http"),
+        (None, "h1", "https"),
+        (None, "tcp", "tls"),
+        (None, None, "https"),
+    ],
+)
+def test_the_scheme_is_what_haproxy_speaks_to_the_server(tls: str | None, proto: str | None, scheme: str) -> None:
+    with servers.refusing() as port:
+        result = check("127.0.0.1", port, HAPROXY_SERVER_SSL=tls, HAPROXY_SERVER_PROTO=proto)
+    assert result.stderr == f"error: {scheme}://{EU}:{port} (127.0.0.1): connection refused, connecting\n"
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "tls", "http", "https"])
+def test_the_scheme_can_be_set(scheme: str, times: Path, ca_file: str) -> None:
+    tls = servers.good() if scheme in ("tls", "https") else None
+    behaviour = status(200) if scheme in ("http", "https") else servers.silent
+    with servers.Server(behaviour, tls=tls) as server:
+        result = check(
+            server.address,
+            server.port,
+            MULTICLOUD_SCHEME=scheme,
+            MULTICLOUD_CA_FILE=ca_file,
+            MULTICLOUD_TIMES=str(times),
+        )
+    assert said(result) == (0, "", "")
+    assert SAMPLE.fullmatch(times.read_text())
+
+
+def test_a_certificate_is_verified_unless_insecure_is_set(times: Path) -> None:
+    with servers.Server(status(200), tls=servers.good()) as server:
+        environ = {"HAPROXY_SERVER_SSL": "1", "MULTICLOUD_TIMES": str(times)}
+        verified = check(server.address, server.port, **environ)
+        insecure = check(server.address, server.port, MULTICLOUD_INSECURE="1", **environ)
+    reason = "certificate not accepted: unable to get local issuer certificate, in the TLS handshake"
+    assert said(verified) == (1, "", f"error: https://{EU}:{server.port} (127.0.0.1): {reason}\n")
+    assert said(insecure) == (0, "", "")
+
+
+def test_the_settings_reach_the_server(times: Path) -> None:
+    with servers.Server(status(204)) as server:
+        result = check(
+            server.address,
+            server.port,
+            MULTICLOUD_HOST="www.example.com",
+            MULTICLOUD_PATH="/healthz?deep=1",
+            MULTICLOUD_EXPECT="200,204",
+            MULTICLOUD_TIMES=str(times),
+        )
+    assert said(result) == (0, "", "")
+    assert server.requests[0].startswith(b"GET /healthz?deep=1 HTTP/1.1\r\nHost: www.example.com\r\n")
+    assert SAMPLE.fullmatch(times.read_text())
+
+
+def test_the_timeout_is_for_the_whole_probe(times: Path) -> None:
+    with servers.Server(servers.drips(b"HTTP/1.1 200 OK\r\n\r\n", every=0.1)) as server:
+        result = check(server.address, server.port, MULTICLOUD_TIMEOUT="1", MULTICLOUD_TIMES=str(times))
+    reason = "timed out after 1 s, reading the headers"
+    assert said(result) == (1, "", f"error: http://{EU}:{server.port} (127.0.0.1): {reason}\n")
+    assert not times.exists()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("address", ["::1", "app.sock"])
+def test_addresses(scheme: str, address: str, times: Path, tmp_path: Path, ca_file: str) -> None:
+    address = str(tmp_path / address) if address.endswith(".sock") else address
+    tls = servers.good() if scheme == "https" else None
+    with servers.Server(status(200), tls=tls, address=address) as server:
+        result = check(
+            server.address,
+            server.port,
+            HAPROXY_SERVER_SSL="1" if tls else "0",
+            MULTICLOUD_CA_FILE=ca_file,
+            MULTICLOUD_TIMES=str(times),
+        )
+    assert said(result) == (0, "", "")
+    assert SAMPLE.fullmatch(times.read_text())
+
+
+def test_without_arguments_the_variables_say_which_server(times: Path) -> None:
+    with servers.Server(status(200)) as server:
+        result = run([CHECK], environment(server.address, server.port, MULTICLOUD_TIMES=str(times)))
+    assert said(result) == (0, "", "")
+    assert SAMPLE.fullmatch(times.read_text())
+
+
+@pytest.mark.parametrize("missing", ["HAPROXY_PROXY_NAME", "HAPROXY_SERVER_NAME"])
+def test_a_server_without_a_name_is_not_recorded(missing: str, times: Path) -> None:
+    with servers.Server(status(200)) as server:
+        words, environ = started(server.address, server.port, MULTICLOUD_TIMES=str(times))
+        del environ[missing]
+        result = run(words, environ)
+    warning = "warning: not recorded: HAPROXY_PROXY_NAME and HAPROXY_SERVER_NAME do not name a server\n"
+    assert said(result) == (0, "", warning)
+    assert not times.exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "error"),
+    [
+        ({"MULTICLOUD_SCHEME": "ftp"}, "MULTICLOUD_SCHEME: cannot read 'ftp'; accepted: auto, tcp, tls, http or https"),
+        ({"MULTICLOUD_PATH": "healthz"}, "MULTICLOUD_PATH: cannot read 'healthz'; accepted: a path that starts with /"),
+        ({"MULTICLOUD_PATH": "/\r\nX: y"}, r"MULTICLOUD_PATH: cannot read '/\r\nX: y'; accepted: a path that starts"),
+        ({"MULTICLOUD_EXPECT": "ok"}, "MULTICLOUD_EXPECT: cannot read 'ok'; accepted: status codes: 200 or 200,204"),
+        ({"MULTICLOUD_HOST": "a b"}, "MULTICLOUD_HOST: cannot read 'a b'; accepted: a host name"),
+        ({"MULTICLOUD_TIMEOUT": "2s"}, "MULTICLOUD_TIMEOUT: cannot read '2s'; accepted: seconds, 0.001 to 3600"),
+        ({"MULTICLOUD_TIMEOUT": "nan"}, "MULTICLOUD_TIMEOUT: cannot read 'nan'; accepted: seconds, 0.001 to 3600"),
+        ({"MULTICLOUD_INSECURE": "yes"}, "MULTICLOUD_INSECURE: cannot read 'yes'; accepted: 0 or 1"),
+        ({"MULTICLOUD_TIMES": "/tmp/\n"}, r"MULTICLOUD_TIMES: cannot read '/tmp/\n'; accepted: a file's path"),
+        ({"MULTICLOUD_CA_FILE": "\udcff"}, r"MULTICLOUD_CA_FILE: cannot read '\udcff'; accepted: a file's path"),
+        (
+            {"MULTICLOUD_CA_FILE": "/missing.pem", "HAPROXY_SERVER_SSL": "1"},
+            "MULTICLOUD_CA_FILE: cannot load '/missing.pem': no such file or directory",
+        ),
+    ],
+)
+def test_a_wrong_setting_is_one_line(variables: dict[str, str], error: str, times: Path) -> None:
+    with servers.refusing() as port:
+        result = check("127.0.0.1", port, **{"MULTICLOUD_TIMES": str(times), **variables})
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: {error}")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "error"),
+    [
+        (["127.0.0.1"], {}, "usage: multicloud-check [proxy_addr proxy_port server_addr server_port]"),
+        ([NOT_USED, NOT_USED, "", "80"], {}, "no server address, neither as an argument nor in HAPROXY_SERVER_ADDR"),
+        ([], {"HAPROXY_SERVER_ADDR": None}, "no server address, neither as an argument nor in HAPROXY_SERVER_ADDR"),
+        ([NOT_USED, NOT_USED, "127.0.0.1", "http"], {}, "not a port: 'http'"),
+        ([NOT_USED, NOT_USED, "127.0.0.1", "65536"], {}, "not a port: '65536'"),
+        (
+            [NOT_USED, NOT_USED, "127.0.0.1", "0"],
+            {"HAPROXY_SERVER_PROTO": "tcp"},
+            "no server port for tcp, neither as an argument nor in HAPROXY_SERVER_PORT",
+        ),
+    ],
+)
+def test_a_server_that_is_not_said_is_one_line(words: list[str], variables: dict[str, str | None], error: str) -> None:
+    result = run([CHECK, *words], environment("127.0.0.1", 1, **variables))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: {error}")
+    assert result.stderr.count("\n") == 1
+
+
+def directory(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def in_a_missing_directory(path: Path) -> Path:
+    return path / "times.txt"
+
+
+def symbolic_link(path: Path) -> Path:
+    path.with_name("target").write_text("")
+    path.symlink_to("target")
+    return path
+
+
+def fifo(path: Path) -> Path:
+    os.mkfifo(path)
+    return path
+
+
+def device(_path: Path) -> Path:
+    return Path("/dev/full")
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (directory, "is a directory"),
+        (in_a_missing_directory, "no such directory"),
+        (symbolic_link, "a symbolic link, which is not followed"),
+        (fifo, "not a regular file"),
+        (device, "not a regular file"),
+    ],
+)
+def test_a_sample_that_cannot_be_recorded_changes_no_verdict(
+    make: Callable[[Path], Path], reason: str, times: Path
+) -> None:
+    path = make(times)
+    with servers.Server(status(200)) as server:
+        up = check(server.address, server.port, MULTICLOUD_TIMES=str(path))
+    assert said(up) == (0, "", f"warning: not recorded: {path}: {reason}\n")
+    with servers.Server(status(503)) as server:
+        down = check(server.address, server.port, MULTICLOUD_TIMES=str(path))
+    assert (down.returncode, down.stderr.count("\n")) == (1, 1)
+    assert [entry.name for entry in times.parent.iterdir() if entry.is_file() and entry.stat().st_size] == []
+
+
+def test_a_directory_that_is_read_only_changes_no_verdict(times: Path) -> None:
+    # Root writes anywhere unless this capability is taken away.
+    restricted = ["setpriv", "--bounding-set=-dac_override"] if os.geteuid() == 0 else []
+    if restricted and (shutil.which("setpriv") is None or run([*restricted, "true"], dict(os.environ)).returncode):
+        pytest.skip("needs setpriv to take a capability from root")
+    times.parent.chmod(0o500)
+    with servers.Server(status(200)) as server:
+        words, environ = started(server.address, server.port, MULTICLOUD_TIMES=str(times))
+        result = run([*restricted, *words], environ)
+    assert said(result) == (0, "", f"warning: not recorded: {times}: permission denied\n")
+
+
+@pytest.mark.parametrize("streams", ["<&- >&- 2>&-", "2>&-", "</dev/null >/dev/full 2>/dev/full"])
+def test_the_verdict_needs_no_standard_streams(streams: str, times: Path, tmp_path: Path) -> None:
+    def code(server: servers.Server, path: Path) -> int:
+        words, environ = started(server.address, server.port, MULTICLOUD_TIMES=str(path))
+        return run(["/bin/sh", "-c", f'exec "$@" {streams}', "sh", *words], environ).returncode
+
+    with servers.Server(status(200)) as server:
+        assert code(server, times) == 0
+        assert SAMPLE.fullmatch(times.read_text())
+        assert code(server, tmp_path) == 0  # not a file: there is a warning to be said
+    with servers.Server(status(503)) as server:
+        assert code(server, times) == 1
+        assert code(server, Path("\n")) == 2
+    assert SAMPLE.fullmatch(times.read_text())
+
+
+def test_the_verdict_needs_nobody_who_reads(times: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        with servers.Server(status(200)) as server:
+            words, environ = started(server.address, server.port, MULTICLOUD_TIMES=str(times.parent))
+            result = subprocess.run(words, env=environ, stdout=writing, stderr=writing, timeout=60, check=False)
+    finally:
+        os.close(writing)
+    assert result.returncode == 0
+
+
+def test_a_check_that_is_killed_leaves_no_partial_line(times: Path) -> None:
+    chance = random.Random(1)
+    with servers.Server(status(200)) as server:
+        words, environ = started(server.address, server.port, MULTICLOUD_TIMES=str(times))
+        codes = set()
+        for _ in range(30):
+            with subprocess.Popen(words, env=environ, stderr=subprocess.DEVNULL) as process:
+                time.sleep(chance.uniform(0, 0.2))
+                process.terminate()
+                codes.add(process.wait(60))
+                assert not times.exists() or SAMPLES.fullmatch(times.read_text())
+        assert -signal.SIGTERM in codes
+        killed = times.read_text() if times.exists() else ""
+        assert said(run(words, environ)) == (0, "", "")
+    assert times.read_text().startswith(killed)
+    assert SAMPLE.fullmatch(times.read_text()[len(killed) :])
+
+
+def test_a_wrapper_of_two_lines_sets_what_haproxy_does_not_hand_on(times: Path, tmp_path: Path) -> None:
+    wrapper = tmp_path / "check-eu"
+    wrapper.write_text(f'#!/bin/sh\nMULTICLOUD_PATH=/healthz MULTICLOUD_TIMES={times} exec multicloud-check "$@"\n')
+    wrapper.chmod(0o755)
+    with servers.Server(status(200)) as server:
+        path = f"{Path(CHECK).parent}:{os.defpath}"
+        result = check(server.address, server.port, command=str(wrapper), PATH=path)
+    assert said(result) == (0, "", "")
+    assert server.requests[0].startswith(b"GET /healthz HTTP/1.1\r\nHost: eu.example.com\r\n")
+    assert SAMPLE.fullmatch(times.read_text())
+
+
+def test_a_failure_that_nobody_thought_of_is_one_line(times: Path, tmp_path: Path) -> None:
+    # A Python without its ssl module: built so, or with an OpenSSL that is gone.
+    (tmp_path / "ssl.py").write_text("raise ImportError('no OpenSSL')\n")
+    with servers.refusing() as port:
+        result = check("127.0.0.1", port, HAPROXY_SERVER_SSL="1", PYTHONPATH=str(tmp_path), MULTICLOUD_TIMES=str(times))
+    assert (result.returncode, result.stdout) == (1, "")
+    assert re.fullmatch(r"error: ImportError: no OpenSSL \(ssl\.py:1\); please report it\n", result.stderr)

@@ -1,0 +1,445 @@
+"""The probe against real servers that behave badly: the verdict, the message and the phases of each."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from multicloud import probe, settings
+from tests import servers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+EU = "eu.example.com"
+
+CONNECT = ["connect"]
+CONNECT_TLS = ["connect", "tls"]
+ANSWERED = ["connect", "first_byte"]
+ANSWERED_TLS = ["connect", "tls", "first_byte"]
+
+HANG = 5.0
+"""Seconds beyond the timeout that a busy machine may take. The promise is half a second."""
+
+
+@pytest.fixture(scope="session")
+def ca_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("authority") / "ca.pem"
+    servers.AUTHORITY.cert_pem.write_to_path(str(path))
+    return str(path)
+
+
+def probed(
+    scheme: str, at: tuple[str, int | None], *, host: str = EU, timeout: float = 10, **given: Any
+) -> probe.Probe:
+    start = time.monotonic()
+    result = probe.probe(probe.Target(scheme, *at, host, **given), timeout)
+    assert time.monotonic() - start < timeout + HANG
+    assert (result.rtt is None) != (result.error is None)
+    assert result.rtt is None or result.rtt == sum(result.phases.values()) > 0
+    assert result.error is None or result.error.isprintable()
+    return result
+
+
+def probed_server(
+    scheme: str, behaviour: servers.Behaviour, *, tls: ssl.SSLContext | None = None, **given: Any
+) -> tuple[probe.Probe, servers.Server]:
+    with servers.Server(behaviour, tls=tls) as server:
+        result = probed(scheme, (server.address, server.port), **given)
+    return result, server
+
+
+def answer(status: str, rest: bytes = b"Content-Length: 2\r\n\r\nok") -> servers.Behaviour:
+    return servers.answers(f"HTTP/1.1 {status}\r\n".encode() + rest)
+
+
+def line(text: bytes) -> servers.Behaviour:
+    return servers.answers(text + b"\r\n\r\n")
+
+
+INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
+EARLY_HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\n"
+SETTINGS_FRAME = b"\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x64"
+TLS_ALERT = b"\x15\x03\x01\x00\x02\x02\x46"
+
+HTTP = {
+    # What never says anything, or not enough
+    "silent": (servers.silent, "timed out after 1 s, waiting for the answer", CONNECT),
+    "RST": (servers.resets, "connection reset by peer, waiting for the answer", CONNECT),
+    "RST in the headers": (
+        servers.resets_after(b"HTTP/1.1 200 OK\r\nServ"),
+        "connection reset by peer, reading the headers",
+        ANSWERED,
+    ),
+    "RST in the body": (servers.resets_after(servers.OK[:-1]), None, ANSWERED),
+    "closes at once": (servers.closes_at_once, "closed the connection without an answer", CONNECT),
+    "closes after the request": (servers.closes, "closed the connection without an answer", CONNECT),
+    "closes after 1xx": (servers.answers(INTERIM), "closed the connection without an answer", CONNECT),
+    "closes in the headers": (
+        servers.answers(b"HTTP/1.1 200 OK\r\nServer"),
+        "closed the connection in the headers",
+        ANSWERED,
+    ),
+    # What never ends
+    "drips the status line": (
+        servers.drips(b"HTTP/1.1 200 OK\r\n\r\n", every=0.1),
+        "timed out after 1 s, reading the headers",
+        ANSWERED,
+    ),
+    "drips 1xx": (
+        servers.endless(b"", INTERIM, pause=0.1),
+        "timed out after 1 s, waiting for the answer",
+        CONNECT,
+    ),
+    "endless headers": (
+        servers.endless(b"HTTP/1.1 200 OK\r\n", b"X-Header: x\r\n" * 100),
+        "headers of more than 64 KiB",
+        ANSWERED,
+    ),
+    "endless header": (
+        servers.endless(b"HTTP/1.1 200 OK\r\nX: ", b"x" * 1000),
+        "headers of more than 64 KiB",
+        ANSWERED,
+    ),
+    "endless status line": (servers.endless(b"HTTP/", b"1" * 1000), "headers of more than 64 KiB", ANSWERED),
+    "endless body": (servers.endless(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 65536), None, ANSWERED),
+    "endless slow body": (servers.endless(b"HTTP/1.1 200 OK\r\n\r\n", b"x", pause=0.05), None, ANSWERED),
+    # What is not HTTP
+    "HTTP/0.9": (line(b"<html>It works</html>"), "not an HTTP answer: '<html>It works</html>'", ANSWERED),
+    "SSH": (
+        servers.says(b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n"),
+        "not an HTTP answer: 'SSH-2.0-OpenSSH_9.2p1 Debian-2'",
+        ANSWERED,
+    ),
+    "TLS": (
+        servers.answers(TLS_ALERT),
+        r"not an HTTP answer: '\x15\x03\x01\x00\x02\x02F' (is it a TLS server?)",
+        ANSWERED,
+    ),
+    "HTTP/2": (
+        servers.says(SETTINGS_FRAME),
+        r"not an HTTP answer: '\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00d' "
+        "(is it a server of HTTP/2 alone?)",
+        ANSWERED,
+    ),
+    "empty first line": (line(b"\r\nHTTP/1.1 200 OK"), "not an HTTP answer: ''", ANSWERED),
+    "unknown version": (line(b"HTTP/3 200 OK"), "not an HTTP answer: 'HTTP/3 200 OK'", ANSWERED),
+    "no status": (line(b"HTTP/1.1"), "not an HTTP answer: 'HTTP/1.1'", ANSWERED),
+    "words for a status": (line(b"HTTP/1.1 OK 200"), "not an HTTP answer: 'HTTP/1.1 OK 200'", ANSWERED),
+    "status of two digits": (line(b"HTTP/1.1 20 OK"), "not an HTTP answer: 'HTTP/1.1 20 OK'", ANSWERED),
+    "status of four digits": (line(b"HTTP/1.1 2000 OK"), "not an HTTP answer: 'HTTP/1.1 2000 OK'", ANSWERED),
+    "status 000": (line(b"HTTP/1.1 000 OK"), "not an HTTP answer: 'HTTP/1.1 000 OK'", ANSWERED),
+    "binary": (line(b"HTTP/1.1 \xff\x00\x1b[2J"), r"not an HTTP answer: 'HTTP/1.1 \xff\x00\x1b[2J'", ANSWERED),
+    "a long line": (line(b"x" * 10_000), f"not an HTTP answer: '{'x' * 60}'", ANSWERED),
+    # What is HTTP
+    "200": (answer("200 OK"), None, ANSWERED),
+    "200 without a reason": (answer("200"), None, ANSWERED),
+    "200 of HTTP/1.0": (servers.answers(b"HTTP/1.0 200 OK\r\n\r\nok"), None, ANSWERED),
+    "200 with bare newlines": (servers.answers(b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok"), None, ANSWERED),
+    "200 in two segments": (servers.answers(servers.OK[:7], servers.OK[7:]), None, ANSWERED),
+    "1xx and 200 in one segment": (servers.answers(INTERIM + EARLY_HINTS + servers.OK), None, ANSWERED),
+    "1xx and 200 in two segments": (servers.answers(INTERIM, servers.OK), None, ANSWERED),
+    "1xx and 200 cut anywhere": (
+        servers.answers((INTERIM + servers.OK)[:30], (INTERIM + servers.OK)[30:]),
+        None,
+        ANSWERED,
+    ),
+    "101": (line(b"HTTP/1.1 101 Switching Protocols"), "status 101, expected 200", ANSWERED),
+    "204": (answer("204 No Content", b"\r\n"), "status 204, expected 200", ANSWERED),
+    "301": (answer("301 Moved Permanently"), "status 301, expected 200", ANSWERED),
+    "404": (answer("404 Not Found"), "status 404, expected 200", ANSWERED),
+    "500": (answer("500 Internal Server Error"), "status 500, expected 200", ANSWERED),
+    "chunked": (
+        answer("200 OK", b"Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"),
+        None,
+        ANSWERED,
+    ),
+    "a length of 5000 digits": (answer("200 OK", b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n"), None, ANSWERED),
+    "a length that is no number": (answer("200 OK", b"Content-Length: -1\r\n\r\n"), None, ANSWERED),
+}
+
+
+@pytest.mark.parametrize(("behaviour", "error", "phases"), HTTP.values(), ids=HTTP)
+def test_http(behaviour: servers.Behaviour, error: str | None, phases: list[str]) -> None:
+    timeout = 1 if error and "timed out" in error else 10
+    result, _ = probed_server("http", behaviour, timeout=timeout)
+    assert (result.error, list(result.phases)) == (error, phases)
+
+
+@pytest.mark.parametrize(
+    "name", ["200", "404", "closes in the headers", "drips the status line", "1xx and 200 in two segments"]
+)
+def test_https_is_http_over_tls(name: str, ca_file: str) -> None:
+    behaviour, error, phases = HTTP[name]
+    timeout = 1 if error and "timed out" in error else 10
+    result, _ = probed_server("https", behaviour, tls=servers.good(), ca_file=ca_file, timeout=timeout)
+    assert (result.error, list(result.phases)) == (error, ["connect", "tls", *phases[1:]])
+
+
+def test_endless_1xx_is_an_endless_head() -> None:
+    result, _ = probed_server("http", servers.endless(b"", INTERIM * 50))
+    assert result.error == "headers of more than 64 KiB"
+
+
+@pytest.mark.parametrize(
+    ("expect", "status", "error"),
+    [
+        ("200,204", 204, None),
+        ("200-399", 301, None),
+        ("200-299,404", 404, None),
+        ("200-299,404", 500, "status 500, expected 200-299,404"),
+        ("200-399", 400, "status 400, expected 200-399"),
+        ("101", 101, None),
+    ],
+)
+def test_expected_statuses(expect: str, status: int, error: str | None) -> None:
+    values = settings.read({"MULTICLOUD_EXPECT": expect}, settings.CHECK)
+    result, _ = probed_server("http", answer(f"{status} Reason", b"\r\n"), expect=values.expect)
+    assert (result.error, result.status) == (error, status)
+
+
+NO_TLS = "TLS: wrong version number (is it a server without TLS?), in the TLS handshake"
+BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\n\r\n"
+
+NOT_TLS = {
+    "silent": (servers.silent, "timed out after 1 s, in the TLS handshake"),
+    "RST": (servers.resets, "connection reset by peer, in the TLS handshake"),
+    "closes": (servers.closes_at_once, "closed the connection, in the TLS handshake"),
+    "says goodbye": (servers.says(b"\x15\x03\x03\x00\x02\x01\x00"), "closed the connection, in the TLS handshake"),
+    "HTTP": (servers.says(BAD_REQUEST), NO_TLS),
+    "SSH": (servers.says(b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n"), NO_TLS),
+}
+
+
+@pytest.mark.parametrize("scheme", ["tls", "https"])
+@pytest.mark.parametrize(("behaviour", "error"), NOT_TLS.values(), ids=NOT_TLS)
+def test_not_tls(scheme: str, behaviour: servers.Behaviour, error: str, ca_file: str) -> None:
+    timeout = 1 if "timed out" in error else 10
+    result, _ = probed_server(scheme, behaviour, ca_file=ca_file, timeout=timeout)
+    assert (result.error, list(result.phases)) == (error, CONNECT)
+
+
+def test_http_to_a_server_of_tls() -> None:
+    result, _ = probed_server("http", servers.answers(servers.OK), tls=servers.good())
+    assert (result.error, list(result.phases)) == ("closed the connection without an answer", CONNECT)
+
+
+CERTIFICATES = {
+    "good": (servers.good, None),
+    "expired": (servers.expired, "certificate has expired"),
+    "self-signed": (servers.self_signed, "self-signed certificate"),
+    "unknown CA": (servers.of_an_unknown_authority, "unable to get local issuer certificate"),
+    "wrong name": (
+        lambda: servers.good("us.example.com"),
+        f"Hostname mismatch, certificate is not valid for '{EU}'",
+    ),
+    "IP address alone": (
+        lambda: servers.good("127.0.0.1"),
+        f"Hostname mismatch, certificate is not valid for '{EU}'",
+    ),
+}
+
+
+@pytest.mark.parametrize("scheme", ["tls", "https"])
+@pytest.mark.parametrize(("context", "error"), CERTIFICATES.values(), ids=CERTIFICATES)
+def test_certificates(scheme: str, context: Callable[[], ssl.SSLContext], error: str | None, ca_file: str) -> None:
+    done = CONNECT_TLS if scheme == "tls" else ANSWERED_TLS
+    verified, server = probed_server(scheme, servers.answers(servers.OK), tls=context(), ca_file=ca_file)
+    assert server.names == [EU]
+    if error is None:
+        assert (verified.error, list(verified.phases)) == (None, done)
+        assert verified.tls_version == "TLSv1.3"
+        assert verified.certificate
+        assert verified.certificate["subjectAltName"] == (("DNS", EU),)
+    else:
+        expected = f"certificate not accepted: {error}, in the TLS handshake"
+        assert (verified.error, list(verified.phases)) == (expected, CONNECT)
+    insecure, server = probed_server(scheme, servers.answers(servers.OK), tls=context(), insecure=True)
+    assert (insecure.error, list(insecure.phases)) == (None, done)
+    assert (insecure.certificate, server.names) == ({}, [EU])
+
+
+def test_a_certificate_for_an_ip_address_is_good_for_that_address(ca_file: str) -> None:
+    tls = servers.good("127.0.0.1")
+    result, server = probed_server("https", servers.answers(servers.OK), tls=tls, ca_file=ca_file, host="127.0.0.1")
+    assert (result.error, server.names) == (None, [None])
+    result, _ = probed_server("https", servers.answers(servers.OK), tls=tls, ca_file=ca_file, host="127.0.0.2")
+    mismatch = "IP address mismatch, certificate is not valid for '127.0.0.2'"
+    assert result.error == f"certificate not accepted: {mismatch}, in the TLS handshake"
+
+
+@pytest.mark.skipif(not ssl.HAS_TLSv1, reason="this OpenSSL has no TLS 1.0")
+@pytest.mark.parametrize("scheme", ["tls", "https"])
+def test_tls_1_0_is_too_old(scheme: str, ca_file: str) -> None:
+    result, _ = probed_server(scheme, servers.answers(servers.OK), tls=servers.old(), ca_file=ca_file)
+    assert (result.error, list(result.phases)) == ("TLS: alert protocol version, in the TLS handshake", CONNECT)
+
+
+def test_a_server_that_asks_for_the_client_certificate_says_so_after_the_handshake(ca_file: str) -> None:
+    tls = servers.for_clients_with_a_certificate()
+    result, _ = probed_server("https", servers.answers(servers.OK), tls=tls, ca_file=ca_file)
+    assert result.error == "TLS: alert certificate required, waiting for the answer"
+    assert list(result.phases) == CONNECT_TLS
+
+
+def test_a_name_that_cannot_be_asked_for_in_tls(ca_file: str) -> None:
+    result, _ = probed_server("https", servers.silent, ca_file=ca_file, host="eu..example.com")
+    assert result.error == "'eu..example.com' cannot be a TLS server name; set MULTICLOUD_HOST"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "no such file or directory"),
+        ("", "TLS: no certificate or crl found"),
+        ("not a certificate", "TLS: no certificate or crl found"),
+    ],
+)
+def test_a_ca_file_that_cannot_be_loaded_is_a_wrong_setting(tmp_path: Path, content: str | None, reason: str) -> None:
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(settings.SettingError) as caught:
+        probe.probe(probe.Target("https", "127.0.0.1", 1, EU, ca_file=str(path)), 1)
+    assert str(caught.value) == f"MULTICLOUD_CA_FILE: cannot load '{path}': {reason}"
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "tls", "http", "https"])
+def test_no_connection(scheme: str, tmp_path: Path) -> None:
+    with servers.refusing() as port:
+        result = probed(scheme, ("127.0.0.1", port))
+    assert (result.error, result.phases) == ("connection refused, connecting", {})
+    with servers.frozen() as port:
+        result = probed(scheme, ("127.0.0.1", port), timeout=0.5)
+    assert (result.error, result.phases) == ("timed out after 0.5 s, connecting", {})
+    path = str(tmp_path / "app.sock")
+    result = probed(scheme, (path, None))
+    assert (result.error, result.phases) == ("no such file or directory, connecting", {})
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(path)
+    result = probed(scheme, (path, None))
+    assert (result.error, result.phases) == ("connection refused, connecting", {})
+
+
+@pytest.mark.parametrize(
+    ("behaviour"), [servers.silent, servers.closes_at_once, servers.resets, servers.says(b"SSH-2.0-OpenSSH_9.2\r\n")]
+)
+def test_tcp_is_up_where_the_connection_stands(behaviour: servers.Behaviour) -> None:
+    result, _ = probed_server("tcp", behaviour)
+    assert (result.error, list(result.phases)) == (None, CONNECT)
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "tls", "http", "https"])
+def test_a_rst_at_once_is_a_rst_wherever_it_is_met(scheme: str, ca_file: str) -> None:
+    stages = {"tcp": "", "http": "waiting for the answer"}
+    with servers.Server(servers.resets_at_once) as server:
+        errors = {probed(scheme, (server.address, server.port), ca_file=ca_file).error for _ in range(20)}
+    stage = stages.get(scheme, "in the TLS handshake")
+    accepted = {"connection reset by peer, connecting", f"connection reset by peer, {stage}" if stage else None}
+    assert errors <= accepted
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "app.sock"])
+def test_addresses(scheme: str, address: str, ca_file: str, tmp_path: Path) -> None:
+    address = str(tmp_path / address) if address.endswith(".sock") else address
+    tls = servers.good() if scheme == "https" else None
+    with servers.Server(servers.answers(servers.OK), tls=tls, address=address) as server:
+        target = probe.Target(scheme, server.address, server.port, EU, ca_file=ca_file)
+        result = probe.probe(target, 10)
+    assert (result.error, result.status) == (None, 200)
+    port = "" if server.port is None else f":{server.port}"
+    assert str(target) == f"{scheme}://{EU}{port} ({address})"
+
+
+@pytest.mark.parametrize(
+    ("host", "header", "name"),
+    [
+        (EU, EU, EU),
+        ("eu.example.com.", EU, EU),
+        ("eu_1.internal", "eu_1.internal", "eu_1.internal"),
+        ("127.0.0.1", "127.0.0.1", None),
+        ("::1", "[::1]", None),
+        ("eu:8443", "eu:8443", "eu:8443"),
+    ],
+)
+def test_what_the_server_is_asked(host: str, header: str, name: str | None) -> None:
+    result, server = probed_server(
+        "https", servers.answers(servers.OK), tls=servers.good(), insecure=True, host=host, path="/healthz?a=b"
+    )
+    assert (result.error, server.names) == (None, [name])
+    assert server.requests == [
+        f"GET /healthz?a=b HTTP/1.1\r\nHost: {header}\r\nUser-Agent: multicloud-check\r\n".encode()
+        + b"Accept: */*\r\nConnection: close\r\n\r\n"
+    ]
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("status", ["200 OK", "503 Service Unavailable"])
+@pytest.mark.parametrize(
+    ("head", "tail"),
+    [("Content-Length: 61440\r\n\r\n", ""), ("Transfer-Encoding: chunked\r\n\r\nf000\r\n", "\r\n0\r\n\r\n")],
+    ids=["length", "chunked"],
+)
+def test_a_short_answer_is_read_to_its_end(scheme: str, status: str, head: str, tail: str, ca_file: str) -> None:
+    first = f"HTTP/1.1 {status}\r\n{head}".encode()
+    behaviour = servers.answers(first, b"x" * 61440, tail.encode(), closing=False)
+    tls = servers.good() if scheme == "https" else None
+    result, server = probed_server(scheme, behaviour, tls=tls, ca_file=ca_file)
+    assert result.status == int(status[:3])
+    assert server.endings == ["EOF"]
+
+
+@pytest.fixture(scope="module")
+def said() -> Iterator[tuple[servers.Server, list[bytes]]]:
+    """A server, and what it says next."""
+    words = [b""]
+
+    def behave(connection: servers.Connection) -> None:
+        connection.send(words[0])
+        connection.finish()
+
+    with servers.Server(behave) as server:
+        yield server, words
+
+
+PIECES = (
+    b"HTTP/1.1 ",
+    b"200",
+    b"100",
+    b" OK",
+    b"\r\n",
+    b"\n",
+    b"\r\n\r\n",
+    b"Content-Length: ",
+    b"99999",
+    b":",
+    b"\x00",
+)
+
+
+@given(
+    st.sampled_from(["http", "tls", "https"]),
+    st.binary() | st.lists(st.sampled_from(PIECES), max_size=12).map(b"".join),
+)
+@example("http", b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 60_000 + b"\r\n\r\n")
+@example("http", INTERIM * 5000)
+@example("https", b"\x16\x03\x03\xff\xff" + b"\x02" * 70_000)
+@hypothesis_settings(deadline=None, max_examples=200)
+def test_whatever_a_server_says_there_is_a_verdict(
+    said: tuple[servers.Server, list[bytes]], scheme: str, words: bytes
+) -> None:
+    server, next_words = said
+    next_words[0] = words
+    result = probed(scheme, (server.address, server.port), insecure=True)
+    if result.error is None:
+        assert words.lstrip().startswith(b"HTTP/1.1 ")
+        assert result.status == 200
