@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import socket
-from time import monotonic
+from time import monotonic, sleep
 
 from multicloud.settings import CA_FILE, SettingError
 
@@ -131,7 +131,12 @@ def _connect(target: Target, deadline: float, result: Probe) -> socket.socket:
     start = monotonic()
     try:
         connection.settimeout(_remaining(deadline))
-        connection.connect(address)
+        while True:
+            try:
+                connection.connect(address)
+                break
+            except BlockingIOError:  # a UNIX socket's queue is full, for which the kernel does not wait as in TCP
+                sleep(min(0.005, _remaining(deadline)))
     except BaseException:
         connection.close()
         raise

@@ -240,17 +240,17 @@ def refusing() -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def frozen() -> Iterator[int]:
-    """A port of a program that accepts no more: its queue is full, and the kernel drops what comes."""
+def frozen(path: str = "") -> Iterator[socket.socket]:
+    """The listening socket, at a port or a UNIX socket's path, of a program that accepts no more: its queue is full."""
     with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.socket())
-        listener.bind(("127.0.0.1", 0))
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX if path else socket.AF_INET))
+        listener.bind(path or ("127.0.0.1", 0))
         listener.listen(0)
         for _ in range(4):
-            client = stack.enter_context(socket.socket())
+            client = stack.enter_context(socket.socket(listener.family))
             client.setblocking(False)
             client.connect_ex(listener.getsockname())
-        yield listener.getsockname()[1]
+        yield listener
 
 
 AUTHORITY = trustme.CA()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import socket
 import ssl
 import time
@@ -317,9 +318,11 @@ def test_no_connection(scheme: str, tmp_path: Path) -> None:
     with servers.refusing() as port:
         result = probed(scheme, ("127.0.0.1", port))
     assert (result.error, result.phases) == ("connection refused, connecting", {})
-    with servers.frozen() as port:
-        result = probed(scheme, ("127.0.0.1", port), timeout=0.5)
-    assert (result.error, result.phases) == ("timed out after 0.5 s, connecting", {})
+    path = str(tmp_path / "frozen.sock")
+    with servers.frozen() as listener, servers.frozen(path):
+        for at in listener.getsockname(), (path, None):
+            result = probed(scheme, at, timeout=0.5)
+            assert (result.error, result.phases) == ("timed out after 0.5 s, connecting", {})
     path = str(tmp_path / "app.sock")
     result = probed(scheme, (path, None))
     assert (result.error, result.phases) == ("no such file or directory, connecting", {})
@@ -327,6 +330,16 @@ def test_no_connection(scheme: str, tmp_path: Path) -> None:
         bound.bind(path)
     result = probed(scheme, (path, None))
     assert (result.error, result.phases) == ("connection refused, connecting", {})
+
+
+def test_a_full_queue_of_a_unix_socket_is_waited_for(tmp_path: Path) -> None:
+    path = str(tmp_path / "app.sock")
+    with servers.frozen(path) as listener, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(probed, "tcp", (path, None))
+        time.sleep(0.1)
+        assert not waiting.done()
+        listener.accept()[0].close()
+        assert waiting.result().error is None
 
 
 @pytest.mark.parametrize(
