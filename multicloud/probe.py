@@ -33,6 +33,9 @@ DRAIN_TIME = 0.5
 
 CHUNK = 64 * 1024
 
+WHOLE_STORE = 50
+"""Certificates by which a directory is the system's store (which has some 140), and not a few beside its bundle."""
+
 
 class Target:
     """What to probe: `scheme` tcp, tls, http or https, at an IP address and port, or a UNIX socket's path (port None).
@@ -97,7 +100,7 @@ class ProbeError(Exception):
 def probe(target: Target, timeout: float) -> Probe:
     """Probe once, for at most `timeout` seconds. Raises SettingError where the CA bundle cannot be loaded."""
     result = Probe()
-    context = _tls_context(target) if target.scheme in ("tls", "https") else None
+    context = tls_context(target) if target.scheme in ("tls", "https") else None
     deadline = monotonic() + timeout
     try:
         connection = _connect(target, deadline, result)
@@ -265,7 +268,8 @@ def _close(connection: socket.socket) -> None:
     connection.close()
 
 
-def _tls_context(target: Target) -> ssl.SSLContext:
+def tls_context(target: Target) -> ssl.SSLContext:
+    """What the target is verified with. Raises SettingError where the CA bundle cannot be loaded."""
     import ssl  # tcp and http do without; it is half of what a check costs
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -279,18 +283,18 @@ def _tls_context(target: Target) -> ssl.SSLContext:
             context.load_verify_locations(cafile=target.ca_file)
         except OSError as error:
             raise SettingError(f"{CA_FILE.variable}: cannot load {target.ca_file!r}: {_reason(error)}") from None
-    elif _has_hashed_links(capath := ssl.get_default_verify_paths().capath):
+    elif _is_whole_store(capath := ssl.get_default_verify_paths().capath):
         context.load_verify_locations(capath=capath)
     else:
         context.set_default_verify_paths()
     return context
 
 
-def _has_hashed_links(directory: str | None) -> bool:
+def _is_whole_store(directory: str | None) -> bool:
     """Whether OpenSSL finds each certificate of the system's store by its name, with no need to load the bundle."""
     if directory is None or "SSL_CERT_FILE" in os.environ:
         return False
-    return any(len(name) == 10 and name.endswith(".0") for name in os.listdir(directory))
+    return sum(len(name) == 10 and name.endswith(".0") for name in os.listdir(directory)) >= WHOLE_STORE
 
 
 def _stage(target: Target, result: Probe) -> str:

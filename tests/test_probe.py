@@ -6,6 +6,7 @@ import concurrent.futures
 import socket
 import ssl
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,7 +19,6 @@ from tests import servers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 EU = "eu.example.com"
 
@@ -311,6 +311,20 @@ def test_a_ca_file_that_cannot_be_loaded_is_a_wrong_setting(tmp_path: Path, cont
     with pytest.raises(settings.SettingError) as caught:
         probe.probe(probe.Target("https", "127.0.0.1", 1, EU, ca_file=str(path)), 1)
     assert str(caught.value) == f"MULTICLOUD_CA_FILE: cannot load '{path}': {reason}"
+
+
+@pytest.mark.parametrize("bundle", [True, False])
+def test_a_few_certificates_in_the_system_s_directory_do_not_hide_its_bundle(
+    bundle: bool, ca_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    for number in range(1 if bundle else 100):
+        (tmp_path / f"{number:08x}.0").symlink_to(ca_file)
+    if bundle and not Path(ssl.get_default_verify_paths().openssl_cafile).exists():
+        pytest.skip("this system has no bundle")
+    context = probe.tls_context(probe.Target("https", "127.0.0.1", 1, EU))
+    assert (context.cert_store_stats()["x509_ca"] > 0) == bundle
 
 
 @pytest.mark.parametrize("scheme", ["tcp", "tls", "http", "https"])
