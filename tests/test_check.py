@@ -9,13 +9,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from multicloud import demo
 from tests import servers
+from tests.edge import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -386,6 +389,64 @@ def test_a_wrapper_of_two_lines_sets_what_haproxy_does_not_hand_on(times: Path, 
     assert said(result) == (0, "", "")
     assert server.requests[0].startswith(b"GET /healthz HTTP/1.1\r\nHost: eu.example.com\r\n")
     assert SAMPLE.fullmatch(times.read_text())
+
+
+def test_haproxy_itself_names_address_port_and_scheme(times: Path, tmp_path: Path) -> None:
+    wrapper = tmp_path / "check"
+    wrapper.write_text(f'#!/bin/sh\nMULTICLOUD_INSECURE=1 MULTICLOUD_TIMES={times} exec {CHECK} "$@"\n')
+    wrapper.chmod(0o755)
+    with (
+        servers.Server(status(200), address=str(tmp_path / "app.sock")) as unix,
+        servers.Server(status(200), address="::1") as ipv6,
+        servers.Server(status(200), tls=servers.good()) as https,
+        servers.Server(servers.silent, tls=servers.good()) as tls,
+        servers.Server(servers.silent) as tcp,
+    ):
+        configuration = tmp_path / "haproxy.cfg"
+        configuration.write_text(
+            textwrap.dedent(f"""
+                global
+                    insecure-fork-wanted
+                    external-check
+                defaults
+                    timeout connect 10s
+                    timeout client 10s
+                    timeout server 10s
+                    option external-check
+                    external-check path "{os.defpath}"
+                    external-check command "{wrapper}"
+                    default-server check inter 3s
+                frontend front
+                    mode http
+                    bind "unix@{tmp_path}/front.sock"
+                    default_backend web
+                backend web
+                    mode http
+                    server unix "unix@{unix.address}"
+                    server ipv6 [::1]:{ipv6.port}
+                    server https 127.0.0.1:{https.port} ssl verify none
+                backend raw
+                    mode tcp
+                    server tls 127.0.0.1:{tls.port} ssl verify none
+                    server tcp 127.0.0.1:{tcp.port}
+            """)
+        )
+        with subprocess.Popen([demo.haproxy_binary(), "-db", "-q", "-f", str(configuration)]) as haproxy:
+            try:
+                wait_until(lambda: checked(times) >= {"unix", "ipv6", "https", "tls", "tcp"}, 60, "a sample of each")
+            finally:
+                haproxy.terminate()
+    assert [server.requests[0].split(b"\r\n")[1] for server in (unix, ipv6, https)] == [
+        b"Host: unix",
+        b"Host: ipv6",
+        b"Host: https",
+    ]
+    assert (https.names[0], tls.names[0]) == ("https", "tls")
+
+
+def checked(times: Path) -> set[str]:
+    """The servers that have samples."""
+    return {line.split()[1] for line in times.read_text().splitlines()} if times.exists() else set()
 
 
 def test_a_failure_that_nobody_thought_of_is_one_line(times: Path, tmp_path: Path) -> None:

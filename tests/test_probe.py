@@ -225,7 +225,8 @@ NOT_TLS = {
 def test_not_tls(scheme: str, behaviour: servers.Behaviour, error: str, ca_file: str) -> None:
     timeout = 1 if "timed out" in error else 10
     result, _ = probed_server(scheme, behaviour, ca_file=ca_file, timeout=timeout)
-    assert (result.error, list(result.phases)) == (error, CONNECT)
+    said = (result.error or "").replace("record layer failure", "wrong version number")  # from OpenSSL 3.2 on
+    assert (said, list(result.phases)) == (error, CONNECT)
 
 
 def test_http_to_a_server_of_tls() -> None:
