@@ -170,7 +170,7 @@ def _shake_hands(
 
 
 def _ask(connection: socket.socket, target: Target, deadline: float, result: Probe) -> None:
-    """Send the request, time the answer, judge its status and drain it."""
+    """Send the request, time the answer, drain it and judge its status."""
     start = monotonic()
     connection.settimeout(_remaining(deadline))
     connection.sendall(
