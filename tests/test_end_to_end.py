@@ -93,6 +93,17 @@ def test_each_region_gets_its_own_host_name_and_what_is_known_of_the_client() ->
     assert "\nfly_extra: region=test1 client=127.0.0.1\r\n" in head
 
 
+def test_a_region_whose_certificate_is_for_another_name_gets_no_request() -> None:
+    with edge(
+        {"eu.demo": 0.0}, configure=lambda text: text.replace("server eu.demo ", "server other.demo ")
+    ) as running:
+        assert running.get()[0] in (502, 503)
+        wait_until(lambda: running.states() == {"other.demo": "DOWN"}, 20, "other.demo DOWN")
+        log = running.log()
+    # With the relay, which refuses in their place, checks learn no more than that.
+    assert "certificate not accepted: Hostname mismatch" in log or "closed the connection without an answer" in log
+
+
 def test_the_sample_file_stays_bounded() -> None:
     now = time.time()
     many = "".join(f"upstream eu.demo 0.006 {now - 100 + i / 100:.3f}\n" for i in range(5000))
