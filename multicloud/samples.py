@@ -66,9 +66,9 @@ class Samples:
 
 def append(path: str, backend: str, server: str, seconds: float, when: float) -> None:
     """Add one sample, making the file where there is none. Raises SampleFileError, and then nothing was added."""
-    line = f"{backend} {server} {seconds:.6f} {when:.3f}\n".encode()
-    if not _is_name(backend.encode()) or not _is_name(server.encode()):
+    if not _is_name(os.fsencode(backend)) or not _is_name(os.fsencode(server)):
         raise SampleFileError(f"{path}: not the names of a backend and a server: {backend!r} {server!r}")
+    line = f"{backend} {server} {seconds:.6f} {when:.3f}\n".encode()
     fd = _lock(path, LOCK_WAIT, create=True)
     try:
         size = os.fstat(fd).st_size
@@ -269,21 +269,26 @@ def _blocks(fd: int, end: int) -> Iterator[list[bytes]]:
 
 
 def _lock(path: str, wait: float, *, create: bool) -> int:
-    """Open the file at `path` for appending and lock it. Raises LockedError after `wait` seconds."""
+    """Open the file at `path` for appending and lock it. Raises LockedError after `wait` seconds.
+
+    Raises FileNotFoundError unless `create`, and SampleFileError, too.
+    """
     deadline = time.monotonic() + wait
     while True:
         fd = _open(path, os.O_RDWR | os.O_APPEND, create=create)
+        mine = False
         try:
-            while not _locked(fd):
-                if time.monotonic() >= deadline:
-                    raise LockedError(f"{path}: locked by another process for more than {wait} s")
-                time.sleep(0.002)
-            if _is_at(path, fd):
-                return fd
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)
+            mine = _locked(fd) and _is_at(path, fd)
+        except OSError as error:
+            raise _unusable(path, error) from None
+        finally:
+            if not mine:
+                os.close(fd)
+        if mine:
+            return fd
+        if time.monotonic() >= deadline:
+            raise LockedError(f"{path}: locked by another process for more than {wait} s")
+        time.sleep(0.002)
 
 
 def _locked(fd: int) -> bool:
@@ -311,20 +316,22 @@ def _open(path: str, flags: int, *, create: bool = False) -> int:
             if not create:
                 raise
             # Never O_CREAT alone: in /tmp the kernel refuses it, to root too, where the file is somebody else's.
-            try:
-                fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o644)
-            except FileExistsError:
-                fd = os.open(path, flags)
+            fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise SampleFileError(f"{path}: not a regular file")
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+    except FileExistsError:  # somebody else made it in between, and may have removed it since
+        return _open(path, flags, create=create)
     except FileNotFoundError:
         if create:
             raise SampleFileError(f"{path}: no such directory") from None
         raise
     except OSError as error:
         raise _unusable(path, error) from None
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise SampleFileError(f"{path}: not a regular file")
-    return fd
 
 
 def _unusable(path: str, error: OSError) -> SampleFileError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -17,6 +18,7 @@ from multicloud import samples
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
 EU = ("upstream", "eu.example.com")
 
@@ -127,7 +129,7 @@ def test_an_unfinished_line_is_not_continued(times: str) -> None:
     assert Path(times).read_text().splitlines()[1] == "upstream eu.example.com 0.200000 5.000"
 
 
-@pytest.mark.parametrize("name", ["a b", "a\nb", "", "a/b", "$(id)", "é"])
+@pytest.mark.parametrize("name", ["a b", "a\nb", "", "a/b", "$(id)", "é", "not UTF-8: \udcff"])
 def test_a_name_that_haproxy_does_not_allow_is_not_written(times: str, name: str) -> None:
     with pytest.raises(samples.SampleFileError):
         samples.append(times, "upstream", name, 0.1, 5)
@@ -203,3 +205,61 @@ def test_a_trim_that_died_does_not_stop_the_next_one(times: str) -> None:
     Path(f"{times}.trim").write_text("half a li")
     assert samples.trim(times, 1) == 4
     assert Path(times).read_text() == "upstream eu.example.com 0.500000 5.000\n"
+
+
+USES: dict[str, Callable[[str], object]] = {
+    "append": lambda path: samples.append(path, *EU, 0.1, 5),
+    "read": lambda path: samples.read(path, 30),
+    "trim": lambda path: samples.trim(path, 1),
+}
+
+
+@pytest.mark.parametrize(
+    ("use", "module", "call", "number"),
+    [
+        *[(use, os, "open", number) for use in USES for number in (errno.EACCES, errno.EROFS, errno.EIO, errno.ESTALE)],
+        *[(use, os, "fstat", errno.ESTALE) for use in USES],
+        *[(use, os, "pread", errno.EIO) for use in USES],
+        *[(use, fcntl, "flock", errno.ENOLCK) for use in ("append", "trim")],
+        *[(use, os, "lstat", errno.ESTALE) for use in ("append", "trim")],
+        *[(use, os, "write", errno.ENOSPC) for use in ("append", "trim")],
+        ("trim", os, "fchmod", errno.EPERM),
+        ("trim", os, "rename", errno.EBUSY),
+    ],
+)
+def test_whatever_the_system_refuses_is_a_sample_file_error_and_leaves_nothing_open(
+    times: str, monkeypatch: pytest.MonkeyPatch, use: str, module: Any, call: str, number: int
+) -> None:
+    Path(times).write_text("upstream eu.example.com 0.1 5\n" * 3)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    before = os.listdir("/proc/self/fd")
+    with monkeypatch.context() as patched:
+        patched.setattr(module, call, refuse)
+        with pytest.raises(samples.SampleFileError, match=os.strerror(number).lower()):
+            USES[use](times)
+    assert os.listdir("/proc/self/fd") == before
+    assert Path(times).read_text() == "upstream eu.example.com 0.1 5\n" * 3
+
+
+def test_a_file_that_is_made_and_removed_by_others_meanwhile_is_made_again(
+    times: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = os.open
+    turns = []
+
+    def interfere(path: str, flags: int, mode: int = 0o777) -> int:
+        turns.append(flags & os.O_EXCL)
+        if len(turns) == 2:  # just before it is made here
+            os.mknod(path)
+        if len(turns) == 3:  # just before what somebody else made is opened
+            os.unlink(path)
+        return original(path, flags, mode)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", interfere)
+        samples.append(times, *EU, 0.1, 5)
+    assert turns == [0, os.O_EXCL, 0, os.O_EXCL]
+    assert samples.read(times, 30).series[EU] == [(0.1, 5.0)]
