@@ -7,8 +7,8 @@ rename, so that a process killed at any moment leaves either the old file or the
 lock makes sure that the file it holds is still the one at the path. Readers need no lock: a line is written in one
 piece, and what follows the last newline is not a line yet.
 
-Others may write where the file lies, so it must be a regular file, is not followed through a symbolic link, and
-nothing in it is trusted: a line that is no sample is skipped and counted.
+Others may write where the file lies, so it must be a regular file, is not followed through a symbolic or a hard link,
+and nothing in it is trusted: a line that is no sample is skipped and counted.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def append(path: str, backend: str, server: str, seconds: float, when: float) ->
     try:
         size = os.fstat(fd).st_size
         if size and os.pread(fd, 1, size - 1) != b"\n":
-            line = b"\n" + line
+            line = b"?\n" + line  # what a killed writer left is no line, even where it looks like a shorter one
         if os.write(fd, line) < len(line):
             os.ftruncate(fd, size)
             raise SampleFileError(f"{path}: no space left on device")
@@ -142,6 +142,7 @@ def trim(path: str, keep: int) -> int:
         if os.geteuid() not in (0, owner.st_uid):
             return 0
         end = _end_of_lines(old)
+        last = os.pread(old, min(end, 4096), max(0, end - 4096))
         kept, dropped = _newest_lines(old, end, keep)
         if not dropped:
             return 0
@@ -152,8 +153,14 @@ def trim(path: str, keep: int) -> int:
             return 0
         try:
             _make_own(new, beside, owner)
-            _write(new, b"".join(kept))
-            return dropped if _replace(path, old, end, beside, new) else 0
+            replaced = False
+            try:
+                _write(new, b"".join(kept))
+                replaced = _replace(path, old, end, last, beside, new)
+            finally:
+                if not replaced:
+                    os.unlink(beside)  # on a full disk its space is wanted back
+            return dropped if replaced else 0
         finally:
             os.close(new)
     except OSError as error:
@@ -162,15 +169,19 @@ def trim(path: str, keep: int) -> int:
         os.close(old)
 
 
-def _replace(path: str, old: int, end: int, beside: str, new: int) -> bool:
-    """Rename `beside` to `path` with all that was appended to it after `end`; False where it is not what was read."""
+def _replace(path: str, old: int, end: int, last: bytes, beside: str, new: int) -> bool:
+    """Rename `beside` to `path` with all that was appended to it after `end`.
+
+    False where it is not the file that was read, whose lines up to `end` closed with `last`: it was replaced, or it was
+    truncated and has perhaps grown again since.
+    """
     try:
         locked = _lock(path, LOCK_WAIT, create=False)
     except FileNotFoundError:
         return False
     try:
         now = os.fstat(locked)
-        if not os.path.samestat(now, os.fstat(old)) or now.st_size < end:
+        if not os.path.samestat(now, os.fstat(old)) or os.pread(locked, len(last), end - len(last)) != last:
             return False
         _write(new, os.pread(locked, now.st_size - end, end))
         os.rename(beside, path)
@@ -182,12 +193,12 @@ def _replace(path: str, old: int, end: int, beside: str, new: int) -> bool:
 def _make_own(fd: int, path: str, owner: os.stat_result) -> None:
     """Empty the file and give it to `owner`. Raises SampleFileError where somebody else put it there."""
     found = os.fstat(fd)
-    if found.st_uid not in (os.geteuid(), owner.st_uid) or found.st_nlink != 1:
+    if found.st_uid not in (os.geteuid(), owner.st_uid):
         raise SampleFileError(f"{path}: belongs to somebody else; remove it")
     os.ftruncate(fd, 0)
-    os.fchmod(fd, stat.S_IMODE(owner.st_mode))
     if found.st_uid != owner.st_uid or found.st_gid != owner.st_gid:
         os.fchown(fd, owner.st_uid, owner.st_gid)
+    os.fchmod(fd, owner.st_mode & 0o777)  # only now, and never set-user-ID: it may be root who makes this file
 
 
 def _write(fd: int, data: bytes) -> None:
@@ -318,8 +329,11 @@ def _open(path: str, flags: int, *, create: bool = False) -> int:
             # Never O_CREAT alone: in /tmp the kernel refuses it, to root too, where the file is somebody else's.
             fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o644)
         try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode):
                 raise SampleFileError(f"{path}: not a regular file")
+            if found.st_nlink > 1:
+                raise SampleFileError(f"{path}: a hard link, perhaps to somebody else's file")
         except BaseException:
             os.close(fd)
             raise

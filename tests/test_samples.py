@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    Change = Callable[[str], None]
+
 EU = ("upstream", "eu.example.com")
 
 
@@ -263,3 +265,107 @@ def test_a_file_that_is_made_and_removed_by_others_meanwhile_is_made_again(
         samples.append(times, *EU, 0.1, 5)
     assert turns == [0, os.O_EXCL, 0, os.O_EXCL]
     assert samples.read(times, 30).series[EU] == [(0.1, 5.0)]
+
+
+def interfere(monkeypatch: pytest.MonkeyPatch, path: str, change: Change) -> None:
+    """Let `change` happen once a trim has read the file, and before it puts the shorter one in its place."""
+    original = samples._newest_lines
+
+    def read_then_change(fd: int, end: int, keep: int) -> tuple[list[bytes], int]:
+        result = original(fd, end, keep)
+        change(path)
+        return result
+
+    monkeypatch.setattr(samples, "_newest_lines", read_then_change)
+
+
+def lines_of(*values: int) -> str:
+    return "".join(f"upstream eu.example.com {value / 10:.6f} {value}.000\n" for value in values)
+
+
+def append_two(path: str) -> None:
+    for value in (4, 5):
+        samples.append(path, *EU, value / 10, value)
+
+
+def remove(path: str) -> None:
+    os.unlink(path)
+
+
+def replace(path: str) -> None:
+    os.unlink(path)
+    append_two(path)
+
+
+def truncate(path: str) -> None:
+    os.truncate(path, 0)
+
+
+def truncate_and_grow(path: str) -> None:
+    os.truncate(path, 0)
+    Path(path).write_text(lines_of(4, 5, 6, 7))
+
+
+def half_a_line(path: str) -> None:
+    with open(path, "a") as file:
+        file.write("upstream eu.example.com 0.4")
+
+
+@pytest.mark.parametrize(
+    ("change", "after"),
+    [
+        (append_two, lines_of(3, 4, 5)),
+        (half_a_line, lines_of(3) + "upstream eu.example.com 0.4"),
+        (replace, lines_of(4, 5)),
+        (truncate, ""),
+        (truncate_and_grow, lines_of(4, 5, 6, 7)),
+        (remove, None),
+    ],
+)
+def test_what_happens_to_the_file_while_a_trim_reads_it_is_kept(
+    times: str, monkeypatch: pytest.MonkeyPatch, change: Change, after: str | None
+) -> None:
+    Path(times).write_text(lines_of(1, 2, 3))
+    interfere(monkeypatch, times, change)
+    samples.trim(times, 1)
+    assert (Path(times).read_text() if os.path.exists(times) else None) == after
+    assert not os.path.exists(f"{times}.trim")
+
+
+def test_a_trim_that_cannot_be_finished_leaves_the_file_as_it_was_and_nothing_beside_it(times: str) -> None:
+    Path(times).write_text(lines_of(1, 2, 3))
+    with open(times) as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(samples.LockedError):
+            samples.trim(times, 1)
+    assert Path(times).read_text() == lines_of(1, 2, 3)
+    assert os.listdir(os.path.dirname(times)) == ["times.txt"]
+
+
+def test_a_trim_never_makes_a_file_that_runs_as_its_owner(times: str) -> None:
+    Path(times).write_text(lines_of(1, 2, 3))
+    os.chmod(times, 0o4777)
+    assert samples.trim(times, 1) == 2
+    assert stat.S_IMODE(os.stat(times).st_mode) == 0o777
+
+
+@pytest.mark.parametrize("name", ["times.txt", "times.txt.trim"])
+def test_a_hard_link_to_another_file_is_not_written_to(tmp_path: Path, name: str) -> None:
+    other = tmp_path / "other"
+    other.write_text("another file\n" * 3)
+    path = tmp_path / "times.txt"
+    path.write_text(lines_of(1, 2, 3))
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).hardlink_to(other)
+    for use in (USES["append"], USES["read"], USES["trim"]) if name == path.name else (USES["trim"],):
+        with pytest.raises(samples.SampleFileError, match=f"{name}: a hard link"):
+            use(str(path))
+    assert other.read_text() == "another file\n" * 3
+
+
+@pytest.mark.parametrize("cut", range(1, len(lines_of(1))))
+def test_what_a_killed_writer_left_is_never_taken_for_a_sample(times: str, cut: int) -> None:
+    Path(times).write_text(lines_of(2) + lines_of(1)[:cut])
+    samples.append(times, *EU, 0.3, 3)
+    found = samples.read(times, 30)
+    assert (found.series, found.garbage) == ({EU: [(0.3, 3.0), (0.2, 2.0)]}, 1)
