@@ -104,7 +104,8 @@ def read(path: str, newest: int) -> Samples:
                 kept = known.get(fields[0])
                 if kept is None:
                     names = _names(line)
-                    if names is None or (names not in known and len(known) >= MAX_SERVERS):
+                    full = names not in known and len(known) >= MAX_SERVERS
+                    if names is None or full or _sample(line.split()[2:]) is None:
                         samples.garbage += line != b""
                         continue
                     kept = known.setdefault(names, [])
@@ -120,9 +121,8 @@ def read(path: str, newest: int) -> Samples:
     finally:
         os.close(fd)
     for names, kept in known.items():
-        if kept:
-            backend, server = names.decode().split()
-            samples.series[backend, server] = kept
+        backend, server = names.decode().split()
+        samples.series[backend, server] = kept
     return samples
 
 
@@ -214,13 +214,17 @@ def _newest_lines(fd: int, end: int, keep: int) -> tuple[list[bytes], int]:
     dropped = 0
     for lines in _blocks(fd, end):
         for line in reversed(lines):
-            names = _names(line)
-            count = counts.get(names, 0) if names else keep
-            if names is None or count >= keep or _sample(line.split()[2:]) is None or len(counts) > MAX_SERVERS:
-                dropped += 1
-            else:
+            names = line.rsplit(b" ", 2)[0]
+            if names not in counts:
+                names = _names(line) or b""
+            count = counts.get(names, 0)
+            if names and count < keep and (count or len(counts) < MAX_SERVERS) and _sample(line.split()[2:]):
                 counts[names] = count + 1
                 kept.append(line + b"\n")
+            else:
+                dropped += 1
+    if end > MAX_BYTES:
+        dropped += 1  # what lies before, whatever it is
     kept.reverse()
     return kept, dropped
 
@@ -250,10 +254,11 @@ def _sample(numbers: list[bytes]) -> tuple[float, float | None] | None:
 
 
 def _end_of_lines(fd: int) -> int:
-    """The offset behind the last newline."""
+    """The offset behind the last newline; 0 where there is none, or none in the last MAX_BYTES."""
     end = os.fstat(fd).st_size
-    while end > 0:
-        start = max(0, end - 4096)
+    first = max(0, end - MAX_BYTES)
+    while end > first:
+        start = max(first, end - 4096)
         newline = os.pread(fd, end - start, start).rfind(b"\n")
         if newline >= 0:
             return start + newline + 1

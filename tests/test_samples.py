@@ -369,3 +369,33 @@ def test_what_a_killed_writer_left_is_never_taken_for_a_sample(times: str, cut: 
     samples.append(times, *EU, 0.3, 3)
     found = samples.read(times, 30)
     assert (found.series, found.garbage) == ({EU: [(0.3, 3.0), (0.2, 2.0)]}, 1)
+
+
+@pytest.mark.parametrize("numbers", ["0.1 5", "nan 5"])
+def test_any_number_of_made_up_servers_hides_no_server_known_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbers: str
+) -> None:
+    monkeypatch.setattr(samples, "MAX_SERVERS", 10)
+    path = tmp_path / "times.txt"
+    flood = "".join(f"upstream s{i} {numbers}\n" for i in range(20))
+    path.write_text(lines_of(1, 2) + flood + lines_of(3))
+    assert samples.read(str(path), 30).series[EU] == [(0.3, 3.0), (0.2, 2.0), (0.1, 1.0)]
+    samples.trim(str(path), 30)
+    assert samples.read(str(path), 30).series[EU] == [(0.3, 3.0), (0.2, 2.0), (0.1, 1.0)]
+    assert len(path.read_text().splitlines()) == (12 if "nan" not in numbers else 3)
+
+
+def test_lines_that_are_no_samples_take_no_servers_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples, "MAX_SERVERS", 10)
+    found = read_text(tmp_path, lines_of(1) + "".join(f"upstream s{i} nan 5\n" for i in range(20)))
+    assert (found.series, found.garbage) == ({EU: [(0.1, 1.0)]}, 20)
+
+
+def test_only_the_end_of_a_huge_file_is_read_and_a_trim_makes_it_small(times: str) -> None:
+    Path(times).write_text(lines_of(1))
+    os.truncate(times, 1 << 40)  # a hole: it takes no space, but would take minutes to read
+    assert samples.read(times, 30).series == {}
+    samples.append(times, *EU, 0.2, 2)
+    assert samples.read(times, 30).series == {EU: [(0.2, 2.0)]}
+    samples.trim(times, 30)
+    assert Path(times).read_text() == lines_of(2)
