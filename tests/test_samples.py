@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
+import socket
 import stat
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +21,7 @@ from hypothesis import strategies as st
 from multicloud import samples
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     Change = Callable[[str], None]
@@ -399,3 +403,199 @@ def test_only_the_end_of_a_huge_file_is_read_and_a_trim_makes_it_small(times: st
     assert samples.read(times, 30).series == {EU: [(0.2, 2.0)]}
     samples.trim(times, 30)
     assert Path(times).read_text() == lines_of(2)
+
+
+NOBODY = 65534
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount, and be another user")
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A directory on a disk of 64 kB that has no room left but a few lines' in the file `times.txt`."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"cannot mount: {mounted.stderr.decode().strip()}")
+    try:
+        path = disk / "times.txt"
+        path.write_text(lines_of(*range(1, 90)))
+        filler = os.open(disk / "filler", os.O_WRONLY | os.O_CREAT)
+        with contextlib.suppress(OSError):
+            while True:
+                os.write(filler, b"x" * 4096)
+        os.close(filler)
+        yield disk
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@needs_root
+def test_on_a_full_disk_what_fits_is_whole_and_the_rest_is_refused(full_disk: Path) -> None:
+    path = full_disk / "times.txt"
+    value, refusal = 90, ""
+    while not refusal:
+        try:
+            samples.append(str(path), *EU, value / 10, value)
+            value += 1
+        except samples.SampleFileError as error:
+            refusal = str(error)
+    assert refusal == f"{path}: no space left on device"
+    assert path.read_text() == lines_of(*range(1, value))
+    with pytest.raises(samples.SampleFileError, match="no space left on device"):
+        samples.trim(str(path), 85)
+    assert path.read_text() == lines_of(*range(1, value))
+    assert sorted(os.listdir(full_disk)) == ["filler", "times.txt"]
+    (full_disk / "filler").unlink()
+    samples.append(str(path), *EU, value / 10, value)
+    samples.trim(str(path), 2)
+    assert path.read_text() == lines_of(value - 1, value)
+
+
+def as_nobody(use: Callable[[], object]) -> str:
+    """What `use` returns as a user without any rights, or its SampleFileError, as text."""
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+            os.write(theirs, str(use()).encode())
+        except samples.SampleFileError as error:
+            os.write(theirs, f"refused: {error}".encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(theirs)
+    with os.fdopen(ours) as answer:
+        return answer.read()
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A directory like /tmp."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o1777)
+        yield Path(name)
+
+
+@needs_root
+def test_a_file_of_somebody_else_is_read_but_neither_written_nor_trimmed(shared: Path) -> None:
+    path = shared / "times.txt"
+    path.write_text(lines_of(1, 2, 3))
+    path.chmod(0o644)
+    assert as_nobody(lambda: samples.append(str(path), *EU, 0.4, 4)) == f"refused: {path}: permission denied"
+    assert as_nobody(lambda: samples.read(str(path), 30).lines) == "3"
+    assert as_nobody(lambda: samples.trim(str(path), 1)) == "0"
+    path.chmod(0o600)
+    assert as_nobody(lambda: samples.read(str(path), 30)) == f"refused: {path}: permission denied"
+    assert path.read_text() == lines_of(1, 2, 3)
+    assert os.listdir(shared) == ["times.txt"]
+
+
+@needs_root
+def test_a_file_that_all_may_write_is_appended_to_by_all_and_trimmed_by_its_owner(shared: Path) -> None:
+    path = shared / "times.txt"
+    path.write_text(lines_of(1, 2, 3))
+    path.chmod(0o666)
+    assert as_nobody(lambda: samples.append(str(path), *EU, 0.4, 4)) == "None"
+    assert as_nobody(lambda: samples.trim(str(path), 1)) == "0"
+    assert samples.trim(str(path), 1) == 3
+    assert path.read_text() == lines_of(4)
+
+
+@needs_root
+@pytest.mark.parametrize("text", ["", "somebody else's"])
+def test_a_file_planted_where_a_trim_writes_is_refused_and_left_alone(shared: Path, text: str) -> None:
+    path, planted = shared / "times.txt", shared / "times.txt.trim"
+    path.write_text(lines_of(1, 2, 3))
+    planted.write_text(text)
+    os.chown(planted, NOBODY, NOBODY)
+    planted.chmod(0o666)
+    with pytest.raises(samples.SampleFileError, match=r"times\.txt\.trim: belongs to somebody else; remove it"):
+        samples.trim(str(path), 1)
+    assert (path.read_text(), planted.read_text()) == (lines_of(1, 2, 3), text)
+
+
+def make_hard_link(path: Path) -> None:
+    (path.parent / "elsewhere").write_text("")
+    path.hardlink_to(path.parent / "elsewhere")
+
+
+def make_device_link(path: Path) -> None:
+    path.symlink_to("/dev/full")
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (make_link, "a symbolic link, which is not followed"),
+        (make_device_link, "a symbolic link, which is not followed"),
+        (make_hard_link, "a hard link, perhaps to somebody else's file"),
+        (Path.mkdir, "is a directory"),
+        (os.mkfifo, "not a regular file"),
+        (lambda path: socket.socket(socket.AF_UNIX).bind(str(path)), "no such device or address"),
+    ],
+)
+def test_a_check_tells_the_truth_and_warns_where_nothing_can_be_recorded(
+    tmp_path: Path, make: Callable[[Path], None], reason: str
+) -> None:
+    path = tmp_path / "times.txt"
+    make(path)
+    before = {each.name: each.lstat().st_mtime_ns for each in tmp_path.iterdir()}
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        result = check(server.getsockname()[1], path)
+    assert (result.returncode, result.stdout) == (0, "")
+    assert result.stderr == f"warning: not recorded: {path}: {reason}\n"
+    assert {each.name: each.lstat().st_mtime_ns for each in tmp_path.iterdir()} == before
+
+
+@needs_root
+def test_a_check_on_a_full_disk_tells_the_truth_and_warns(full_disk: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        result = check(server.getsockname()[1], full_disk / "other.txt")
+    assert result.returncode == 0
+    assert result.stderr == f"warning: not recorded: {full_disk}/other.txt: no space left on device\n"
+
+
+def check(port: int, path: Path) -> subprocess.CompletedProcess[str]:
+    """Run the installed command as HAProxy does."""
+    return subprocess.run(
+        [Path(sys.executable).with_name("multicloud-check"), "NOT_USED", "NOT_USED", "127.0.0.1", str(port)],
+        env={
+            "HAPROXY_PROXY_NAME": "upstream",
+            "HAPROXY_SERVER_NAME": "eu.example.com",
+            "MULTICLOUD_SCHEME": "tcp",
+            "MULTICLOUD_TIMES": str(path),
+        },
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+HOG = """
+import sys
+from multicloud import samples
+found = samples.read(sys.argv[1], 30)
+samples.trim(sys.argv[1], samples.KEEP)
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(len(found.series), peak.split()[1])
+"""
+
+
+def test_a_hundred_megabytes_of_made_up_servers_take_bounded_memory(times: str) -> None:
+    with open(times, "wb") as file:
+        file.truncate(40_000_000)
+        file.seek(40_000_000)
+        for start in range(0, 2_000_000, 100_000):
+            file.write(b"".join(b"upstream s%d 0.1 5\n" % number for number in range(start, start + 100_000)))
+        file.write(b"x" * 20_000_000 + b"\n")
+        file.write(lines_of(1).encode())
+    assert os.path.getsize(times) > 100_000_000
+    result = subprocess.run([sys.executable, "-c", HOG, times], capture_output=True, text=True, check=True)
+    servers, kilobytes = map(int, result.stdout.split())
+    assert servers == samples.MAX_SERVERS
+    assert kilobytes < 300_000
+    assert len(Path(times).read_text().splitlines()) == samples.MAX_SERVERS
