@@ -56,10 +56,10 @@ class RuntimeAPI:
         """The answer to one command, without the blank lines around it. Raises RuntimeAPIError."""
         answer = b""
         try:
-            self._socket.settimeout(max(0.001, self._deadline - monotonic()))
+            self._socket.settimeout(self._time_left())
             self._socket.sendall(command.encode() + b"\n")
             while not answer.endswith(PROMPT):
-                self._socket.settimeout(max(0.001, self._deadline - monotonic()))
+                self._socket.settimeout(self._time_left())
                 received = self._socket.recv(1 << 16)
                 if not received:
                     raise RuntimeAPIError(f"{self.address}: HAProxy closed the connection at {command!r}")
@@ -71,17 +71,19 @@ class RuntimeAPI:
     def servers(self) -> list[Server]:
         """All servers of all backends, in the order of the configuration. Raises RuntimeAPIError."""
         answer = self.ask("show servers state")
-        version, _, table = answer.partition("\n")
-        header, _, rows = table.partition("\n")
-        names = header.removeprefix("# ").split(" ")
-        if version != "1" or not set(COLUMNS) <= set(names):
-            raise RuntimeAPIError(f"{self.address}: no server states in the answer {answer[:100]!r}")
-        columns = [names.index(name) for name in COLUMNS]
         servers = []
-        for row in rows.splitlines():
-            fields = row.split(" ")
-            backend, name, op_state, admin_state, weight = (fields[column] for column in columns)
-            servers.append(Server(backend, name, _state(int(op_state), int(admin_state)), int(weight)))
+        try:
+            version, header, *rows = answer.splitlines()
+            if version != "1":
+                raise ValueError
+            names = header.removeprefix("# ").split(" ")
+            columns = [names.index(name) for name in COLUMNS]
+            for row in rows:
+                fields = row.split(" ")
+                backend, name, op_state, admin_state, weight = (fields[column] for column in columns)
+                servers.append(Server(backend, name, _state(int(op_state), int(admin_state)), int(weight)))
+        except (ValueError, IndexError):
+            raise RuntimeAPIError(f"{self.address}: no server states in the answer {answer[:100]!r}") from None
         return servers
 
     def set_weights(self, changes: Iterable[tuple[Server, int]]) -> None:
@@ -91,10 +93,17 @@ class RuntimeAPI:
             command = set_weight(server, weight)
             answer = self.ask(command)
             if answer:
-                refusals.append(f"{self.address}: {command!r} was refused: {answer}")
+                refusals.append(f"{self.address}: {command!r} was refused: {' '.join(answer.split())}")
         if refusals:
             more = f" (and {len(refusals) - 1} more refusals)" if len(refusals) > 1 else ""
             raise RuntimeAPIError(refusals[0] + more)
+
+    def _time_left(self) -> float:
+        """Seconds; what never stops talking is stopped here. Raises TimeoutError."""
+        left = self._deadline - monotonic()
+        if left <= 0:
+            raise TimeoutError
+        return left
 
     def _broken(self, error: OSError) -> RuntimeAPIError:
         reason = "no answer in time" if isinstance(error, TimeoutError) else (error.strerror or str(error)).lower()

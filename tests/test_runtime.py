@@ -1,0 +1,243 @@
+"""HAProxy's Runtime API: what a real HAProxy answers, and what goes wrong on the way, each in one clear line."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from multicloud import ranking, runtime
+from tests.edge import free_ports, wait_until
+from tests.haproxy import haproxy, listening, recording, tell, weights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+UPSTREAM = """
+backend upstream
+    balance roundrobin
+    server eu 127.0.0.1:1 weight 1
+    server us 127.0.0.1:1 weight 2
+"""
+
+LONG = "a-very-long-name." * 20 + "example.com"
+
+
+@pytest.fixture(scope="module")
+def router() -> Iterator[str]:
+    with haproxy(UPSTREAM) as address:
+        yield address
+
+
+def servers(address: str) -> list[tuple[str, str, str, int]]:
+    with runtime.RuntimeAPI(address) as api:
+        return [(server.backend, server.name, server.state, server.weight) for server in api.servers()]
+
+
+def set_weights(address: str, changes: dict[str, int], backend: str = "upstream") -> None:
+    with runtime.RuntimeAPI(address) as api:
+        api.set_weights([(ranking.Server(backend, name, "UP", 1), weight) for name, weight in changes.items()])
+
+
+def test_servers_come_with_state_and_weight_in_the_order_of_the_configuration() -> None:
+    (port,) = free_ports(1)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as serving,
+        haproxy(
+            f"""
+backend zzz
+    server up 127.0.0.1:{serving.getsockname()[1]} check inter 50ms weight 7
+    server down 127.0.0.1:{port} check inter 50ms fall 1 weight 3
+    server maint 127.0.0.1:1 disabled
+    server unresolved no-such-name.invalid:1 resolvers none init-addr none
+    server unchecked 127.0.0.1:1 weight 0
+    server tracking 127.0.0.1:1 track zzz/down
+    server backup 127.0.0.1:1 backup
+    server-template node 2 127.0.0.1:1
+resolvers none
+    nameserver none 127.0.0.1:{port}
+backend 1:2
+    server 3:4 127.0.0.1:1 weight 256
+backend empty
+    balance roundrobin
+backend {LONG}
+    server {LONG} 127.0.0.1:1
+"""
+        ) as address,
+    ):
+        wait_until(lambda: servers(address)[1][2] == "DOWN", 10, "the server is DOWN")
+        tell(address, "set server zzz/node2 state drain")
+        assert servers(address) == [
+            ("zzz", "up", "UP", 7),
+            ("zzz", "down", "DOWN", 3),
+            ("zzz", "maint", "MAINT", 1),
+            ("zzz", "unresolved", "MAINT", 1),
+            ("zzz", "unchecked", "UP", 0),
+            ("zzz", "tracking", "DOWN", 1),
+            ("zzz", "backup", "UP", 1),
+            ("zzz", "node1", "UP", 1),
+            ("zzz", "node2", "DRAIN", 1),
+            ("1:2", "3:4", "UP", 256),
+            (LONG, LONG, "UP", 1),
+        ]
+        set_weights(address, {"3:4": 5}, "1:2")
+        set_weights(address, {LONG: 6}, LONG)
+        assert (weights(address, "1:2"), weights(address, LONG)) == ({"3:4": 5}, {LONG: 6})
+
+
+def test_a_haproxy_without_servers_has_none() -> None:
+    with haproxy("") as address:
+        assert servers(address) == []
+
+
+def test_weights_are_set(router: str) -> None:
+    set_weights(router, {"eu": 256, "us": 0})
+    assert weights(router) == {"eu": 256, "us": 0}
+
+
+def test_a_refused_weight_is_an_error_and_the_others_are_set(router: str) -> None:
+    with pytest.raises(runtime.RuntimeAPIError) as caught:
+        set_weights(router, {"no1": 1, "eu": 3, "no2": 1, "us": 4})
+    assert str(caught.value) == (
+        f"{router}: 'set server upstream/no1 weight 1' was refused: No such server. (and 1 more refusals)"
+    )
+    assert weights(router) == {"eu": 3, "us": 4}
+
+
+def test_each_command_has_a_line_of_its_own_and_all_share_a_connection() -> None:
+    names = [f"s{number}.example.com" for number in range(1000)]
+    lines = "".join(f"    server {name} 127.0.0.1:1 weight 1\n" for name in names)
+    with haproxy(f"backend upstream\n{lines}") as address:
+        with recording(address) as recorded:
+            set_weights(recorded.path, {name: number % 257 for number, name in enumerate(names)})
+        assert recorded.connections == 1
+        assert len(recorded.sent) == 1000
+        assert weights(address) == {name: number % 257 for number, name in enumerate(names)}
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "::1"])
+def test_the_runtime_api_can_be_a_host_and_a_port(host: str) -> None:
+    (port,) = free_ports(1)
+    try:
+        socket.create_server(("::1", port), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("no IPv6 on this machine")
+    extra = f"stats socket 127.0.0.1:{port} level admin\n    stats socket [::1]:{port} level admin"
+    with haproxy(UPSTREAM, extra=extra):
+        set_weights(f"{host}:{port}", {"eu": 9})
+        assert weights(f"{host}:{port}") == {"eu": 9, "us": 2}
+
+
+def fail(use: Callable[[], object]) -> str:
+    """What RuntimeAPIError says: always a single line."""
+    with pytest.raises(runtime.RuntimeAPIError) as caught:
+        use()
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def test_a_socket_that_is_missing_or_that_nobody_listens_at_is_an_error(tmp_path: Path) -> None:
+    path = str(tmp_path / "haproxy.sock")
+    asks = "is it the `stats socket` of a running HAProxy?"
+    assert fail(lambda: servers(path)) == f"{path}: no such file or directory; {asks}"
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(path)
+    assert fail(lambda: servers(path)) == f"{path}: connection refused; {asks}"
+    (port,) = free_ports(1)
+    assert fail(lambda: servers(f"127.0.0.1:{port}")) == f"127.0.0.1:{port}: connection refused; {asks}"
+    too_long = "/" + "x" * 200
+    assert fail(lambda: servers(too_long)) == f"{too_long}: af_unix path too long; {asks}"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_a_socket_of_another_user_is_an_error(router: str) -> None:
+    os.chmod(os.path.dirname(router), 0o755)
+    os.seteuid(65534)
+    try:
+        message = fail(lambda: servers(router))
+    finally:
+        os.seteuid(0)
+    assert message == f"{router}: permission denied; is it the `stats socket` of a running HAProxy?"
+
+
+@pytest.mark.parametrize(
+    ("level", "balance", "message"),
+    [
+        ("user", "roundrobin", "'set server upstream/eu weight 5' was refused: Permission denied"),
+        ("operator", "roundrobin", "'set server upstream/eu weight 5' was refused: Permission denied"),
+        (
+            "admin",
+            "source",
+            "'set server upstream/eu weight 5' was refused: "
+            "Backend is using a static LB algorithm and only accepts weights '0%' and '100%'.",
+        ),
+    ],
+)
+def test_what_haproxy_does_not_allow_is_an_error(level: str, balance: str, message: str) -> None:
+    with haproxy(UPSTREAM.replace("roundrobin", balance), level=level) as address:
+        assert fail(lambda: set_weights(address, {"eu": 5})) == f"{address}: {message}"
+
+
+PROMPT = b"\n> "
+HEADER = b"1\n# be_name srv_name srv_op_state srv_admin_state srv_uweight\n"
+
+
+def script(*answers: bytes) -> Callable[[socket.socket], None]:
+    """Answer each thing that is said with the next of these; then close."""
+
+    def answer(connection: socket.socket) -> None:
+        for each in answers:
+            connection.recv(1 << 16)
+            connection.sendall(each)
+
+    return answer
+
+
+def say_nothing(connection: socket.socket) -> None:
+    while connection.recv(1 << 16):
+        pass
+
+
+def say_nothing_of_use(connection: socket.socket) -> None:
+    while True:
+        connection.sendall(b"x")
+        time.sleep(0.05)
+
+
+def never_stop(connection: socket.socket) -> None:
+    while True:
+        connection.sendall(b"\n> x" * 1000)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (say_nothing, "no answer in time"),
+        (say_nothing_of_use, "no answer in time"),
+        (never_stop, "no answer in time"),
+        (script(b"master> "), "HAProxy closed the connection at 'prompt'"),
+        (lambda _: None, "HAProxy closed the connection at 'prompt'|connection reset by peer|broken pipe"),
+        (script(PROMPT), "HAProxy closed the connection at 'show servers state'|connection reset by peer|broken pipe"),
+        (script(PROMPT, HEADER + b"upstream eu 2"), "HAProxy closed the connection at 'show servers state'"),
+        (script(PROMPT, PROMPT), "no server states in the answer ''"),
+        (script(PROMPT, b"2" + HEADER[1:] + PROMPT), "no server states in the answer '2"),
+        (script(PROMPT, HEADER + b"upstream eu 2 0" + PROMPT), "no server states in the answer '1"),
+        (script(PROMPT, HEADER + b"upstream eu 2 0 many" + PROMPT), "no server states in the answer '1"),
+        (script(PROMPT, bytes(range(256)) + PROMPT), "no server states in the answer '"),
+        (script(b"HTTP/1.1 400 Bad request\r\n\r\n"), "HAProxy closed the connection at 'prompt'"),
+    ],
+)
+def test_one_that_is_no_haproxy_or_a_dying_one_is_an_error(
+    answer: Callable[[socket.socket], None], message: str
+) -> None:
+    def use(path: str) -> None:
+        with runtime.RuntimeAPI(path, timeout=0.5) as api:
+            api.servers()
+
+    with listening(answer) as path, pytest.raises(runtime.RuntimeAPIError, match=message) as caught:
+        use(path)
+    assert len(str(caught.value).splitlines()) == 1
