@@ -57,29 +57,31 @@ def reweigh(values: settings.Settings, *, dry_run: bool = False) -> Decision:
     Raises SampleFileError and RuntimeAPIError.
     """
     found = samples.read(values.times, values.window)
-    if not dry_run:
-        keep_short(values, found)
-    with runtime.RuntimeAPI(values.socket) as api:
-        servers = api.servers()
-        known = {server.key for server in servers}
-        scored = scores.scores(
-            {server: newest for server, newest in found.series.items() if server in known},
-            now=time.time(),
-            percentile=values.percentile,
-            min_samples=values.min_samples,
-            window=values.window,
-            max_age=values.max_age,
-        )
-        changes = ranking.rank(
-            servers,
-            scored,
-            favorite=values.favorite,
-            backup=values.backup,
-            hysteresis=values.hysteresis,
-            tolerance=values.tolerance,
-        )
+    try:
+        with runtime.RuntimeAPI(values.socket) as api:
+            servers = api.servers()
+            known = {server.key for server in servers}
+            scored = scores.scores(
+                {server: newest for server, newest in found.series.items() if server in known},
+                now=time.time(),
+                percentile=values.percentile,
+                min_samples=values.min_samples,
+                window=values.window,
+                max_age=values.max_age,
+            )
+            changes = ranking.rank(
+                servers,
+                scored,
+                favorite=values.favorite,
+                backup=values.backup,
+                hysteresis=values.hysteresis,
+                tolerance=values.tolerance,
+            )
+            if not dry_run:
+                api.set_weights(changes)
+    finally:
         if not dry_run:
-            api.set_weights(changes)
+            keep_short(values, found)  # last, since no weight should wait for it, and also where HAProxy is away
     return Decision(found, servers, scored, changes)
 
 

@@ -50,7 +50,7 @@ def weights(address: str, backend: str = "upstream") -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def listening(answer: Callable[[socket.socket], None]) -> Iterator[str]:
+def listening(answer: Callable[[socket.socket], object]) -> Iterator[str]:
     """A UNIX socket's path where `answer` has each connection to itself, in a thread, and is done when it returns."""
     threads: list[threading.Thread] = []
 

@@ -1,0 +1,372 @@
+"""The fake backend's command, run as HAProxy runs it, against a real HAProxy."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from multicloud import demo, reweigh, samples, settings
+from tests.edge import edge, free_ports, wait_until
+from tests.haproxy import haproxy, listening, recording, tell, weights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+COMMAND = Path(sys.executable).with_name("multicloud-reweigh")
+
+BACKENDS = """
+backend upstream
+    balance roundrobin
+    server eu 127.0.0.1:1 weight 1
+    server us 127.0.0.1:1 weight 1
+    server ap 127.0.0.1:1 weight 1
+backend other
+    balance roundrobin
+    server eu 127.0.0.1:1 weight 3
+    server us 127.0.0.1:1 weight 4
+"""
+
+FAST_EU = "upstream us 0.2\nupstream eu 0.1\nupstream ap 0.3\n"
+EU_IS_FAVORITE = {"eu": 256, "us": 1, "ap": 0}
+
+
+@pytest.fixture
+def router() -> Iterator[str]:
+    with haproxy(BACKENDS) as address:
+        yield address
+
+
+@pytest.fixture
+def times(tmp_path: Path) -> Path:
+    return tmp_path / "times.txt"
+
+
+def run(address: str, times: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run the installed command in an environment as clean as HAProxy's."""
+    environ = {"MULTICLOUD_SOCKET": address, "MULTICLOUD_TIMES": str(times), **environ}
+    return subprocess.run([COMMAND], env=environ, capture_output=True, text=True, timeout=60)
+
+
+def fails(result: subprocess.CompletedProcess[str], code: int, reason: str) -> None:
+    """The command left with this code and said why, in one line."""
+    assert (result.returncode, result.stdout) == (code, "")
+    assert result.stderr.startswith("error: ")
+    assert reason in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_line_for_each_weight_that_changed_and_then_nothing(router: str, times: Path) -> None:
+    times.write_text(FAST_EU)
+    first = run(router, times)
+    assert (first.returncode, first.stderr) == (0, "")
+    assert first.stdout.splitlines() == [
+        "upstream/eu: weight 1 -> 256",
+        "upstream/ap: weight 1 -> 0",
+    ]
+    assert weights(router) == EU_IS_FAVORITE
+    with recording(router) as recorded:
+        second = run(recorded.path, times)
+    assert (second.returncode, second.stdout, second.stderr) == (0, "", "")
+    assert (recorded.connections, recorded.sent) == (1, [])
+
+
+def test_a_backend_without_samples_is_untouched(router: str, times: Path) -> None:
+    times.write_text(FAST_EU)
+    assert run(router, times).returncode == 0
+    assert weights(router, "other") == {"eu": 3, "us": 4}
+
+
+@pytest.mark.parametrize("text", [None, "", "garbage\n", "upstream nobody 0.1\n", "nowhere eu 0.1\n"])
+def test_there_is_nothing_to_do_yet_without_samples_of_known_servers(
+    router: str, times: Path, text: str | None
+) -> None:
+    if text is not None:
+        times.write_text(text)
+    result = run(router, times)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert weights(router) == {"eu": 1, "us": 1, "ap": 1}
+
+
+def test_maintenance_and_drain_are_untouched_and_down_gets_nothing(times: Path) -> None:
+    (port,) = free_ports(1)
+    backends = BACKENDS.replace(
+        "backend other", f"    server down 127.0.0.1:{port} check inter 50ms fall 1\nbackend other"
+    )
+    with haproxy(backends) as address:
+        wait_until(lambda: "upstream down 127.0.0.1 0 " in states(address), 10, "the server is DOWN")
+        tell(address, "set server upstream/eu state maint", "set server upstream/us state drain")
+        times.write_text(FAST_EU + "upstream down 0.001\n")
+        assert run(address, times).returncode == 0
+        assert weights(address) == {"eu": 1, "us": 1, "ap": 256, "down": 0}
+        tell(address, "set server upstream/eu state ready", "set server upstream/us state ready")
+        assert run(address, times).returncode == 0
+        assert weights(address) == {"eu": 256, "us": 1, "ap": 0, "down": 0}
+
+
+def states(address: str) -> str:
+    """HAProxy's table, of each row what follows the numbers of backend and server."""
+    rows = [row.split(" ") for row in tell(address, "show servers state")[0].splitlines()[2:]]
+    return "\n".join(" ".join((row[1], *row[3:6])) + " " for row in rows)
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_closed_standard_streams_do_not_matter(router: str, times: Path, closed: str) -> None:
+    times.write_text(FAST_EU)
+    environ = {"MULTICLOUD_SOCKET": router, "MULTICLOUD_TIMES": str(times)}
+    assert subprocess.run(["/bin/sh", "-c", f'exec "{COMMAND}" {closed}'], env=environ, timeout=60).returncode == 0
+    assert weights(router) == EU_IS_FAVORITE
+    assert times.read_text() == FAST_EU
+
+
+def test_settings_and_a_sample_file_that_cannot_be_read_are_exit_code_2(router: str, times: Path) -> None:
+    fails(run(router, times, MULTICLOUD_WINDOW="many"), 2, "MULTICLOUD_WINDOW: cannot read 'many'")
+    times.mkdir()
+    fails(run(router, times), 2, f"{times}: not a regular file")
+    assert weights(router) == {"eu": 1, "us": 1, "ap": 1}
+
+
+def say_nothing(connection: socket.socket) -> None:
+    while connection.recv(1 << 16):
+        pass
+
+
+def never_stop(connection: socket.socket) -> None:
+    while True:
+        connection.sendall(b"x" * 1000)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (say_nothing, "no answer in time"),
+        (never_stop, "no answer in time"),
+        (lambda connection: connection.recv(100), "HAProxy closed the connection at 'prompt'"),
+    ],
+)
+def test_a_haproxy_that_does_not_answer_is_exit_code_1(
+    times: Path, answer: Callable[[socket.socket], object], reason: str
+) -> None:
+    with listening(answer) as path:
+        fails(run(path, times), 1, reason)
+
+
+def test_a_haproxy_that_is_not_there_or_refuses_is_exit_code_1(times: Path) -> None:
+    times.write_text(FAST_EU)
+    fails(run(str(times.parent / "no.sock"), times), 1, "no such file or directory")
+    with haproxy(BACKENDS, level="operator") as address:
+        fails(run(address, times), 1, "'set server upstream/eu weight 256' was refused: Permission denied")
+    with haproxy(BACKENDS.replace("roundrobin", "source")) as address:
+        fails(run(address, times), 1, "Backend is using a static LB algorithm")
+
+
+def test_a_server_removed_between_reading_and_writing_is_refused_and_the_others_get_their_weights(
+    router: str, times: Path
+) -> None:
+    times.write_text(FAST_EU)
+
+    def remove(command: str) -> None:
+        if command == "set server upstream/eu weight 256":
+            tell(router, "set server upstream/eu state maint", "del server upstream/eu")
+
+    with recording(router, before=remove) as recorded:
+        fails(run(recorded.path, times), 1, "'set server upstream/eu weight 256' was refused: No such server.")
+    assert weights(router) == {"us": 1, "ap": 0}
+    assert run(router, times).returncode == 0
+    assert weights(router) == {"us": 256, "ap": 1}
+
+
+def test_a_reload_in_the_middle_is_made_good_by_the_next_reweigh(router: str, times: Path) -> None:
+    times.write_text(FAST_EU)
+    new: list[subprocess.Popen[bytes]] = []
+
+    def pid() -> str:
+        info = tell(router, "show info")[0].splitlines()
+        return next(line.split()[1] for line in info if line.startswith("Pid:"))
+
+    def reload(command: str) -> None:
+        if command.startswith("set server") and not new:
+            old = pid()
+            configuration = Path(router).with_name("haproxy.cfg")
+            new.append(
+                subprocess.Popen(
+                    [demo.haproxy_binary(), "-f", str(configuration), "-sf", old],
+                    env={**os.environ, "MULTICLOUD_SOCKET": router},
+                )
+            )
+            wait_until(lambda: pid() == str(new[0].pid), 10, "the new process answers")
+
+    try:
+        with recording(router, before=reload) as recorded:
+            assert run(recorded.path, times).returncode in (0, 1)  # as the old process lets it finish or not
+        assert len(new) == 1
+        assert weights(router) == {"eu": 1, "us": 1, "ap": 1}
+        assert run(router, times).returncode == 0
+        assert weights(router) == EU_IS_FAVORITE
+    finally:
+        for process in new:
+            process.terminate()
+            process.wait()
+
+
+def test_a_worker_under_a_master_is_like_any_other(times: Path) -> None:
+    times.write_text(FAST_EU)
+    with haproxy(BACKENDS, extra="master-worker") as address:
+        assert run(address, times).returncode == 0
+        assert weights(address) == EU_IS_FAVORITE
+
+
+def test_two_at_once_end_with_the_same_weights(router: str, times: Path) -> None:
+    times.write_text(FAST_EU)
+    environ = {"MULTICLOUD_SOCKET": router, "MULTICLOUD_TIMES": str(times)}
+    both = [subprocess.Popen([COMMAND], env=environ, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait(timeout=60) for process in both] == [0, 0]
+    assert weights(router) == EU_IS_FAVORITE
+
+
+def test_a_thousand_servers_get_their_weights_over_one_connection(times: Path) -> None:
+    names = [f"s{number}.example.com" for number in range(1000)]
+    times.write_text("".join(f"upstream {name} 0.{number + 1:06}\n" for number, name in enumerate(names)))
+    lines = "".join(f"    server {name} 127.0.0.1:1 weight 2\n" for name in names)
+    with haproxy(f"backend upstream\n{lines}") as address:
+        with recording(address) as recorded:
+            result = run(recorded.path, times)
+        assert (result.returncode, len(result.stdout.splitlines())) == (0, 1000)
+        assert (recorded.connections, len(recorded.sent)) == (1, 1000)
+        assert weights(address) == {name: [256, 1, 0][min(number, 2)] for number, name in enumerate(names)}
+
+
+def test_the_file_is_trimmed_even_while_haproxy_is_away(times: Path) -> None:
+    times.write_text("upstream eu 0.1\n" * 1000)
+    fails(run(str(times.parent / "no.sock"), times), 1, "no such file or directory")
+    assert times.read_text() == "upstream eu 0.1\n" * samples.KEEP
+
+
+def test_weights_do_not_wait_for_the_trim(router: str, times: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times.write_text(FAST_EU * 1000)
+    seen: list[dict[str, int]] = []
+    monkeypatch.setattr(samples, "trim", lambda *_: seen.append(weights(router)))
+    reweigh.reweigh(values(router, times))
+    assert seen == [EU_IS_FAVORITE]
+
+
+def values(address: str, times: Path) -> settings.Settings:
+    return settings.read({"MULTICLOUD_SOCKET": address, "MULTICLOUD_TIMES": str(times)}, settings.REWEIGH)
+
+
+HOSTILE = [
+    b"upstream eu;id 0.001",
+    b"upstream $(id) 0.001",
+    b"upstream eu/../us 0.001",
+    b"upstream #1 0.001",
+    b"upstream eu\r 0.001 \r",
+    b"upstream nobody 0.001",
+    b"nowhere eu 0.001",
+    b"upstream us nan",
+    b"upstream us -1",
+    b"upstream us 1e-400",
+    b"upstream us 1e400 5",
+    b"upstream us \xd9\xa3",
+    b"upstream us",
+    b"upstream us 0.001 -5",
+    b"up\0stream us 0.001",
+    b"\x7fELF\x02\x01\x01\0\0\0",
+    b"x" * 10_000_000,
+]
+
+
+def test_hostile_lines_send_nothing_and_the_valid_ones_count(router: str, times: Path) -> None:
+    times.write_bytes(FAST_EU.encode() + b"\n".join(HOSTILE) + b"\n" + FAST_EU.encode())
+    with recording(router) as recorded:
+        result = run(recorded.path, times)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert recorded.sent == ["set server upstream/eu weight 256", "set server upstream/ap weight 0"]
+
+
+@pytest.fixture(scope="module")
+def recorded_router() -> Iterator[tuple[str, list[str]]]:
+    with haproxy(BACKENDS) as address, recording(address) as recorded:
+        yield recorded.path, recorded.commands
+
+
+fields = st.one_of(
+    st.binary(max_size=8),
+    st.sampled_from(
+        [b"upstream", b"other", b"eu", b"us", b"#1", b"eu;id", b"0.1", b"nan", b"1e400", b"-1", b"99999999999999"]
+    ),
+)
+hostile_line = st.lists(fields, max_size=5).map(b" ".join)
+
+
+@given(st.lists(hostile_line, max_size=20).map(b"\n".join))
+@hypothesis_settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_content_sends_a_command_for_a_server_that_haproxy_did_not_list(
+    recorded_router: tuple[str, list[str]], data: bytes
+) -> None:
+    address, commands = recorded_router
+    with tempfile.TemporaryDirectory() as name:
+        times = Path(name, "times.txt")
+        times.write_bytes(data + b"\n" + FAST_EU.encode())
+        decision = reweigh.reweigh(values(address, times))
+    assert {("upstream", "eu"), ("upstream", "us"), ("upstream", "ap")} <= decision.scores.keys()
+    listed = [f"set server {server.backend}/{server.name} weight " for server in decision.servers]
+    for command in commands:
+        assert command in ("prompt", "show servers state") or (
+            command.startswith(tuple(listed)) and command.rsplit(" ", 1)[1] in ("0", "1", "256")
+        )
+
+
+@pytest.fixture
+def protected_regular() -> Iterator[None]:
+    """The kernel's rule, which distributions set: nobody, not even root, opens another user's file with O_CREAT."""
+    switch = Path("/proc/sys/fs/protected_regular")
+    before = switch.read_text() if switch.exists() else ""
+    if before.strip() in ("1", "2"):
+        yield
+        return
+    try:
+        switch.write_text("1")
+    except OSError as error:
+        pytest.skip(f"fs.protected_regular is off and cannot be set: {error}")
+    try:
+        yield
+    finally:
+        switch.write_text(before)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to somebody else")
+@pytest.mark.usefixtures("protected_regular")
+def test_root_can_reweigh_with_the_file_of_another_user_in_a_sticky_directory(router: str) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o1777)
+        times = Path(name, "times.txt")
+        times.write_text(FAST_EU * 300)
+        os.chown(times, 65534, 65534)
+        with pytest.raises(PermissionError):
+            os.open(times, os.O_RDWR | os.O_CREAT)  # the rule is at work
+        result = run(router, times)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert times.read_text() == FAST_EU * samples.KEEP
+        assert (times.stat().st_uid, times.stat().st_gid) == (65534, 65534)
+        samples.append(str(times), "upstream", "eu", 0.1, time.time())
+        assert os.listdir(name) == ["times.txt"]
+
+
+def test_a_broken_loop_is_visible_in_haproxy() -> None:
+    def break_it(configuration: str) -> str:
+        return configuration.replace("level admin", "level operator")
+
+    with edge({"a.demo": 0.0, "b.demo": 0.05}, configure=break_it) as running:
+        wait_until(lambda: running.states("reweigh") == {"multicloud-reweigh": "DOWN"}, 30, "the fake server is DOWN")
+        wait_until(lambda: "was refused: Permission denied" in running.log(), 10, "the log says why")
+        assert running.get()[0] == 200
