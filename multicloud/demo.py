@@ -230,6 +230,7 @@ class Router:
         self._start("-x", self.settings["MULTICLOUD_SOCKET"], "-sf", str(self._processes[-1].pid))
 
     def _start(self, *options: str) -> None:
+        before = self._pid()
         with self._log.open("ab") as log:
             # In a group of its own, so that Ctrl-C is ours alone, and the checks can be found at the end.
             process = subprocess.Popen(
@@ -242,19 +243,20 @@ class Router:
             )
         self._processes.append(process)
         deadline = time.monotonic() + 10
-        while not self._is_served_by(process):
+        while self._pid() in ("", before):
             if process.poll() is not None or time.monotonic() > deadline:
                 self.__exit__()
                 alerts = [line for line in self._log.read_text().splitlines() if "[ALERT]" in line]
                 raise DemoError(f"HAProxy did not start: {alerts[0] if alerts else 'it gave no reason'}")
             time.sleep(0.02)
 
-    def _is_served_by(self, process: subprocess.Popen[bytes]) -> bool:
+    def _pid(self) -> str:
+        """The process that answers at the Runtime API; "" where none does."""
         try:
             with runtime.RuntimeAPI(self.settings["MULTICLOUD_SOCKET"]) as api:
-                return f"\nPid: {process.pid}\n" in api.ask("show info")
+                return api.ask("show info").partition("\nPid: ")[2].partition("\n")[0]
         except runtime.RuntimeAPIError:
-            return False
+            return ""
 
 
 def configuration(regions: Regions) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 from multicloud import samples, scores
@@ -9,6 +10,7 @@ from multicloud import samples, scores
 
 def main() -> None:
     """Print a line for each server."""
+    gc.disable()  # as multicloud-reweigh does
     newest = int(sys.argv[2]) if len(sys.argv) > 2 else 30
     found = samples.read(sys.argv[1], newest)
     for (backend, server), seconds in scores.scores(found.series, now=0.0, window=newest).items():
