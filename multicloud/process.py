@@ -8,7 +8,7 @@ import sys
 TYPE_CHECKING = False  # `typing` costs a check more than this whole module does
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import NoReturn
+    from typing import NoReturn, TextIO
 
 
 def run(main: Callable[[], int]) -> NoReturn:
@@ -34,10 +34,19 @@ def run(main: Callable[[], int]) -> NoReturn:
 
 
 def tell(line: str) -> None:
-    """Write a line to standard error, which may be a file on a full disk or a pipe that nobody reads any more."""
+    """Write a line to standard error. That nobody can read it changes no exit code."""
+    _write(line, sys.stderr)
+
+
+def say(line: str) -> None:
+    """Write a line to standard output. That nobody can read it changes no exit code."""
+    _write(line, sys.stdout)
+
+
+def _write(line: str, stream: TextIO) -> None:
     try:
-        print(line, file=sys.stderr)
-    except OSError:  # the exit code is all that is left to say it
+        print(line, file=stream)
+    except OSError:  # a file on a full disk, or a pipe whose reader has gone
         return
 
 

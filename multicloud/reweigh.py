@@ -7,10 +7,9 @@ nothing to do yet; 1 HAProxy cannot be reached or refused a command; 2 settings 
 from __future__ import annotations
 
 import os
-import sys
 import time
 
-from multicloud import ranking, runtime, samples, scores, settings
+from multicloud import process, ranking, runtime, samples, scores, settings
 
 
 class Decision:
@@ -41,13 +40,13 @@ def main() -> int:
         values = settings.read(os.environ, settings.REWEIGH)
         decision = reweigh(values)
     except (settings.SettingError, samples.SampleFileError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        process.tell(f"error: {error}")
         return 2
     except runtime.RuntimeAPIError as error:
-        print(f"error: {error}", file=sys.stderr)
+        process.tell(f"error: {error}")
         return 1
     for line in report(decision):
-        print(line)
+        process.say(line)
     return 0
 
 
@@ -92,7 +91,7 @@ def keep_short(values: settings.Settings, found: samples.Samples) -> None:
         try:
             samples.trim(values.times, keep)
         except samples.SampleFileError as error:
-            print(f"warning: not trimmed: {error}", file=sys.stderr)
+            process.tell(f"warning: not trimmed: {error}")
 
 
 def report(decision: Decision) -> list[str]:

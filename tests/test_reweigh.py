@@ -81,6 +81,14 @@ def test_a_line_for_each_weight_that_changed_and_then_nothing(router: str, times
     assert (recorded.connections, recorded.sent) == (1, [])
 
 
+def test_that_nobody_can_read_what_changed_is_no_failure(router: str, times: Path) -> None:
+    times.write_text(FAST_EU)
+    environ = {"MULTICLOUD_SOCKET": router, "MULTICLOUD_TIMES": str(times)}
+    with open("/dev/full", "w") as full:
+        assert subprocess.run([COMMAND], env=environ, stdout=full, stderr=full, timeout=60).returncode == 0
+    assert weights(router) == EU_IS_FAVORITE
+
+
 def test_a_backend_without_samples_is_untouched(router: str, times: Path) -> None:
     times.write_text(FAST_EU)
     assert run(router, times).returncode == 0
