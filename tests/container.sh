@@ -1,0 +1,61 @@
+#!/bin/sh
+# Builds the image from the Dockerfile and tests what is in it, without a Docker daemon and without pulling anything:
+# the base that the Dockerfile names is stood in for by Debian's own HAProxy. Needs root on Debian, 3 GB in TMPDIR and
+# some minutes: apt-get install buildah debootstrap
+# DEBIAN_MIRROR names a mirror, where the default of debootstrap cannot be reached. Arguments go to pytest.
+set -eu
+cd "$(dirname "$0")/.."
+. .ci/venv.sh
+make_venv test
+
+for tool in buildah debootstrap unshare; do
+    command -v "$tool" >/dev/null || { echo "error: no $tool; apt-get install buildah debootstrap util-linux" >&2; exit 2; }
+done
+[ "$(id -u)" = 0 ] || { echo "error: must be run as root" >&2; exit 2; }
+work=$(mktemp -d)
+images() { buildah --root "$work/images" --runroot "$work/run" --storage-driver vfs "$@"; }
+clean_up() {
+    images umount --all >/dev/null || true
+    rm -rf --one-file-system "$work"
+}
+trap clean_up EXIT
+trap 'exit 130' INT TERM
+
+base=$(sed -n 's/^FROM \([^ ]*:[^ ]*\).*/\1/p' Dockerfile | sort --unique)
+root=$work/base
+echo "== $base, made of Debian's packages"
+debootstrap --variant=minbase --include=ca-certificates trixie "$root" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} >"$work/log" ||
+    { tail "$work/log" >&2; exit 1; }
+# How this machine's apt reaches its mirrors is how the one in the image does.
+apt-config dump | grep -E '^Acquire::(https?|Check|Retries)' >"$root/etc/apt/apt.conf.d/99-of-this-machine" || true
+cp /etc/resolv.conf "$root/etc/resolv.conf"
+# The user and the places are the official image's.
+chroot "$root" sh -eu >"$work/log" 2>&1 <<'SCRIPT' || { tail "$work/log" >&2; exit 1; }
+export DEBIAN_FRONTEND=noninteractive
+apt-get update
+apt-get install --yes --no-install-recommends haproxy
+groupmod --gid 99 haproxy
+usermod --uid 99 haproxy
+chown haproxy:haproxy /var/lib/haproxy
+mkdir -p /usr/local/etc/haproxy
+apt-get clean
+rm -rf /var/lib/apt/lists/* /usr/share/doc /usr/share/man /usr/share/locale
+SCRIPT
+container=$(images from scratch)
+images add --quiet "$container" "$root" / >/dev/null
+images config --user haproxy --workingdir /var/lib/haproxy --stop-signal SIGUSR1 --entrypoint '["docker-entrypoint.sh"]' \
+    --cmd '["haproxy", "-f", "/usr/local/etc/haproxy/haproxy.cfg"]' \
+    --env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$container"
+images commit --quiet --format docker --rm "$container" "$base" >/dev/null
+rm -rf --one-file-system "$root"
+
+echo "== the image, built from the Dockerfile"
+images build --isolation chroot --format docker --pull-never --quiet --tag multicloud . >"$work/log" 2>&1 ||
+    { tail -n 40 "$work/log" >&2; exit 1; }
+
+echo "== its tests"
+images push --quiet multicloud "oci:$work/pushed:multicloud" >/dev/null
+container=$(images from --pull-never multicloud)
+images inspect --type image multicloud >"$work/image.json"
+CONTAINER_ROOT=$(images mount "$container") CONTAINER_IMAGE=$work/image.json CONTAINER_LAYERS=$work/pushed \
+    unshare --net sh -eu -c 'ip link set lo up; exec .venv/bin/pytest --capture=no tests/container.py "$@"' sh "$@"
