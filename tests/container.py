@@ -1,5 +1,285 @@
-"""X"""
-def test_x() -> None:
-    import os, time
-    os.system("env | grep CONTAINER; ls -la $CONTAINER_ROOT; touch /tmp/cx/hold")
-    while os.path.exists("/tmp/cx/hold"): time.sleep(1)
+"""What is in the image, as tests/container.sh built it: run by that script, in a network namespace of its own.
+
+A container is what Docker makes of an image: its files with a writable layer on top, its user, variables and command,
+and a process 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from multicloud import demo
+from tests.edge import wait_until
+from tests.test_drop_in import DELAYS, shell_version
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+ROOT = Path(os.environ["IMAGE_ROOT"])
+LAYERS = Path(os.environ["IMAGE_LAYERS"])
+CONFIG: dict[str, Any] = json.loads(Path(os.environ["IMAGE_CONFIG"]).read_text())["Docker"]["config"]
+
+SOCKET = dict(variable.split("=", 1) for variable in CONFIG["Env"])["MULTICLOUD_SOCKET"]
+
+START = """
+mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/files,workdir=$2/work" "$2/root"
+mount --rbind /dev "$2/root/dev"
+mount -t proc proc "$2/root/proc"
+directory=$2 user=$3; shift 3
+exec chroot --userspec="$user" "$directory/root" env -i "$@"
+"""
+
+
+class Container:
+    """A running container."""
+
+    def __init__(self, directory: Path, process: subprocess.Popen[bytes], user: str, variables: list[str]) -> None:
+        self.directory = directory
+        self.process = process
+        self._user = user
+        self._variables = variables
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        wait_until(lambda: bool(children.read_text()), 10, "process 1 starts")
+        self.pid = int(children.read_text())
+
+    def run(self, *command: str, user: str = "") -> subprocess.CompletedProcess[str]:
+        """Run a command in it, as `docker exec` does."""
+        inside = ["nsenter", "--target", str(self.pid), "--mount", "--pid", "--root", "--wd"]
+        chroot = ["chroot", f"--userspec={user or self._user}", "/", "env", "-i", *self._variables]
+        return subprocess.run([*inside, *chroot, *command], capture_output=True, text=True, timeout=30)
+
+    def weights(self) -> list[int]:
+        """The weights of the servers, as the image's own command shows them; none before there are samples."""
+        assert self.process.poll() is None, "process 1 has ended"
+        status = self.run("multicloud", "status", "--format", "json")
+        return [row["weight"] for row in json.loads(status.stdout)] if status.returncode == 0 else []
+
+    def ask(self, command: str) -> str:
+        """The Runtime API's answer."""
+        program = f"from multicloud.runtime import RuntimeAPI; print(RuntimeAPI('{SOCKET}').ask('{command}'))"
+        return self.run("python3", "-I", "-S", "-c", program).stdout
+
+    def processes(self, name: str) -> dict[int, str]:
+        """The state of each process of that name, as /proc has it."""
+        lines = self.run("sh", "-c", "cat /proc/[0-9]*/stat 2>/dev/null").stdout.splitlines()
+        fields = [line.split() for line in lines]
+        return {int(pid): state for pid, comm, state, *_ in fields if comm == f"({name})"}
+
+    def stop(self, number: signal.Signals) -> int:
+        """Send process 1 a signal, and wait as long as `docker stop` does; its exit code."""
+        os.kill(self.pid, number)
+        return self.process.wait(timeout=10)
+
+
+@contextlib.contextmanager
+def container(
+    files: Mapping[str, str] | None = None,
+    variables: Mapping[str, str] | None = None,
+    *,
+    user: str = CONFIG["User"],
+    command: str = "",
+) -> Iterator[Container]:
+    """Run it, with `files` in their places; `command` is for a shell, instead of the image's own."""
+    assigned = [*CONFIG["Env"], *(f"{name}={value}" for name, value in (variables or {}).items())]
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        for each in ("files", "work", "root"):
+            (directory / each).mkdir()
+        for path, text in (files or {}).items():
+            (directory / "files" / path).parent.mkdir(parents=True, exist_ok=True)
+            (directory / "files" / path).write_text(text)
+        words = ["sh", "-c", command] if command else [*CONFIG["Entrypoint"], *CONFIG["Cmd"]]
+        unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-eu", "-c", START, "sh"]
+        chdir = f"--chdir={CONFIG['WorkingDir']}"
+        with (directory / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [*unshare, str(ROOT), name, user, *assigned, chdir, *words], stdout=log, stderr=log
+            )
+        running = Container(directory, process, user, assigned)
+        try:
+            yield running
+        except BaseException:
+            print((directory / "log").read_text())
+            raise
+        finally:
+            if process.poll() is None:
+                os.kill(running.pid, signal.SIGKILL)  # and with process 1, all of them
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def regions() -> Iterator[demo.Regions]:
+    with demo.Regions(list(DELAYS)) as regions:
+        for region in regions:
+            region.delay = DELAYS[region.name]
+        yield regions
+
+
+@contextlib.contextmanager
+def router(regions: demo.Regions) -> Iterator[Container]:
+    """The image as it is, but for the servers."""
+    files = {
+        "usr/local/etc/haproxy/haproxy.cfg": demo.configuration(regions),
+        "etc/regions.pem": regions.authority.cert_pem.bytes().decode(),
+    }
+    with container(
+        files,
+        {"FLY_REGION": "test1", "UPSTREAM_CA": "/etc/regions.pem", "MULTICLOUD_CA_FILE": "/etc/regions.pem"},
+    ) as running:
+        wait_until(lambda: running.weights() == [256, 1, 0, 0], 120, "256/1/0/0")
+        yield running
+
+
+def get(port: int) -> http.client.HTTPResponse:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("GET", "/")
+    return connection.getresponse()
+
+
+def test_the_commands_run_as_the_unprivileged_user() -> None:
+    with container(command="exec sleep 60") as running:
+        assert running.run("id", "-u").stdout == "99\n"
+        for command in ("multicloud-check", "multicloud-reweigh", "multicloud"):
+            assert running.run("which", command).stdout.startswith("/usr/bin/")
+        assert running.run("multicloud", "--version").stdout.startswith("multicloud, version ")
+        usage = running.run("env", "-i", "/scripts/check_server_https.sh")
+        assert (usage.returncode, usage.stderr.partition(",")[0]) == (2, "error: no server address")
+        nobody = running.run("env", "-i", "/scripts/set_server_weights.sh")
+        assert (nobody.returncode, nobody.stderr.partition(":")[0]) == (1, "error")
+        assert "/var/run/haproxy.sock" in nobody.stderr
+
+
+def test_the_shipped_configuration_is_valid_as_it_is() -> None:
+    with container(command="exec sleep 60") as running:
+        said = running.run("haproxy", "-c", "-f", CONFIG["Cmd"][-1])
+    assert (said.returncode, said.stderr) == (0, "")
+
+
+def test_the_loop_reaches_its_weights_and_the_container_is_healthy(regions: demo.Regions) -> None:
+    with router(regions) as running:
+        answer = get(8080)
+        body = answer.read().decode()
+        assert (answer.status, answer.headers["upstream"]) == (200, "eu")
+        assert "fly_extra: region=test1 client=127.0.0.1" in body.lower()
+        assert get(9000).status == 200
+        health = running.run("sh", "-c", CONFIG["Healthcheck"]["Test"][1])
+        assert (health.returncode, health.stderr) == (0, "")
+
+
+def test_health_is_lost_where_haproxy_does_not_answer() -> None:
+    with container(command="exec sleep 60") as running:
+        health = running.run("sh", "-c", CONFIG["Healthcheck"]["Test"][1])
+        assert health.returncode == 1
+        assert "connection refused" in health.stderr
+
+
+def test_the_proxy_protocol_tells_the_client_and_http_2_is_understood_in_clear(regions: demo.Regions) -> None:
+    with router(regions), socket.create_connection(("127.0.0.1", 8081), timeout=10) as connection:
+        connection.sendall(b"PROXY TCP4 192.0.2.7 192.0.2.8 4242 443\r\nGET / HTTP/1.0\r\n\r\n")
+        with connection.makefile("rb") as answer:
+            assert b"region=test1 client=192.0.2.7" in answer.read()
+    with router(regions), socket.create_connection(("127.0.0.1", 8081), timeout=10) as connection:
+        connection.sendall(b"PROXY TCP4 192.0.2.7 192.0.2.8 4242 443\r\n")
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5))
+        assert connection.recv(9)[3] == 4  # a SETTINGS frame
+
+
+def test_docker_stop_is_quick_and_clean_under_load(regions: demo.Regions) -> None:
+    with router(regions) as running, socket.create_connection(("127.0.0.1", 8080)) as idle:
+        idle.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert idle.recv(1)
+        assert running.stop(signal.Signals[CONFIG["StopSignal"]]) in (0, 128 + signal.SIGTERM)
+
+
+def test_the_signal_of_fly_toml_lets_requests_finish(regions: demo.Regions) -> None:
+    with router(regions) as running, socket.create_connection(("127.0.0.1", 8080), timeout=10) as client:
+        eu = next(iter(regions))
+        eu.delay = 1.5
+        try:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            wait_until(lambda: "srv=eu" in running.ask("show sess"), 10, "the request is with the server")
+            assert running.stop(signal.SIGUSR1) == 0
+            assert client.recv(12) == b"HTTP/1.1 200"
+        finally:
+            eu.delay = DELAYS["eu"]
+
+
+def test_a_reload_keeps_the_samples_and_leaves_no_dead_process(regions: demo.Regions) -> None:
+    with router(regions) as running:
+        old = running.processes("haproxy")
+        os.kill(running.pid, signal.SIGUSR2)
+        wait_until(lambda: old.keys() & running.processes("haproxy").keys() == {1}, 30, "a new worker, and no old one")
+        wait_until(lambda: running.weights() == [256, 1, 0, 0], 120, "256/1/0/0 again")
+        assert "Z" not in running.processes("haproxy").values()
+
+
+def test_a_configuration_for_the_shell_version_runs_unchanged(regions: demo.Regions) -> None:
+    files = {
+        "usr/local/etc/haproxy/haproxy.cfg": shell_version(regions, 8080),
+        "usr/local/share/ca-certificates/regions.crt": regions.authority.cert_pem.bytes().decode(),
+    }
+    start = f"update-ca-certificates >/dev/null 2>&1; exec {' '.join(CONFIG['Cmd'])}"
+    with container(files, {"MULTICLOUD_SOCKET": "/var/run/haproxy.sock"}, user="root", command=start) as running:
+        wait_until(lambda: running.weights() == [256, 1, 0, 0], 120, "256/1/0/0")
+        assert get(8080).headers["upstream"] == "eu"
+        lines = running.run("cat", "/tmp/times.txt").stdout.splitlines()
+        assert {line.rpartition(" ")[0].rpartition(" ")[0] for line in lines} == {f"upstream {name}" for name in DELAYS}
+
+
+def test_nothing_is_in_it_that_only_developers_need() -> None:
+    for name in ("pip*", "gcc*", "cc", "f2py*", "*.pyi", "*.pxd", "*.h", "*.a", "__pycache__", "tests"):
+        assert list((ROOT / "usr/lib/python3.13").rglob(name)) == []
+        assert list((ROOT / "usr/bin").glob(name)) == []
+    assert list((ROOT / "usr/lib/python3.13").rglob("*.py")) == []
+
+
+def test_the_image_is_small() -> None:
+    index = json.loads((LAYERS / "index.json").read_text())
+    manifest = json.loads(_blob(index["manifests"][0]["digest"]).read_text())
+    base, *added = [layer["size"] for layer in manifest["layers"]]
+    python = ROOT / "usr/lib/python3.13"
+    blas, lapack, fortran, expat = (
+        next(ROOT.glob(f"usr/lib/*/{name}.so.?")) for name in ("libblas", "liblapack", "libgfortran", "libexpat")
+    )
+    ours = [python / "multicloud", *python.glob("multicloud-*"), *ROOT.glob("usr/bin/multicloud*"), ROOT / "scripts"]
+    parts = {
+        "Python: the interpreter": [ROOT / "usr/bin/python3.13", expat],
+        "Python: the standard library": sorted({*python.iterdir()} - {python / "numpy", python / "click", *ours}),
+        "numpy": [python / "numpy"],
+        "numpy's LAPACK": [lapack],
+        "numpy's BLAS": [blas],
+        "numpy's Fortran runtime": [fortran],
+        "click": [python / "click"],
+        "multicloud": ours,
+    }
+    print("\n\nmegabytes, compressed as a registry does")
+    for name, paths in parts.items():
+        print(f"{name:<30}{_compressed(paths) / 1e6:6.2f}")
+    print(f"{'all that is added':<30}{sum(added) / 1e6:6.2f}")
+    print(f"{'the base of this test':<30}{base / 1e6:6.2f}")
+    assert sum(added) < 16e6
+
+
+def _blob(digest: str) -> Path:
+    return LAYERS / "blobs" / digest.replace(":", "/")
+
+
+def _compressed(paths: Sequence[Path]) -> int:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=6) as archive:
+        for path in paths:
+            archive.add(path, path.relative_to(ROOT))
+    return len(buffer.getvalue())

@@ -22,7 +22,8 @@ trap clean_up EXIT
 trap 'exit 130' INT TERM
 
 base=$(sed -n 's/^FROM \([^ ]*:[^ ]*\).*/\1/p' Dockerfile | sort --unique)
-root=$work/base
+container=$(images from scratch)
+root=$(images mount "$container")
 echo "== $base, made of Debian's packages"
 debootstrap --variant=minbase --include=ca-certificates trixie "$root" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} >"$work/log" ||
     { tail "$work/log" >&2; exit 1; }
@@ -41,21 +42,18 @@ mkdir -p /usr/local/etc/haproxy
 apt-get clean
 rm -rf /var/lib/apt/lists/* /usr/share/doc /usr/share/man /usr/share/locale
 SCRIPT
-container=$(images from scratch)
-images add --quiet "$container" "$root" / >/dev/null
 images config --user haproxy --workingdir /var/lib/haproxy --stop-signal SIGUSR1 --entrypoint '["docker-entrypoint.sh"]' \
     --cmd '["haproxy", "-f", "/usr/local/etc/haproxy/haproxy.cfg"]' \
     --env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$container"
 images commit --quiet --format docker --rm "$container" "$base" >/dev/null
-rm -rf --one-file-system "$root"
 
 echo "== the image, built from the Dockerfile"
 images build --isolation chroot --format docker --pull-never --quiet --tag multicloud . >"$work/log" 2>&1 ||
     { tail -n 40 "$work/log" >&2; exit 1; }
 
 echo "== its tests"
-images push --quiet multicloud "oci:$work/pushed:multicloud" >/dev/null
+images push --quiet multicloud "oci:$work/layers:multicloud" >/dev/null
 container=$(images from --pull-never multicloud)
-images inspect --type image multicloud >"$work/image.json"
-CONTAINER_ROOT=$(images mount "$container") CONTAINER_IMAGE=$work/image.json CONTAINER_LAYERS=$work/pushed \
+images inspect --type image multicloud >"$work/config.json"
+IMAGE_ROOT=$(images mount "$container") IMAGE_CONFIG=$work/config.json IMAGE_LAYERS=$work/layers \
     unshare --net sh -eu -c 'ip link set lo up; exec .venv/bin/pytest --capture=no tests/container.py "$@"' sh "$@"

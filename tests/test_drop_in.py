@@ -1,33 +1,32 @@
-"""A configuration that was written for the shell version runs unchanged: its places, its clean environment, its weights.
+"""A configuration that was written for the shell version runs unchanged: places, clean environment, initial weights.
 
-The places (`/scripts`, `/tmp/times.txt`, `/var/run/haproxy.sock`) are the machine's, so HAProxy runs where it sees others
-there: in namespaces of its own.
+Its places (`/scripts`, `/tmp/times.txt`, `/var/run/haproxy.sock`) are the machine's own, so HAProxy runs here with a
+root directory in which they are the test's.
 """
 
 from __future__ import annotations
 
 import contextlib
-import http.client
-import json
 import os
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from multicloud import demo
+from multicloud import demo, runtime
 from tests.edge import free_ports, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DELAYS = {"eu": 0.01, "us": 0.06, "asia": 0.12, "africa": 0.18}
+DELAYS = {"eu": 0.02, "us": 0.3, "asia": 0.6, "africa": 0.9}
 
 SHELL_VERSION = """
 global
@@ -68,34 +67,71 @@ def shell_version(regions: demo.Regions, port: int) -> str:
     return SHELL_VERSION.format(port=port, servers="\n".join(servers))
 
 
-# Every directory of / but three is the machine's. What the tests run from may lie under one of these: it is shown again.
-OWN_PLACES = """
-root=$1; shift
+# All that is in / is shown again in a root directory, but for the three directories that this one has of its own. What
+# the test runs from may lie under one of these.
+CHANGE_ROOT = """
+root=$1 needed=$2; shift 2
 show() { mkdir -p "$root$1"; mount --rbind "$1" "$root$1"; }
 for each in /*; do
-    case $each in
-        /tmp|/run|/scripts) ;;
-        *) if [ -L "$each" ]; then cp -P "$each" "$root/"; elif [ -d "$each" ]; then show "$each"; fi ;;
-    esac
+    if [ -L "$each" ]; then cp -P "$each" "$root/"; elif [ -d "$each" ] && [ ! -d "$root$each" ]; then show "$each"; fi
 done
-mkdir -p "$root/tmp" "$root/run"
-for each in {paths}; do
-    case $each in /tmp/*|/run/*) show "$each" ;; esac
+for each in $needed; do
+    case $each in /tmp/*|/run/*|/scripts/*) show "$each" ;; esac
 done
 exec chroot "$root" env -i "$@"
 """
-UNSHARE = ["unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork", "--kill-child"]
+NAMESPACES = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-eu", "-c"]
 
 
-@pytest.fixture
-def places(tmp_path: Path) -> Iterator[Path]:
-    """A root directory whose /tmp, /run and /scripts are empty."""
-    if not shutil.which("unshare") or subprocess.run([*UNSHARE, "true"], capture_output=True).returncode:
-        pytest.skip("namespaces are not permitted here")
-    root = tmp_path / "root"
-    root.mkdir()
-    yield root
+def test_a_configuration_for_the_shell_version_runs_unchanged() -> None:
+    if not shutil.which("unshare") or subprocess.run([*NAMESPACES, "mount -t tmpfs none /tmp"], check=False).returncode:
+        pytest.skip("mount namespaces are not permitted here")
+    port = free_ports(1)[0]
+    with tempfile.TemporaryDirectory() as name, demo.Regions(list(DELAYS)) as regions:
+        for region in regions:
+            region.delay = DELAYS[region.name]
+        root = Path(name)
+        for each in ("tmp", "run", "scripts"):
+            (root / each).mkdir()
+        (root / "tmp" / "haproxy.cfg").write_text(shell_version(regions, port))
+        regions.authority.cert_pem.write_to_path(str(root / "tmp" / "authority.pem"))
+        commands = Path(sysconfig.get_path("scripts"))
+        (root / "scripts" / "set_server_weights.sh").symlink_to(commands / "multicloud-reweigh")
+        # The regions' authority is not among the system's, which the shell version verifies with too.
+        check = root / "scripts" / "check_server_https.sh"
+        check.write_text(f'#!/bin/sh\nMULTICLOUD_CA_FILE=/tmp/authority.pem exec {commands}/multicloud-check "$@"\n')
+        check.chmod(0o755)
+        with router(root):
+            api = str(root / "run" / "haproxy.sock")
+            wait_until(lambda: Path(api).exists(), 10, "HAProxy starts")
+            wait_until(lambda: weights(api) == [256, 1, 0, 0], 120, "256/1/0/0")
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
+                assert answer.headers["upstream"] == "eu"
+            lines = (root / "tmp" / "times.txt").read_text().splitlines()
+            assert {tuple(line.split()[:2]) for line in lines} == {("upstream", region) for region in DELAYS}
 
 
-def installed(command: str) -> str:
-    return str(Path(sysconfig.get_path("scripts"), command))
+@contextlib.contextmanager
+def router(root: Path) -> Iterator[None]:
+    """HAProxy, started without any variables, with its configuration in `root` and `root` for its /."""
+    binary = demo.haproxy_binary()
+    needed = " ".join({sys.prefix, sys.base_prefix, str(Path(demo.__file__).parent), str(Path(binary).parent)})
+    command = [*NAMESPACES, CHANGE_ROOT, "sh", str(root), needed, binary, "-f", "/tmp/haproxy.cfg"]
+    with (root / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    try:
+        yield
+    except BaseException:
+        print((root / "log").read_text())
+        raise
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # checks that are still under way
+
+
+def weights(socket: str) -> list[int]:
+    """The weights of the servers of `upstream`."""
+    with runtime.RuntimeAPI(socket) as api:
+        return [server.weight for server in api.servers() if server.backend == "upstream"]
