@@ -9,8 +9,8 @@ USER root
 RUN set -eu; \
     ls /usr/lib/*-linux-gnu* > /base; \
     apt-get update; \
-    apt-get install --yes --no-install-recommends python3-numpy python3-click
-# Debian's numpy stands on the reference BLAS, a tenth of the OpenBLAS in PyPI's, and here nobody multiplies matrices.
+    apt-get install --yes --no-install-recommends python3-numpy python3-click python3-pip python3-hatchling
+# Debian's numpy stands on the reference BLAS and LAPACK, half the size of the OpenBLAS in PyPI's; it does not load without.
 # Beside the standard library it is found without the module `site`, which would cost each check some milliseconds.
 RUN set -eu; \
     lib=/python/usr/lib/python3.13; \
@@ -33,18 +33,18 @@ RUN set -eu; \
     cd numpy; \
     rm -r _core/_simd.* _pyinstaller char core f2py fft ma polynomial random rec strings testing typing; \
     # The libraries that these need and the base lacks.
-    find /python -name '*.so' -exec ldd {} + | awk '/=> \//{print $3}' | sort --unique | while read -r library; do \
-        grep --quiet --line-regexp "${library##*/}" /base || cp --parents -L "/usr$library" /python; \
-    done; \
-    ldd /usr/bin/python3.13 | awk '/=> \//{print $3}' | while read -r library; do \
-        grep --quiet --line-regexp "${library##*/}" /base || cp --parents -L "/usr$library" /python; \
+    find /python -type f \( -name '*.so' -o -name python3.13 \) -exec ldd {} + \
+        | awk '/=> \//{print $3}' | sort --unique | while read -r library; do \
+            grep --quiet --line-regexp --fixed-strings "${library##*/}" /base || cp --parents -L "/usr$library" /python; \
+        done; \
+    for package in python3.13-minimal python3-numpy python3-click libblas3 liblapack3 libgfortran5 libexpat1; do \
+        cp --parents -L "/usr/share/doc/$package/copyright" /python; \
     done; \
     # Bytecode takes the place of the source: it is there once, and is never older than anything.
-    python3 -m compileall -q -b -s /python "$lib"; \
+    python3 -I -m compileall -q -b -s /python "$lib"; \
     find "$lib" -name '*.py' -delete
 
 FROM python AS package
-RUN apt-get install --yes --no-install-recommends python3-pip python3-hatchling
 WORKDIR /src
 COPY pyproject.toml README.md haproxy.cfg ./
 COPY multicloud multicloud
@@ -55,7 +55,7 @@ RUN set -eu; \
     sed -i '1s/$/ -IS/' "$lib"/bin/*; \
     mv "$lib/bin" /package/usr/bin; \
     rm -r "$lib/multicloud/haproxy.cfg" "$lib/multicloud/py.typed"; \
-    python3 -m compileall -q -b -s /package "$lib"; \
+    python3 -I -m compileall -q -b -s /package "$lib"; \
     find "$lib" -name '*.py' -delete; \
     # A configuration that was written for the shell version finds our commands at its places.
     mkdir /package/scripts; \
@@ -75,7 +75,7 @@ EXPOSE 8080 8081 9000 9001
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5s \
     CMD multicloud check --expect 200 --timeout 2 "http://${ADDRESS:-127.0.0.1}:${STATS_PORT:-9000}/"
 # The base asks for SIGUSR1, with which HAProxy waits for its clients, longer than `docker stop` does, and is then killed.
-# To let them finish: docker stop --signal SIGUSR1 --timeout 60
+# To let them finish: docker stop --signal SIGUSR1 -t 60
 STOPSIGNAL SIGTERM
 # The master process reloads the configuration on SIGUSR2, and buries checks that outlive a worker.
 ENTRYPOINT []

@@ -30,7 +30,9 @@ debootstrap --variant=minbase --include=ca-certificates trixie "$root" ${DEBIAN_
 # How this machine's apt reaches its mirrors is how the one in the image does.
 apt-config dump | grep -E '^Acquire::(https?|Check|Retries)' >"$root/etc/apt/apt.conf.d/99-of-this-machine" || true
 cp /etc/resolv.conf "$root/etc/resolv.conf"
-# The user and the places are the official image's.
+# The user and the places are the official image's, and no service is to start now.
+printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"
+chmod +x "$root/usr/sbin/policy-rc.d"
 chroot "$root" sh -eu >"$work/log" 2>&1 <<'SCRIPT' || { tail "$work/log" >&2; exit 1; }
 export DEBIAN_FRONTEND=noninteractive
 apt-get update
@@ -40,7 +42,8 @@ usermod --uid 99 haproxy
 chown haproxy:haproxy /var/lib/haproxy
 mkdir -p /usr/local/etc/haproxy
 apt-get clean
-rm -rf /var/lib/apt/lists/* /usr/share/doc /usr/share/man /usr/share/locale
+rm -rf /usr/sbin/policy-rc.d /var/lib/apt/lists/* /usr/share/man /usr/share/locale
+find /usr/share/doc -type f ! -name copyright -delete
 SCRIPT
 images config --user haproxy --workingdir /var/lib/haproxy --stop-signal SIGUSR1 --entrypoint '["docker-entrypoint.sh"]' \
     --cmd '["haproxy", "-f", "/usr/local/etc/haproxy/haproxy.cfg"]' \

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from multicloud import demo, runtime
+from multicloud import demo, runtime, samples
 from tests.edge import free_ports, wait_until
 
 if TYPE_CHECKING:
@@ -102,13 +102,13 @@ def test_a_configuration_for_the_shell_version_runs_unchanged() -> None:
         check.write_text(f'#!/bin/sh\nMULTICLOUD_CA_FILE=/tmp/authority.pem exec {commands}/multicloud-check "$@"\n')
         check.chmod(0o755)
         with router(root):
-            api = str(root / "run" / "haproxy.sock")
+            api, times = str(root / "run" / "haproxy.sock"), str(root / "tmp" / "times.txt")
             wait_until(lambda: Path(api).exists(), 10, "HAProxy starts")
+            measured = {("upstream", region) for region in DELAYS}
+            wait_until(lambda: set(samples.read(times, 30).series) == measured, 60, "a sample of each server")
             wait_until(lambda: weights(api) == [256, 1, 0, 0], 120, "256/1/0/0")
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
                 assert answer.headers["upstream"] == "eu"
-            lines = (root / "tmp" / "times.txt").read_text().splitlines()
-            assert {tuple(line.split()[:2]) for line in lines} == {("upstream", region) for region in DELAYS}
 
 
 @contextlib.contextmanager
