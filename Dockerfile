@@ -10,7 +10,8 @@ RUN set -eu; \
     ls /usr/lib/*-linux-gnu* > /base; \
     apt-get update; \
     apt-get install --yes --no-install-recommends python3-numpy python3-click python3-pip python3-hatchling
-# Debian's numpy stands on the reference BLAS and LAPACK, half the size of the OpenBLAS in PyPI's; it does not load without.
+# Debian's numpy stands on the reference BLAS and LAPACK, which it does not load without: half the size of the OpenBLAS
+# in PyPI's.
 # Beside the standard library it is found without the module `site`, which would cost each check some milliseconds.
 RUN set -eu; \
     lib=/python/usr/lib/python3.13; \
@@ -35,7 +36,7 @@ RUN set -eu; \
     # The libraries that these need and the base lacks.
     find /python -type f \( -name '*.so' -o -name python3.13 \) -exec ldd {} + \
         | awk '/=> \//{print $3}' | sort --unique | while read -r library; do \
-            grep --quiet --line-regexp --fixed-strings "${library##*/}" /base || cp --parents -L "/usr$library" /python; \
+            grep -qxF "${library##*/}" /base || cp --parents -L "/usr$library" /python; \
         done; \
     for package in python3.13-minimal python3-numpy python3-click libblas3 liblapack3 libgfortran5 libexpat1; do \
         cp --parents -L "/usr/share/doc/$package/copyright" /python; \
@@ -74,7 +75,7 @@ EXPOSE 8080 8081 9000 9001
 # HAProxy accepts and answers: its own page does. Whether the servers behind it are well is not this container's health.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5s \
     CMD multicloud check --expect 200 --timeout 2 "http://${ADDRESS:-127.0.0.1}:${STATS_PORT:-9000}/"
-# The base asks for SIGUSR1, with which HAProxy waits for its clients, longer than `docker stop` does, and is then killed.
+# The base asks for SIGUSR1, with which HAProxy waits for its clients, longer than `docker stop` waits before it kills.
 # To let them finish: docker stop --signal SIGUSR1 -t 60
 STOPSIGNAL SIGTERM
 # The master process reloads the configuration on SIGUSR2, and buries checks that outlive a worker.

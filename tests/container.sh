@@ -1,15 +1,17 @@
 #!/bin/sh
 # Builds the image from the Dockerfile and tests what is in it, without a Docker daemon and without pulling anything:
 # the base that the Dockerfile names is stood in for by Debian's own HAProxy. Needs root on Debian, 3 GB in TMPDIR and
-# some minutes: apt-get install buildah debootstrap
+# some minutes: apt-get install buildah debootstrap iproute2
 # DEBIAN_MIRROR names a mirror, where the default of debootstrap cannot be reached. Arguments go to pytest.
 set -eu
 cd "$(dirname "$0")/.."
 . .ci/venv.sh
 make_venv test
 
-for tool in buildah debootstrap unshare; do
-    command -v "$tool" >/dev/null || { echo "error: no $tool; apt-get install buildah debootstrap util-linux" >&2; exit 2; }
+for tool in buildah debootstrap ip; do
+    command -v "$tool" >/dev/null && continue
+    echo "error: $tool is missing; install it: apt-get install buildah debootstrap iproute2" >&2
+    exit 2
 done
 [ "$(id -u)" = 0 ] || { echo "error: must be run as root" >&2; exit 2; }
 work=$(mktemp -d)
@@ -25,8 +27,8 @@ base=$(sed -n 's/^FROM \([^ ]*:[^ ]*\).*/\1/p' Dockerfile | sort --unique)
 container=$(images from scratch)
 root=$(images mount "$container")
 echo "== $base, made of Debian's packages"
-debootstrap --variant=minbase --include=ca-certificates trixie "$root" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} >"$work/log" ||
-    { tail "$work/log" >&2; exit 1; }
+debootstrap --variant=minbase --include=ca-certificates trixie "$root" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} \
+    >"$work/log" || { tail "$work/log" >&2; exit 1; }
 # How this machine's apt reaches its mirrors is how the one in the image does.
 apt-config dump | grep -E '^Acquire::(https?|Check|Retries)' >"$root/etc/apt/apt.conf.d/99-of-this-machine" || true
 cp /etc/resolv.conf "$root/etc/resolv.conf"
@@ -45,8 +47,8 @@ apt-get clean
 rm -rf /usr/sbin/policy-rc.d /var/lib/apt/lists/* /usr/share/man /usr/share/locale
 find /usr/share/doc -type f ! -name copyright -delete
 SCRIPT
-images config --user haproxy --workingdir /var/lib/haproxy --stop-signal SIGUSR1 --entrypoint '["docker-entrypoint.sh"]' \
-    --cmd '["haproxy", "-f", "/usr/local/etc/haproxy/haproxy.cfg"]' \
+images config --user haproxy --workingdir /var/lib/haproxy --stop-signal SIGUSR1 \
+    --entrypoint '["docker-entrypoint.sh"]' --cmd '["haproxy", "-f", "/usr/local/etc/haproxy/haproxy.cfg"]' \
     --env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$container"
 images commit --quiet --format docker --rm "$container" "$base" >/dev/null
 
