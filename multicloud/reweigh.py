@@ -99,21 +99,3 @@ def report(decision: Decision) -> list[str]:
     return [
         f"{server.backend}/{server.name}: weight {server.weight} -> {weight}" for server, weight in decision.changes
     ]
-
-
-def explain(decision: Decision) -> list[str]:
-    """For a person: what each server of each measured backend has, and what becomes of it."""
-    changed = {server.key: weight for server, weight in decision.changes}
-    measured = {backend for backend, _ in decision.scores}
-    lines = []
-    for server in decision.servers:
-        if server.backend not in measured:
-            continue
-        score = decision.scores.get(server.key)
-        what = "no samples" if score is None else f"{score * 1000:.1f} ms"
-        weight = changed.get(server.key)
-        becomes = f"weight {server.weight}" if weight is None else f"weight {server.weight} -> {weight}"
-        lines.append(f"{server.backend}/{server.name}: {server.state}, {what}, {becomes}")
-    if not lines:
-        lines.append("no samples of any server that HAProxy knows: weights stay as they are")
-    return lines

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from multicloud import ranking, runtime, samples, scores
+from multicloud import observe, problems, ranking, runtime, samples, scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -15,15 +16,21 @@ if TYPE_CHECKING:
     from multicloud.settings import Settings
 
 PERCENTS = (50, 90, 99)
-TREND = 8
-"""Samples that the trend shows."""
-
 BARS = "▁▂▃▄▅▆▇█"
 BOLD, DIM, RED, GREEN, PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[0m"
 
+COLUMNS = f"{'state':>6}{'weight':>7}{'n':>5}{'p50':>6}{'p90':>6}{'p99':>6}{'last':>6}{'age':>5} trend"
+TREND, NAME = 8, 10
+"""The least room for the trend and for a name, whatever the width."""
+
+STATES = (ranking.UP, ranking.DOWN, ranking.MAINT, ranking.DRAIN)
+
 
 class Row(NamedTuple):
-    """One server. Times are seconds; `percentiles` are those of PERCENTS; `trend` is oldest first."""
+    """One server. Times are seconds, `time` is the newest sample's; `percentiles` are those of PERCENTS.
+
+    `trend` has the samples of the window, oldest first.
+    """
 
     backend: str
     server: str
@@ -33,18 +40,29 @@ class Row(NamedTuple):
     samples: int
     percentiles: tuple[float, ...] | None
     last: float | None
+    time: float | None
     age: float | None
     trend: tuple[float, ...]
 
 
-def collect(values: Settings) -> list[Row]:
-    """A row for each server of each backend that has samples. Raises SampleFileError and RuntimeAPIError."""
-    found = samples.read(values.times, values.window)
+class Status(NamedTuple):
+    """A row for each server of each backend that has samples, and what is wrong in words."""
+
+    rows: list[Row]
+    problems: list[str]
+
+
+def collect(values: Settings) -> Status:
+    """Read the sample file and ask HAProxy. Raises SampleFileError and RuntimeAPIError."""
     with runtime.RuntimeAPI(values.socket) as api:
-        servers = api.servers()
+        instance = observe.instance(api)
+    # After HAProxy's answer, so that a sample is never missing of which HAProxy has told the consequence.
+    found = samples.read(values.times, values.window + problems.LOOK_BACK)
     now = time.time()
-    routed = {server.backend for server in servers if server.key in found.series}
-    return [_row(server, found, values, now) for server in servers if server.backend in routed]
+    routed = {server.backend for server in instance.servers if server.key in found.series}
+    rows = [_row(server, found, values, now) for server in instance.servers if server.backend in routed]
+    wrong = problems.problems(instance, found, values, now)
+    return Status(rows, wrong)
 
 
 def _row(server: ranking.Server, found: samples.Samples, values: Settings, now: float) -> Row:
@@ -60,82 +78,115 @@ def _row(server: ranking.Server, found: samples.Samples, values: Settings, now: 
         len(counted),
         tuple(scores.percentiles(counted, PERCENTS)) if counted else None,
         last,
+        when,
         None if when is None else max(0.0, now - when),
-        tuple(reversed([seconds for seconds, _ in newest[:TREND]])),
+        tuple(reversed([seconds for seconds, _ in newest[: values.window]])),
     )
 
 
-def table(rows: Iterable[Row], *, color: bool = False, width: int = 80) -> str:
-    """A table for a terminal of `width` columns, backend by backend."""
+def table(status: Status, *, color: bool = False, width: int = 80) -> str:
+    """A table for a terminal of `width` columns, backend by backend, and the problems under it."""
     backends: dict[str, list[Row]] = {}
-    for row in rows:
+    for row in status.rows:
         backends.setdefault(row.backend, []).append(row)
-    if not backends:
-        return "no samples yet of any server that HAProxy knows\n"
     paint: Callable[[str, str], str] = (lambda text, code: f"{code}{text}{PLAIN}") if color else (lambda text, _: text)
-    room = max(16, width - 56)
+    longest = max((len(name) for row in status.rows for name in (row.server, row.backend)), default=0)
+    room = max(NAME, min(longest + 2, width - len(COLUMNS) + len("trend") - TREND))
+    trend = max(TREND, width - room - len(COLUMNS) + len("trend"))
     lines = []
     for backend, members in backends.items():
-        head = f"{'state':>6}{'weight':>7}{'n':>4}{'p50':>6}{'p90':>6}{'p99':>6}{'last':>6}{'age':>5} trend"
-        lines.append(paint(f"{_short(backend, room):<{room}}{head}", BOLD))
-        scale = max((max(row.trend) for row in members if row.trend), default=0.0)
+        lines.append(paint(f"{_short(backend, room):<{room}}{COLUMNS}", BOLD))
+        scale = max((max(row.trend[-trend:]) for row in members if row.trend), default=0.0)
         for row in members:
             code = GREEN if row.favorite else RED if row.state == ranking.DOWN else DIM if not row.weight else ""
             mark = "*" if row.favorite else " "
             times = row.percentiles or (None,) * len(PERCENTS)
             line = (
-                f"{mark} {_short(row.server, room - 2):<{room - 2}}{row.state:>6}{row.weight:>7}{row.samples:>4}"
+                f"{mark} {_short(row.server, room - 2):<{room - 2}}{row.state:>6}{row.weight:>7}{row.samples:>5}"
                 + "".join(f"{_ms(seconds):>6}" for seconds in (*times, row.last))
-                + f"{_age(row.age):>5} {_sparkline(row.trend, scale)}"
+                + f"{_age(row.age):>5} {_sparkline(row.trend[-trend:], scale)}"
             )
             lines.append(paint(line, code) if code else line)
         lines.append("")
-    lines.append(paint("* favourite; n samples count; their times in ms; the age of the last in s", DIM))
+    if backends:
+        lines.append(paint("* favourite; n samples that count, and their times in ms; age of the last in s", DIM))
+    else:
+        lines.append("no samples yet of any server that HAProxy knows; `multicloud doctor` finds out why")
+    for problem in status.problems:
+        wrapped = textwrap.wrap(
+            f"! {problem}", width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+        lines += [paint(line, RED) for line in wrapped]
     return "\n".join(lines) + "\n"
 
 
-def as_json(rows: Iterable[Row]) -> str:
+def as_json(status: Status) -> str:
     """A JSON array with an object for each server; times in seconds, null where there are none."""
-    return json.dumps(
-        [
-            {
-                **{name: value for name, value in row._asdict().items() if name != "percentiles"},
-                **{f"p{p}": row.percentiles[i] if row.percentiles else None for i, p in enumerate(PERCENTS)},
-            }
-            for row in rows
-        ],
-        indent=2,
+    return (
+        json.dumps(
+            [
+                {
+                    **{name: value for name, value in row._asdict().items() if name != "percentiles"},
+                    **{f"p{p}": row.percentiles[i] if row.percentiles else None for i, p in enumerate(PERCENTS)},
+                }
+                for row in status.rows
+            ],
+            indent=2,
+        )
+        + "\n"
     )
 
 
-def prometheus(rows: Sequence[Row]) -> str:
-    """Prometheus' text format, version 0.0.4."""
-    metrics: list[tuple[str, str, Callable[[Row], float | None]]] = [
-        ("multicloud_server_up", "Whether HAProxy says that the server is UP.", lambda row: row.state == ranking.UP),
-        ("multicloud_server_weight", "The server's weight in HAProxy.", lambda row: row.weight),
-        ("multicloud_server_favorite", "Whether the server has the favourite's weight.", lambda row: row.favorite),
-        ("multicloud_server_samples", "Samples of the server that count.", lambda row: row.samples),
-        ("multicloud_last_rtt_seconds", "Round-trip time of the newest sample.", lambda row: row.last),
-        ("multicloud_last_sample_age_seconds", "Age of the newest sample.", lambda row: row.age),
+def prometheus(status: Status) -> str:
+    """Prometheus' text format, version 0.0.4. Of the newest sample it has the time, from which an alert has its age."""
+    gauges: list[tuple[str, str, Callable[[Row], float | None]]] = [
+        ("up", "Whether HAProxy says that the server is UP.", lambda row: row.state == ranking.UP),
+        ("weight", "The server's weight in HAProxy, 0 to 256.", lambda row: row.weight),
+        ("favorite", "Whether the server is UP and has the favourite's weight.", lambda row: row.favorite),
+        ("samples", "Samples of the server that count.", lambda row: row.samples),
+        ("last_rtt_seconds", "Round-trip time of the newest sample.", lambda row: row.last),
+        ("last_sample_timestamp_seconds", "UNIX time of the newest sample.", lambda row: row.time),
     ]
     lines = []
-    for name, meaning, value in metrics:
-        lines += [f"# HELP {name} {meaning}", f"# TYPE {name} gauge"]
-        lines += [f"{name}{{{_labels(row)}}} {float(v):g}" for row in rows if (v := value(row)) is not None]
-    name = "multicloud_rtt_seconds"
-    lines += [f"# HELP {name} Percentiles of the round-trip time, of the samples that count.", f"# TYPE {name} gauge"]
-    for row in rows:
-        for percent, seconds in zip(PERCENTS, row.percentiles or (), strict=False):
-            lines.append(f'{name}{{{_labels(row)},quantile="{percent / 100:g}"}} {seconds:.6f}')
+    for name, meaning, value in gauges:
+        found = [(_labels(row), number) for row in status.rows if (number := value(row)) is not None]
+        lines += _metric(f"multicloud_server_{name}", "gauge", meaning, found)
+    states = [(_labels(row, state=state), row.state == state) for row in status.rows for state in STATES]
+    lines += _metric("multicloud_server_state", "gauge", "1 for the state that HAProxy gives the server.", states)
+    percentiles = [
+        (_labels(row, quantile=f"{percent / 100:g}"), seconds)
+        for row in status.rows
+        for percent, seconds in zip(PERCENTS, row.percentiles or (), strict=False)
+    ]
+    # A summary, since no other type may have the label `quantile`.
+    lines += _metric(
+        "multicloud_server_rtt_seconds", "summary", "Round-trip times, of the samples that count.", percentiles
+    )
+    wrong = [("", float(len(status.problems)))]
+    lines += _metric("multicloud_problems", "gauge", "Problems that `multicloud status` puts into words.", wrong)
     return "\n".join(lines) + "\n"
 
 
-def _labels(row: Row) -> str:
-    return f'backend="{row.backend}",server="{row.server}"'
+def _metric(name: str, kind: str, meaning: str, found: Iterable[tuple[str, float]]) -> list[str]:
+    lines = [f"{name}{labels} {float(number)!r}" for labels, number in found]
+    return [f"# HELP {name} {meaning}", f"# TYPE {name} {kind}", *lines]
+
+
+def _labels(row: Row, **more: str) -> str:
+    pairs = {"backend": row.backend, "server": row.server, **more}
+    return "{" + ",".join(f'{name}="{_escape(value)}"' for name, value in pairs.items()) + "}"
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
 def _short(text: str, room: int) -> str:
-    return text if len(text) < room else text[: room - 2] + "… "
+    """The text with a blank behind it; of one that is too long the middle is left out, as names differ at the ends."""
+    if len(text) < room:
+        return text
+    head = (room - 2) // 2
+    return f"{text[:head]}…{text[len(text) - (room - 2 - head) :]}"
 
 
 def _ms(seconds: float | None) -> str:

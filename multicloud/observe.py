@@ -1,0 +1,175 @@
+"""What a running HAProxy says of itself beyond its servers' weights, and what its user may do with a file.
+
+It asks the Runtime API for `show info`, `show stat` and the level of the connection (HAProxy's management guide,
+section 9.3), which change nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import grp
+import os
+import pwd
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from multicloud.ranking import Server
+
+if TYPE_CHECKING:
+    from multicloud.runtime import RuntimeAPI
+
+REWEIGH = "multicloud-reweigh"
+"""The name that haproxy.cfg gives the server whose check is the reweigh."""
+
+PASSED, TIMED_OUT, EXTERNAL = "PROCOK", "PROCTOUT", "PROC"
+"""Check statuses of external checks, and how they all begin."""
+
+
+class User(NamedTuple):
+    """A user that a process runs as."""
+
+    name: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+
+class Stat(NamedTuple):
+    """A server's line of `show stat`: times in seconds; `check` is the status of the last check, `code` its exit."""
+
+    since_change: float
+    check: str
+    code: str
+    check_seconds: float | None
+
+
+class Instance(NamedTuple):
+    """A running HAProxy. `algorithms` are the balance algorithms by backend, empty where the level is `user`."""
+
+    version: str
+    pid: int
+    level: str
+    servers: list[Server]
+    stats: dict[tuple[str, str], Stat]
+    algorithms: dict[str, str]
+
+    def checked(self) -> list[Server]:
+        """The servers that have an external check other than the reweigh."""
+        return [
+            server
+            for server in self.servers
+            if self.stats[server.key].check.startswith(EXTERNAL) and server.name != REWEIGH
+        ]
+
+
+def instance(api: RuntimeAPI) -> Instance:
+    """Ask HAProxy. Raises RuntimeAPIError."""
+    info = dict(line.split(": ", 1) for line in api.ask("show info").splitlines() if ": " in line)
+    stats = {}
+    algorithms = {}
+    for row in csv.DictReader(api.ask("show stat").removeprefix("# ").splitlines()):
+        if row["type"] == "2":
+            stats[row["pxname"], row["svname"]] = _stat(row)
+        elif row["type"] == "1" and row["algo"]:
+            algorithms[row["pxname"]] = row["algo"]
+    servers = [server for server in api.servers() if server.key in stats]
+    return Instance(info["Version"], int(info["Pid"]), api.ask("show cli level"), servers, stats, algorithms)
+
+
+def addresses(api: RuntimeAPI) -> dict[tuple[str, str], dict[str, str]]:
+    """Of each server, what HAProxy would tell its check in HAPROXY_SERVER_ADDR, _PORT and _SSL, by those names.
+
+    Raises RuntimeAPIError.
+    """
+    _, header, *rows = api.ask("show servers state").splitlines()
+    found = {}
+    for row in rows:
+        fields = dict(zip(header.removeprefix("# ").split(" "), row.split(" "), strict=False))
+        found[fields["be_name"], fields["srv_name"]] = {
+            "HAPROXY_SERVER_ADDR": fields["srv_addr"],
+            "HAPROXY_SERVER_PORT": fields["srv_port"],
+            "HAPROXY_SERVER_SSL": fields.get("srv_use_ssl", "1"),
+        }
+    return found
+
+
+def _stat(row: dict[str, str]) -> Stat:
+    return Stat(
+        float(row["lastchg"] or 0),
+        row["check_status"].removeprefix("* "),  # one is under way
+        row["check_code"],
+        float(row["check_duration"]) / 1000 if row["check_duration"] else None,
+    )
+
+
+def user_of(pid: int) -> User | None:
+    """Whom a HAProxy on this machine runs as; None where no such process can be seen here."""
+    try:
+        if "haproxy" not in Path(f"/proc/{pid}/comm").read_text():
+            return None
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    uid, gid = int(fields["Uid"].split()[1]), int(fields["Gid"].split()[1])
+    return User(_name(uid), uid, gid, tuple(map(int, fields["Groups"].split())))
+
+
+def user_named(user: str, group: str) -> User | None:
+    """The user that a configuration names, by name or number, in the group that it names; "" for its own."""
+    try:
+        entry = pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
+        gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid if group else entry.pw_gid
+    except KeyError:
+        return None
+    return User(entry.pw_name, entry.pw_uid, gid, ())
+
+
+def may(user: User, modes: str, path: str | Path) -> bool | None:
+    """Whether the user may read (r), write (w) or execute (x) a file, all of `modes`; None where only root can tell.
+
+    The kernel is asked as that user, so that directories on the way, groups and access control lists all count.
+    """
+    if os.geteuid() == user.uid:
+        return os.access(path, sum({"r": os.R_OK, "w": os.W_OK, "x": os.X_OK}[mode] for mode in modes))
+    if os.geteuid() != 0:
+        return None
+    tests = " && ".join(f'test -{mode} "$1"' for mode in modes)
+    done = subprocess.run(
+        ["/bin/sh", "-c", tests, "sh", str(path)],
+        check=False,
+        cwd="/",
+        user=user.uid,
+        group=user.gid,
+        extra_groups=user.groups,
+    )
+    return done.returncode == 0
+
+
+def unwritable(user: User, path: str) -> str | None:
+    """Why the user's checks cannot append to the sample file, and what to do; None where they can, or none can tell."""
+    if not os.path.exists(path):
+        if may(user, "wx", os.path.dirname(os.path.abspath(path))) is False:
+            return (
+                f"HAProxy's user {user.name} cannot make the sample file {path}: "
+                "let it write there, or name another file in MULTICLOUD_TIMES"
+            )
+        return None
+    if may(user, "w", path) is False:
+        owner = _name(os.stat(path).st_uid)
+        return (
+            f"HAProxy's user {user.name} cannot write the sample file {path}, which is {owner}'s: "
+            f"chown {user.name} {path}"
+        )
+    space = os.statvfs(path)
+    if space.f_blocks and not space.f_bavail:
+        return f"no space is left for the sample file {path}: make some"
+    return None
+
+
+def _name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

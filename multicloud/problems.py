@@ -1,0 +1,147 @@
+"""What is wrong, in words: only what can be known from HAProxy's answers and the sample file, each with what to do."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import TYPE_CHECKING
+
+from multicloud import observe, ranking, scores
+from multicloud.ranking import DOWN, UP, Server
+
+if TYPE_CHECKING:
+    from multicloud.observe import Instance
+    from multicloud.samples import Samples
+    from multicloud.settings import Settings
+
+PATIENCE = 10.0
+"""Seconds for which a sample may be missing, or a weight not be set, before that is a problem."""
+
+LOOK_BACK = 60
+"""Seconds over which it is judged whether a reweigh has run."""
+
+STEP = 5
+"""Seconds between the moments that are judged."""
+
+
+def problems(instance: Instance, found: Samples, values: Settings, now: float) -> list[str]:
+    """A line for each problem. `now` is the UNIX time at which both were read, `found` has samples of LOOK_BACK too."""
+    backends: dict[str, list[Server]] = {}
+    for server in instance.servers:
+        backends.setdefault(server.backend, []).append(server)
+    checked = {server.backend for server in instance.checked()}
+    routed = {backend: members for backend, members in backends.items() if backend in checked or _has(members, found)}
+    lines = _reweigh(instance)
+    for backend, members in routed.items():
+        lines += _unserved(backend, members)
+        lines += _unmeasured(members, instance, found, now)
+        lines += _unweighed(backend, members, instance, found, values, now)
+    user = observe.user_of(instance.pid)
+    unwritable = observe.unwritable(user, values.times) if user else None
+    if unwritable:
+        lines.append(unwritable)
+    if found.garbage:
+        lines.append(f"{found.garbage} lines of {values.times} are no samples: who else writes there?")
+    return lines
+
+
+def _has(members: list[Server], found: Samples) -> bool:
+    return any(server.key in found.series for server in members)
+
+
+def _reweigh(instance: Instance) -> list[str]:
+    return [
+        f"{server.backend}/{server.name} is DOWN, so nobody sets weights: HAProxy's log says why, "
+        "and so does `multicloud reweigh --dry-run`"
+        for server in instance.servers
+        if server.name == observe.REWEIGH and server.state == DOWN
+    ]
+
+
+def _unserved(backend: str, members: list[Server]) -> list[str]:
+    up = [server for server in members if server.state == UP]
+    if not up:
+        states = ", ".join(sorted({server.state for server in members}))
+        return [
+            f"no server of {backend} is UP ({states}), so each request is a 503: `multicloud check` shows what fails"
+        ]
+    if not any(server.weight for server in up):
+        return [
+            f"every server of {backend} that is UP has weight 0, so each request is a 503: "
+            "run `multicloud reweigh`, and give the servers `weight 1` in the configuration"
+        ]
+    return []
+
+
+def _unmeasured(members: list[Server], instance: Instance, found: Samples, now: float) -> list[str]:
+    lines = []
+    for server in members:
+        stat = instance.stats[server.key]
+        if server.state != UP or stat.since_change < PATIENCE:
+            continue
+        newest = found.series.get(server.key, [])
+        times = [when for _, when in newest if when is not None]
+        if not newest:
+            lines.append(f"no samples for {server.name}, which is UP: {_why_unmeasured(stat.check)}")
+        elif times and now - times[0] > max(PATIENCE, 3 * _usual_gap(times)):
+            lines.append(
+                f"no samples for {server.name} since {_clock(times[0])} ({now - times[0]:.0f} s), although it is UP: "
+                + _why_unmeasured(stat.check)
+            )
+    return lines
+
+
+def _why_unmeasured(check: str) -> str:
+    if not check.startswith(observe.EXTERNAL):
+        return "it has no external check"
+    return "HAProxy's log has what its check says; `multicloud doctor` looks further"
+
+
+def _usual_gap(times: list[float]) -> float:
+    gaps = [later - earlier for later, earlier in zip(times, times[1:], strict=False)]
+    return statistics.median(gaps) if gaps else 0.0
+
+
+def _unweighed(
+    backend: str, members: list[Server], instance: Instance, found: Samples, values: Settings, now: float
+) -> list[str]:
+    """Whether a reweigh at any moment of the last seconds would have set other weights: then there was none.
+
+    The servers' states are known of now only, so it is not judged for longer than they are what they are, nor where
+    samples have no time.
+    """
+    series = {server.key: found.series[server.key] for server in members if server.key in found.series}
+    if any(when is None for newest in series.values() for _, when in newest):
+        return []
+    known = min(LOOK_BACK, *(instance.stats[server.key].since_change for server in members))
+    late = -1
+    for ago in range(0, int(known) + 1, STEP):
+        scored = scores.scores(
+            {key: [sample for sample in newest if (sample[1] or 0) <= now - ago] for key, newest in series.items()},
+            now=now - ago,
+            percentile=values.percentile,
+            min_samples=values.min_samples,
+            window=values.window,
+            max_age=values.max_age,
+        )
+        if not ranking.rank(
+            members,
+            scored,
+            favorite=values.favorite,
+            backup=values.backup,
+            hysteresis=values.hysteresis,
+            tolerance=values.tolerance,
+        ):
+            break
+        late = ago
+    if late < PATIENCE:
+        return []
+    least = "" if late + STEP <= known else "at least "
+    return [
+        f"{backend} has had other weights for {least}{late} s than these settings give it, so no reweigh has run: "
+        "`multicloud reweigh --dry-run -v` explains"
+    ]
+
+
+def _clock(when: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(when))
