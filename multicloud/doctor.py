@@ -70,7 +70,8 @@ def examine(values: Settings, files: Sequence[str]) -> list[Finding]:
         user = observe.user_of(instance.pid)
         findings += _process(instance, values.socket, user)
         findings += _checks(instance, addresses, values)
-        findings += _algorithms(instance)
+        if not files:  # which tell more of it
+            findings += _algorithms(instance)
     findings += _samples(instance, values, user)
     if files:
         findings += _configuration(configuration.read(files, environ), instance, user)
@@ -146,8 +147,8 @@ def _samples(instance: Instance | None, values: Settings, user: User | None) -> 
     if not measured:
         yield Finding(
             "problem",
-            f"{values.times} has no samples of a server that HAProxy knows: do its servers have `option external-check` "
-            "with multicloud-check, and does that write to the same file?",
+            f"{values.times} has no samples of a server that HAProxy knows: do its servers have "
+            "`option external-check` with multicloud-check, and does that write to the same file?",
         )
     elif not wrong:
         yield Finding("ok", f"{measured} servers are measured, and have the weights that they should have")

@@ -1,4 +1,4 @@
-"""Why each server gets the weight that it gets, in words, for whoever runs a reweigh by hand. Pure: no I/O, no clock."""
+"""Why each server gets the weight that it gets, in words, for who runs a reweigh by hand. Pure: no I/O, no clock."""
 
 from __future__ import annotations
 

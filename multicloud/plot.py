@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import time
 
 import matplotlib as mpl
 
@@ -10,7 +10,6 @@ mpl.use("agg")  # draws to files, and needs no screen
 
 from typing import TYPE_CHECKING
 
-from matplotlib import dates
 from matplotlib.figure import Figure
 
 from multicloud import samples, scores
@@ -43,9 +42,8 @@ def draw(values: Settings, path: str) -> None:
     if not backends:
         raise PlotError(f"{values.times}: no samples with a time to draw; `multicloud doctor` finds out why")
     figure = Figure(figsize=(9, 3.6 * len(backends)), layout="constrained")
-    for axes, (backend, series) in zip(
-        figure.subplots(len(backends), squeeze=False)[:, 0], backends.items(), strict=True
-    ):
+    pictures = figure.subplots(len(backends), squeeze=False)[:, 0]
+    for axes, (backend, series) in zip(pictures, backends.items(), strict=True):
         _draw_backend(axes, backend, series, values)
     try:
         figure.savefig(path, dpi=100)
@@ -54,14 +52,15 @@ def draw(values: Settings, path: str) -> None:
 
 
 def _draw_backend(axes: Axes, backend: str, series: dict[str, Samples], values: Settings) -> None:
+    score = f"p{values.percentile:g}, or the mean of {values.min_samples} or fewer"
     for server, timed in series.items():
-        times = [datetime.datetime.fromtimestamp(when) for when, _ in timed]
+        times = [when for when, _ in timed]
         (line,) = axes.plot(times, running_scores(timed, values), linewidth=2, label=server)
         axes.plot(times, [1000 * seconds for _, seconds in timed], ".", markersize=4, alpha=0.4, color=line.get_color())
-    axes.set_title(f"{backend}: samples (dots), and the p{values.percentile:g} that decides (lines)", fontsize=10)
+    axes.set_title(f"{backend}: samples (dots), and the score that decides (lines): {score}", fontsize=10)
     axes.set_ylabel("round-trip time, ms")
     axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_formatter(dates.DateFormatter("%H:%M:%S"))
+    axes.xaxis.set_major_formatter(lambda when, _: time.strftime("%H:%M:%S", time.localtime(when)))
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from typing import TYPE_CHECKING
@@ -62,9 +63,7 @@ def _unserved(backend: str, members: list[Server]) -> list[str]:
     up = [server for server in members if server.state == UP]
     if not up:
         states = ", ".join(sorted({server.state for server in members}))
-        return [
-            f"no server of {backend} is UP ({states}), so each request is a 503: `multicloud check` shows what fails"
-        ]
+        return [f"no server of {backend} is UP ({states}), so each request is a 503: `multicloud doctor` finds out why"]
     if not any(server.weight for server in up):
         return [
             f"every server of {backend} that is UP has weight 0, so each request is a 503: "
@@ -98,7 +97,7 @@ def _why_unmeasured(check: str) -> str:
 
 
 def _usual_gap(times: list[float]) -> float:
-    gaps = [later - earlier for later, earlier in zip(times, times[1:], strict=False)]
+    gaps = [later - earlier for later, earlier in itertools.pairwise(times)]
     return statistics.median(gaps) if gaps else 0.0
 
 
