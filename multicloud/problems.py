@@ -42,7 +42,7 @@ def problems(instance: Instance, found: Samples, values: Settings, now: float) -
     if unwritable:
         lines.append(unwritable)
     if found.garbage:
-        lines.append(f"{found.garbage} lines of {values.times} are no samples: who else writes there?")
+        lines.append(f"{values.times} has lines that are no samples ({found.garbage}): who else writes there?")
     return lines
 
 

@@ -20,7 +20,10 @@ BARS = "▁▂▃▄▅▆▇█"
 BOLD, DIM, RED, GREEN, PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[0m"
 
 COLUMNS = f"{'state':>6}{'weight':>7}{'n':>5}{'p50':>6}{'p90':>6}{'p99':>6}{'last':>6}{'age':>5} trend"
-TREND, NAME = 8, 10
+TREND = 30
+"""Samples that the trend shows where there is room, whatever the window."""
+
+NARROW_TREND, NARROW_NAME = 8, 10
 """The least room for the trend and for a name, whatever the width."""
 
 STATES = (ranking.UP, ranking.DOWN, ranking.MAINT, ranking.DRAIN)
@@ -29,7 +32,7 @@ STATES = (ranking.UP, ranking.DOWN, ranking.MAINT, ranking.DRAIN)
 class Row(NamedTuple):
     """One server. Times are seconds, `time` is the newest sample's; `percentiles` are those of PERCENTS.
 
-    `trend` has the samples of the window, oldest first.
+    `trend` has the newest samples, oldest first.
     """
 
     backend: str
@@ -80,7 +83,7 @@ def _row(server: ranking.Server, found: samples.Samples, values: Settings, now: 
         last,
         when,
         None if when is None else max(0.0, now - when),
-        tuple(reversed([seconds for seconds, _ in newest[: values.window]])),
+        tuple(reversed([seconds for seconds, _ in newest[:TREND]])),
     )
 
 
@@ -91,8 +94,9 @@ def table(status: Status, *, color: bool = False, width: int = 80) -> str:
         backends.setdefault(row.backend, []).append(row)
     paint: Callable[[str, str], str] = (lambda text, code: f"{code}{text}{PLAIN}") if color else (lambda text, _: text)
     longest = max((len(name) for row in status.rows for name in (row.server, row.backend)), default=0)
-    room = max(NAME, min(longest + 2, width - len(COLUMNS) + len("trend") - TREND))
-    trend = max(TREND, width - room - len(COLUMNS) + len("trend"))
+    columns = len(COLUMNS) - len("trend")
+    room = max(NARROW_NAME, min(longest + 3, width - columns - NARROW_TREND))
+    trend = max(NARROW_TREND, width - room - columns)
     lines = []
     for backend, members in backends.items():
         lines.append(paint(f"{_short(backend, room):<{room}}{COLUMNS}", BOLD))

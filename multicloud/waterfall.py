@@ -68,8 +68,8 @@ def resolve(url: str, connect: str | None, values: Settings) -> tuple[probe.Targ
 def _host_and_port(text: str) -> tuple[str, int | None]:
     """Of host, host:port, an IPv6 address or [an IPv6 address]:port; ("", None) for anything else."""
     if text.startswith("["):
-        host, _, port = text[1:].partition("]")
-        if port and not port.startswith(":"):
+        host, bracket, port = text[1:].partition("]")
+        if not bracket or port[:1] not in ("", ":"):
             return "", None
         port = port[1:]
     elif text.count(":") > 1:

@@ -1,0 +1,455 @@
+"""What a person types: `multicloud check` and `multicloud reweigh`, and what all commands have in common."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from multicloud import explain, reweigh, samples, settings, waterfall
+from multicloud.check import UsageError
+from multicloud.ranking import DOWN, DRAIN, MAINT, UP, Server, rank
+from tests.command import BARE, PROGRAM, Terminal, run
+from tests.edge import Edge, edge, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+GREEN = "\x1b[32m"
+COMMANDS = ("check", "reweigh", "status", "doctor", "plot", "demo")
+CHECK = settings.read({}, settings.CHECK)
+
+
+@pytest.fixture(scope="module")
+def router() -> Iterator[Edge]:
+    """A router that is measured and has ranked: eu is the fastest, us the second."""
+    with edge({"eu": 0.01, "us": 0.08, "asia": 0.2}, commands={"MULTICLOUD_HYSTERESIS": "50"}) as running:
+        wait_until(lambda: running.weights() == {"eu": 256, "us": 1, "asia": 0}, 30, "the three are ranked")
+        yield running
+
+
+def haproxy(router: Edge, name: str, **more: str) -> dict[str, str]:
+    """The environment that HAProxy gives the check of a region."""
+    return {
+        **router.router.settings,
+        "HAPROXY_PROXY_NAME": "upstream",
+        "HAPROXY_SERVER_NAME": name,
+        "HAPROXY_SERVER_ADDR": "127.0.0.1",
+        "HAPROXY_SERVER_PORT": str(router.region[name].port),
+        **more,
+    }
+
+
+# All commands
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help_with_examples(command: str) -> None:
+    shown = run(command, "--help")
+    assert shown.returncode == 0
+    assert f"Examples:\n    multicloud {command}" in shown.stdout
+    assert "[MULTICLOUD_" in shown.stdout or command == "demo"
+
+
+def test_the_version_is_the_packages() -> None:
+    shown = run("--version")
+    assert shown.returncode == 0
+    assert shown.stdout.startswith("multicloud, version ")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shells_get_completion(shell: str) -> None:
+    script = run(environ={"_MULTICLOUD_COMPLETE": f"{shell}_source"})
+    assert script.returncode == 0
+    assert "_MULTICLOUD_COMPLETE=" in script.stdout
+    words = {"COMP_WORDS": "multicloud st", "COMP_CWORD": "st" if shell == "fish" else "1"}
+    completed = run(environ={"_MULTICLOUD_COMPLETE": f"{shell}_complete", **words})
+    assert "status" in completed.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variable"),
+    [
+        (("check", "--expect", "ok", "https://a.example"), "MULTICLOUD_EXPECT"),
+        (("reweigh", "--window", "0"), "MULTICLOUD_WINDOW"),
+        (("status", "--socket", "localhost:port"), "MULTICLOUD_SOCKET"),
+        (("doctor", "--percentile", "101"), "MULTICLOUD_PERCENTILE"),
+        (("plot", "--max-age", "soon"), "MULTICLOUD_MAX_AGE"),
+    ],
+)
+def test_a_setting_that_cannot_be_read_is_one_line_and_exit_code_2(arguments: tuple[str, ...], variable: str) -> None:
+    done = run(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {variable}: cannot read ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["reweigh", "status"])
+def test_without_haproxy_it_is_one_line_and_exit_code_1(command: str, tmp_path: Path) -> None:
+    done = run(command, "--socket", str(tmp_path / "none.sock"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"error: {tmp_path}/none.sock: no such file or directory; is it the `stats socket`")
+    assert done.stderr.count("\n") == 1
+
+
+def test_bars_are_shown_as_far_as_the_locale_can(router: Edge) -> None:
+    done = subprocess.run(
+        [PROGRAM, "status"],
+        env={**BARE, **router.router.settings, "PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"?" in done.stdout
+
+
+# multicloud check
+
+
+def test_a_check_shows_its_phases_as_a_waterfall(router: Edge) -> None:
+    url = f"https://eu:{router.region['eu'].port}/health"
+    done = run("check", url, "--connect", "127.0.0.1", environ=router.router.settings)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"https://eu:{router.region['eu'].port} (127.0.0.1)"
+    assert [line.split()[0] for line in lines[1:6]] == ["resolve", "connect", "TLS", "first", "total"]
+    bars = [(line.index("▇"), line.rindex("▇") + 1) for line in lines[1:5]]
+    assert all(start < end for start, end in bars)
+    assert bars == sorted(bars)
+    assert lines[6:8] == ["  status      200", "  TLS         TLSv1.3"]
+    assert lines[8].startswith("  certificate eu and 2 more, ")
+    assert lines[8].endswith(" days left")
+    assert lines[9].startswith("up: ")
+    assert GREEN not in done.stdout
+
+
+@pytest.mark.parametrize(("environ", "colored"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)])
+def test_a_check_has_colour_on_a_terminal_only(router: Edge, environ: dict[str, str], colored: bool) -> None:
+    url = f"https://eu:{router.region['eu'].port}"
+    with Terminal("check", url, "--connect=127.0.0.1", environ={**router.router.settings, **environ}) as terminal:
+        assert terminal.wait() == 0
+        assert "up: " in terminal.output
+        assert (GREEN in terminal.output) == colored
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_a_waterfall_fits_the_terminal(columns: int) -> None:
+    lines = waterfall.waterfall({"resolve": 0.001, "connect": 0.02, "tls": 0.04, "first_byte": 0.0201}, columns)
+    assert max(map(len, lines)) <= columns
+    assert lines[-1].split() == ["total", "81.1", "ms"]
+
+
+def test_a_server_that_is_down_is_said_to_be_and_why(router: Edge) -> None:
+    where = ("--connect", f"127.0.0.1:{router.region['eu'].port}")
+    done = run("check", "https://eu/", "--expect", "204", *where, environ=router.router.settings)
+    assert done.returncode == 1
+    assert "  status      200\n" in done.stdout
+    assert "up:" not in done.stdout
+    assert done.stderr == f"error: https://eu:{router.region['eu'].port} (127.0.0.1): status 200, expected 204\n"
+
+
+def test_a_check_can_be_read_by_a_script(router: Edge) -> None:
+    where = ("--connect", f"127.0.0.1:{router.region['us'].port}", "--count", "3", "--format", "json")
+    done = run("check", "us", *where, environ=router.router.settings)
+    assert (done.returncode, done.stderr) == (0, "")
+    told = json.loads(done.stdout)
+    assert (told["scheme"], told["host"], told["address"], told["path"]) == ("https", "us", "127.0.0.1", "/")
+    assert told["up"] is True
+    assert len(told["probes"]) == 3
+    for probe in told["probes"]:
+        assert probe["rtt"] >= 0.08
+        assert list(probe["phases"]) == ["connect", "tls", "first_byte"]
+        assert probe["certificate"]["names"] == ["eu", "us", "asia"]
+    assert told["rtt"]["min"] <= told["rtt"]["p50"] <= told["rtt"]["p90"] <= told["rtt"]["max"]
+    failed = run("check", "us", *where, "--expect", "404", environ=router.router.settings)
+    assert failed.returncode == 1
+    told = json.loads(failed.stdout)
+    assert (told["up"], told["rtt"]) == (False, None)
+    assert told["probes"][0]["error"] == "status 200, expected 404"
+
+
+def test_several_checks_are_summed_up(router: Edge) -> None:
+    done = run("check", "--count", "4", f"tcp://127.0.0.1:{router.region['eu'].port}")
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert [line.split()[:2] for line in lines[1:5]] == [[str(number), "up"] for number in (1, 2, 3, 4)]
+    words = lines[5].split()
+    assert words[:4] == ["4", "of", "4", "up:"]
+    assert words[4:12:2] == ["min", "p50", "p90", "max"]
+
+
+def test_nothing_is_recorded_unless_it_is_asked_for(router: Edge, tmp_path: Path) -> None:
+    times = tmp_path / "times.txt"
+    command = ("check", f"tcp://127.0.0.1:{router.region['eu'].port}", "--times", str(times))
+    names = {"HAPROXY_PROXY_NAME": "upstream", "HAPROXY_SERVER_NAME": "eu"}
+    assert run(*command, environ=names).returncode == 0
+    assert not times.exists()
+    assert run(*command, "--record", "--count", "2", environ=names).returncode == 0
+    assert [line.split()[:2] for line in times.read_text().splitlines()] == [["upstream", "eu"]] * 2
+
+
+def test_recording_needs_names(tmp_path: Path) -> None:
+    done = run("check", "tcp://127.0.0.1:9", "--record", "--times", str(tmp_path / "times.txt"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --record needs HAPROXY_PROXY_NAME and HAPROXY_SERVER_NAME")
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "recorded"),
+    [
+        ({}, 0, 1),
+        ({"MULTICLOUD_EXPECT": "204"}, 1, 0),
+        ({"HAPROXY_SERVER_PORT": "no"}, 2, 0),
+        ({"MULTICLOUD_SCHEME": "ftp"}, 2, 0),
+        ({"HAPROXY_SERVER_ADDR": ""}, 2, 0),
+        ({"HAPROXY_PROXY_NAME": ""}, 0, 0),
+    ],
+)
+def test_with_haproxys_environment_it_does_what_haproxys_call_does(
+    router: Edge, tmp_path: Path, change: dict[str, str], code: int, recorded: int
+) -> None:
+    by_haproxy, by_hand = tmp_path / "haproxy.txt", tmp_path / "hand.txt"
+    environ = haproxy(router, "eu", **change)
+    light = subprocess.run(
+        [Path(sys.executable).with_name("multicloud-check")],
+        env={**BARE, **environ, "MULTICLOUD_TIMES": str(by_haproxy)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    done = run("check", environ={**environ, "MULTICLOUD_TIMES": str(by_hand)})
+    assert (done.returncode, done.stderr) == (light.returncode, light.stderr)
+    assert done.returncode == code
+    for times in (by_haproxy, by_hand):
+        lines = times.read_text().splitlines() if times.exists() else []
+        assert [line.split()[:2] for line in lines] == [["upstream", "eu"]] * recorded
+
+
+def test_a_sample_file_that_cannot_be_written_is_a_warning(router: Edge, tmp_path: Path) -> None:
+    done = run("check", environ=haproxy(router, "eu", MULTICLOUD_TIMES=str(tmp_path)))
+    assert done.returncode == 0
+    assert done.stderr == f"warning: not recorded: {tmp_path}: is a directory\n"
+
+
+@pytest.mark.parametrize(
+    ("url", "connect", "scheme", "host", "address", "port", "path"),
+    [
+        ("127.0.0.1", None, "https", "127.0.0.1", "127.0.0.1", 443, "/"),
+        ("127.0.0.1:8443", None, "https", "127.0.0.1", "127.0.0.1", 8443, "/"),
+        ("http://127.0.0.1/a/b?c=d#e", None, "http", "127.0.0.1", "127.0.0.1", 80, "/a/b?c=d"),
+        ("2001:db8::1", None, "https", "2001:db8::1", "2001:db8::1", 443, "/"),
+        ("[2001:db8::1]", None, "https", "2001:db8::1", "2001:db8::1", 443, "/"),
+        ("[2001:db8::1]:8443/x", None, "https", "2001:db8::1", "2001:db8::1", 8443, "/x"),
+        ("tls://[::1]:5433", None, "tls", "::1", "::1", 5433, "/"),
+        ("eu.example.com", "192.0.2.7", "https", "eu.example.com", "192.0.2.7", 443, "/"),
+        ("https://eu.example.com:8443/", "192.0.2.7", "https", "eu.example.com", "192.0.2.7", 8443, "/"),
+        ("eu.example.com", "192.0.2.7:9", "https", "eu.example.com", "192.0.2.7", 9, "/"),
+        ("eu.example.com", "2001:db8::7", "https", "eu.example.com", "2001:db8::7", 443, "/"),
+        ("eu.example.com", "[2001:db8::7]:9", "https", "eu.example.com", "2001:db8::7", 9, "/"),
+    ],
+)
+def test_what_is_meant_by_a_url(
+    url: str, connect: str | None, scheme: str, host: str, address: str, port: int, path: str
+) -> None:
+    target, _ = waterfall.resolve(url, connect, CHECK)
+    assert (target.scheme, target.host, target.address, target.port) == (scheme, host, address, port)
+    assert target.path == path
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://a",
+        "https://",
+        "tcp://a",
+        "a:",
+        "a:b",
+        "a:70000",
+        "[::1",
+        "[::1]8",
+        "a b",
+        "https://a/b c",
+        "https://a/\n",
+    ],
+)
+def test_what_cannot_be_probed_is_a_usage_error(url: str) -> None:
+    with pytest.raises(UsageError, match="cannot probe"):
+        waterfall.resolve(url, "127.0.0.1", CHECK)
+
+
+def test_an_ipv6_address_is_probed() -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
+        port = server.getsockname()[1]
+        done = run("check", f"tcp://[::1]:{port}")
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"tcp://[::1]:{port} (::1)\n")
+
+
+# multicloud reweigh
+
+
+def test_a_dry_run_prints_the_commands_and_nothing_else(router: Edge) -> None:
+    environ = {**router.router.settings, "MULTICLOUD_FAVORITE": "200", "MULTICLOUD_BACKUP": "7"}
+    before = router.weights()
+    done = run("reweigh", "--dry-run", environ=environ)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "set server upstream/eu weight 200\nset server upstream/us weight 7\n"
+    assert router.weights() == before
+    assert run("reweigh", "--dry-run", environ=router.router.settings).stdout == ""
+
+
+def test_a_verbose_dry_run_explains_on_standard_error(router: Edge) -> None:
+    environ = {**router.router.settings, "MULTICLOUD_FAVORITE": "200"}
+    done = run("reweigh", "--dry-run", "-v", environ=environ)
+    assert done.returncode == 0
+    assert done.stdout == "set server upstream/eu weight 200\n"
+    lines = done.stderr.splitlines()
+    assert (lines[0], lines[-1]) == ("upstream:", "would send:")
+    assert lines[1].split()[:2] == ["eu", "UP"]
+    assert lines[1].endswith("weight 256 -> 200  favourite: the fastest")
+    assert lines[2].endswith("backup: the fastest after the favourite")
+    assert lines[3].endswith("out: others are faster")
+
+
+def test_by_hand_it_shows_what_was_sent(router: Edge) -> None:
+    with Terminal("reweigh", "--favorite", "200", environ=router.router.settings, columns=120) as terminal:
+        assert terminal.wait() == 0
+    assert "favourite: the fastest" in terminal.output
+    assert terminal.output.splitlines()[-1] == "sent: set server upstream/eu weight 200"
+    wait_until(lambda: router.weights()["eu"] == 256, 30, "HAProxy's own reweigh sets it back")
+    done = run("reweigh", environ=router.router.settings)
+    assert done.stdout.endswith("nothing to send: the weights are what they should be\n")
+
+
+NAMES = ("a", "b", "c", "d")
+STATES = {"U": UP, "D": DOWN, "M": MAINT, "R": DRAIN}
+
+
+@pytest.mark.parametrize(
+    ("states", "milliseconds", "weights", "environ", "expected"),
+    [
+        ("UU", [20, 30], [256, 1], {}, ["favourite: the fastest", "backup: the fastest after the favourite"]),
+        ("UU", [20, 30], [1, 1], {}, ["favourite: the fastest", "backup: the fastest after the favourite"]),
+        (
+            "UU",
+            [20, 19],
+            [256, 1],
+            {},
+            [
+                "favourite, kept by hysteresis: b is 5.0 % faster than a, and more than 10 % counts",
+                "backup: the fastest after the favourite",
+            ],
+        ),
+        (
+            "UU",
+            [20, 15],
+            [256, 1],
+            {},
+            [
+                "backup: the fastest after the favourite",
+                "favourite: b is 25.0 % faster than a, and more than 10 % counts",
+            ],
+        ),
+        (
+            "DMRU",
+            [10, 10, 10, 20],
+            [256, 0, 0, 0],
+            {},
+            [
+                "out: DOWN, and comes back without traffic until it is measured",
+                "left alone: maintenance is an operator's word",
+                "left alone: drain is an operator's word",
+                "favourite: the fastest",
+            ],
+        ),
+        (
+            "UUU",
+            [None, 20, 30],
+            [1, 1, 1],
+            {},
+            [
+                "last: without samples it may be the backup, no more",
+                "favourite: the fastest",
+                "backup: the fastest after the favourite",
+            ],
+        ),
+        (
+            "DUU",
+            [10, None, None],
+            [0, 256, 1],
+            {},
+            [
+                "out: DOWN, and comes back without traffic until it is measured",
+                "favourite: no server that is UP has samples that count, and one must serve",
+                "last: without samples it may be the backup, no more",
+            ],
+        ),
+        ("DD", [10, 20], [256, 1], {}, ["stays: no server is UP", "stays: no server is UP"]),
+        (
+            "UUU",
+            [20, 24, 40],
+            [1, 1, 1],
+            {"MULTICLOUD_TOLERANCE": "5"},
+            [
+                "favourite: the fastest",
+                "favourite: within 5 ms of a, the fastest",
+                "backup: the fastest after the favourite",
+            ],
+        ),
+        (
+            "UUU",
+            [20, 30, 40],
+            [1, 1, 1],
+            {},
+            ["favourite: the fastest", "backup: the fastest after the favourite", "out: others are faster"],
+        ),
+    ],
+)
+def test_every_decision_is_explained(
+    states: str, milliseconds: list[float | None], weights: list[int], environ: dict[str, str], expected: list[str]
+) -> None:
+    values = settings.read(environ, settings.REWEIGH)
+    servers = [
+        Server("upstream", name, STATES[state], weight)
+        for name, state, weight in zip(NAMES, states, weights, strict=False)
+    ]
+    now = time.time()
+    found = samples.Samples()
+    for server, time_ms in zip(servers, milliseconds, strict=True):
+        if time_ms is not None:
+            found.series[server.key] = [(time_ms / 1000, now)]
+    scored = {key: newest[0][0] for key, newest in found.series.items()}
+    changes = rank(servers, scored, hysteresis=values.hysteresis, tolerance=values.tolerance)
+    lines = explain.explain(reweigh.Decision(found, servers, scored, changes), values, now)
+    assert lines[0] == "upstream:"
+    for line, why in zip(lines[1:], expected, strict=True):
+        assert line.endswith(why)
+
+
+def test_samples_that_are_too_old_are_said_to_be() -> None:
+    values = settings.read({}, settings.REWEIGH)
+    found = samples.Samples()
+    found.series["upstream", "a"] = [(0.02, 1000.0)]
+    servers = [Server("upstream", "a", UP, 1), Server("other", "b", UP, 1)]
+    lines = explain.explain(reweigh.Decision(found, servers, {}, []), values, 2000.0)
+    assert lines == [
+        "upstream:",
+        "  a  UP  no samples newer than 300 s  weight 1  stays: no server of this backend has samples that count",
+    ]
+
+
+def test_without_any_sample_a_reweigh_says_so(router: Edge, tmp_path: Path) -> None:
+    none = str(tmp_path / "none.txt")
+    done = run("reweigh", "--times", none, environ=router.router.settings)
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"{none} has no samples of any server that HAProxy knows: weights stay as they are\n")
+    assert not os.path.exists(none)

@@ -1,0 +1,287 @@
+"""`multicloud status`: the table, on a terminal and for scripts, and the problems in words."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from multicloud import observe, problems, samples, settings, status
+from multicloud.ranking import DOWN, MAINT, UP, Server
+from multicloud.terminal import ENTER, HOME, LEAVE
+from tests.command import BARE, PROGRAM, Terminal, run
+from tests.edge import Edge, edge, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LONG = ("helloworld-in-a-long-named-project-0123456789-uc.a.run.app", "helloworld-in-a-long-named-project-eu")
+VALUES = settings.read({}, settings.REWEIGH)
+
+
+@pytest.fixture(scope="module")
+def router() -> Iterator[Edge]:
+    """A router that is measured and has ranked: the first is the fastest."""
+    with edge({LONG[0]: 0.01, LONG[1]: 0.1}) as running:
+        wait_until(lambda: running.weights() == {LONG[0]: 256, LONG[1]: 1}, 30, "the two are ranked")
+        yield running
+
+
+# The table
+
+
+def test_the_table_says_where_traffic_goes(router: Edge) -> None:
+    done = run("status", environ={**router.router.settings, "COLUMNS": "120"})
+    assert (done.returncode, done.stderr) == (0, "")
+    head, first, second = done.stdout.splitlines()[:3]
+    assert head.split() == ["upstream", "state", "weight", "n", "p50", "p90", "p99", "last", "age", "trend"]
+    assert first.split()[:4] == ["*", LONG[0], "UP", "256"]
+    assert second.split()[:3] == [LONG[1], "UP", "1"]
+    assert "\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_the_table_fits_and_long_names_keep_both_ends(router: Edge, columns: int) -> None:
+    lines = run("status", environ={**router.router.settings, "COLUMNS": str(columns)}).stdout.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert lines[1].startswith("* hello")
+    assert ("uc.a.run.app " in lines[1]) == (columns == 200)
+    assert "run.app " in lines[1]
+
+
+@pytest.mark.parametrize(("environ", "colored"), [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True)])
+def test_colour_is_for_terminals_and_can_be_refused(router: Edge, environ: dict[str, str], colored: bool) -> None:
+    with Terminal("status", environ={**router.router.settings, **environ}) as terminal:
+        assert terminal.wait() == 0
+    assert (status.GREEN in terminal.output) == colored
+
+
+def test_the_trend_is_scaled_by_the_slowest_of_the_backend() -> None:
+    fast = status.Row("b", "fast", UP, 256, True, 3, (0.01, 0.01, 0.01), 0.01, 1.0, 0.0, (0.01, 0.02, 0.01))
+    slow = status.Row("b", "slow", UP, 1, False, 1, (0.08, 0.08, 0.08), 0.08, 1.0, 0.0, (0.08,))
+    new = status.Row("b", "new", UP, 0, False, 0, None, None, None, None, ())
+    lines = status.table(status.Status([fast, slow, new], []), width=80).splitlines()
+    assert lines[1].endswith(" ▂▃▂")
+    assert lines[2].endswith(" █")
+    assert lines[3].split() == ["new", "UP", "0", "0", *["-"] * 5]
+
+
+def test_problems_stand_under_the_table_and_are_wrapped() -> None:
+    text = status.table(status.Status([], ["word " * 40 + "end"]), width=60)
+    lines = text.splitlines()
+    assert lines[1].startswith("! word")
+    assert lines[2].startswith("  word")
+    assert lines[-1].endswith("end")
+    assert max(map(len, lines[1:])) <= 60
+
+
+# --watch
+
+
+def test_watching_redraws_in_place_follows_the_size_and_ends_with_ctrl_c(router: Edge) -> None:
+    with Terminal("status", "--watch", "30", environ=router.router.settings) as terminal:
+        drawn = terminal.wait_for("age of the last in s")
+        assert terminal.output.startswith(ENTER + HOME)
+        terminal.resize(3, 100)  # at once, not after 30 s
+        drawn = terminal.wait_for("more lines; a taller window shows them", after=drawn, seconds=20)
+        terminal.press(b"\x03")
+        assert terminal.wait() == 0
+    after = terminal.output[drawn:]
+    assert LEAVE in after
+    assert "age of the last in s" in after[after.index(LEAVE) :], "the last table stays"
+    assert "Traceback" not in terminal.output
+    assert terminal.output.count(HOME) == 2
+
+
+def test_watching_goes_on_where_haproxy_does_not_answer(tmp_path: Path) -> None:
+    with Terminal("status", "--watch=0.2", "--socket", f"{tmp_path}/none.sock") as terminal:
+        drawn = terminal.wait_for("error: ")
+        terminal.wait_for("error: ", after=drawn)
+        terminal.press(b"\x03")
+        assert terminal.wait() == 0
+
+
+def test_a_terminated_watch_leaves_the_terminal_as_it_was(router: Edge) -> None:
+    with Terminal("status", "--watch", environ=router.router.settings) as terminal:
+        terminal.wait_for("age of the last in s")
+        terminal.signal(signal.SIGTERM)
+        assert terminal.wait() == 128 + signal.SIGTERM
+    assert LEAVE in terminal.output
+
+
+def test_watching_into_a_pipe_that_closes_ends_quietly(router: Edge) -> None:
+    done = subprocess.run(
+        ["/bin/sh", "-c", '"$0" status --watch=0.1 | head -n 3', PROGRAM],
+        env={**BARE, **router.router.settings},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert len(done.stdout.splitlines()) == 3
+    assert "\x1b" not in done.stdout
+
+
+def test_only_the_table_is_watched(router: Edge) -> None:
+    done = run("status", "--watch", "--format", "json", environ=router.router.settings)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: --watch shows the table only")
+
+
+# For scripts
+
+
+def test_json_has_an_object_for_each_server(router: Edge) -> None:
+    done = run("status", "--format", "json", environ=router.router.settings)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, second = json.loads(done.stdout)
+    assert (first["backend"], first["server"], first["state"]) == ("upstream", LONG[0], "UP")
+    assert (first["weight"], first["favorite"]) == (256, True)
+    assert (second["weight"], second["favorite"]) == (1, False)
+    for server in (first, second):
+        assert server["samples"] >= 1
+        assert 0.01 <= server["p50"] <= server["p90"] <= server["p99"]
+        assert server["last"] == server["trend"][-1]
+        assert 0 <= server["age"] < 60
+        assert abs(time.time() - server["age"] - server["time"]) < 60
+
+
+def test_prometheus_reads_it(router: Edge) -> None:
+    done = run("status", "--format", "prometheus", environ=router.router.settings)
+    assert (done.returncode, done.stderr) == (0, "")
+    families = {family.name: family for family in text_string_to_metric_families(done.stdout)}
+    assert {name: family.type for name, family in families.items()} == {
+        "multicloud_server_up": "gauge",
+        "multicloud_server_weight": "gauge",
+        "multicloud_server_favorite": "gauge",
+        "multicloud_server_samples": "gauge",
+        "multicloud_server_last_rtt_seconds": "gauge",
+        "multicloud_server_last_sample_timestamp_seconds": "gauge",
+        "multicloud_server_state": "gauge",
+        "multicloud_server_rtt_seconds": "summary",
+        "multicloud_problems": "gauge",
+    }
+    weights = {sample.labels["server"]: sample.value for sample in families["multicloud_server_weight"].samples}
+    assert weights == {LONG[0]: 256, LONG[1]: 1}
+    quantiles = {sample.labels["quantile"] for sample in families["multicloud_server_rtt_seconds"].samples}
+    assert quantiles == {"0.5", "0.9", "0.99"}
+    for sample in families["multicloud_server_last_sample_timestamp_seconds"].samples:
+        assert abs(time.time() - sample.value) < 60
+
+
+def test_prometheus_labels_are_escaped() -> None:
+    strange = 'a"b\\c\nd'
+    row = status.Row(strange, strange, UP, 1, False, 1, (0.1, 0.2, 0.3), 0.1, 1763870000.123, 1.0, ())
+    text = status.prometheus(status.Status([row], ["one"]))
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    for name, family in families.items():
+        for sample in family.samples:
+            assert name == "multicloud_problems" or sample.labels["server"] == strange
+    assert families["multicloud_server_last_sample_timestamp_seconds"].samples[0].value == 1763870000.123
+    assert families["multicloud_problems"].samples[0].value == 1
+
+
+# Problems
+
+
+def instance(*servers: Server, since: float = 100.0, check: str = observe.PASSED) -> observe.Instance:
+    """What a HAProxy whose process is not here says of these servers."""
+    stats = {server.key: observe.Stat(since, check, "0", 0.1) for server in servers}
+    return observe.Instance("2.8.25", 0, "admin", list(servers), stats, {"upstream": "roundrobin"})
+
+
+def measured(*milliseconds: float, now: float, last: float = 0.0, every: float = 2.0) -> samples.Samples:
+    """Samples of servers a, b, c … every so many seconds, the newest `last` seconds ago."""
+    found = samples.Samples()
+    for name, time_ms in zip("abc", milliseconds, strict=False):
+        found.series["upstream", name] = [(time_ms / 1000, now - last - every * i) for i in range(90)]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("states", "weights", "since", "last", "every", "expected"),
+    [
+        ((UP, UP), (256, 1), 100, 0, 2, []),
+        ((UP, UP), (1, 256), 100, 0, 2, ["has had other weights for at least 60 s"]),
+        ((UP, UP), (1, 256), 42, 0, 2, ["has had other weights for at least 40 s"]),
+        ((UP, UP), (1, 256), 5, 0, 2, []),
+        ((UP, UP), (0, 0), 5, 0, 2, ["every server of upstream that is UP has weight 0"]),
+        ((UP, MAINT), (0, 1), 5, 0, 2, ["every server of upstream that is UP has weight 0"]),
+        ((DOWN, MAINT), (0, 1), 5, 0, 2, ["no server of upstream is UP (DOWN, MAINT)"]),
+        ((UP, UP), (256, 1), 100, 40, 2, ["no samples for a since", "no samples for b since"]),
+        ((UP, DOWN), (256, 0), 100, 40, 2, ["no samples for a since"]),
+        ((UP, UP), (256, 1), 100, 40, 30, []),
+    ],
+)
+def test_problems_are_found_from_states_weights_and_samples(
+    states: tuple[str, str],
+    weights: tuple[int, int],
+    since: float,
+    last: float,
+    every: float,
+    expected: list[str],
+) -> None:
+    servers = [
+        Server("upstream", name, state, weight) for name, state, weight in zip("ab", states, weights, strict=True)
+    ]
+    now = time.time()
+    found = measured(20, 40, now=now, last=last, every=every)
+    said = problems.problems(instance(*servers, since=since), found, VALUES, now)
+    assert len(said) == len(expected), said
+    for line, part in zip(said, expected, strict=True):
+        assert part in line
+
+
+def test_a_weight_that_a_reweigh_would_just_have_changed_is_no_problem() -> None:
+    now = time.time()
+    servers = [Server("upstream", "a", UP, 256), Server("upstream", "b", UP, 1)]
+    found = measured(20, 40, now=now)
+    found.series["upstream", "a"] = [
+        (9.0 if now - when < 4 else seconds, when) for seconds, when in found.series["upstream", "a"] if when
+    ]
+    eager = settings.read({"MULTICLOUD_WINDOW": "1"}, settings.REWEIGH)
+    assert problems.problems(instance(*servers), found, eager, now) == []
+
+
+def test_a_server_that_was_never_measured_and_a_reweigh_that_is_down_are_problems() -> None:
+    now = time.time()
+    servers = [Server("upstream", name, UP, weight) for name, weight in (("a", 256), ("z", 1))]
+    fake = Server("reweigh", observe.REWEIGH, DOWN, 1)
+    said = problems.problems(instance(*servers, fake), measured(20, now=now), VALUES, now)
+    assert [line.split(":")[0] for line in said] == [
+        "reweigh/multicloud-reweigh is DOWN, so nobody sets weights",
+        "no samples for z, which is UP",
+    ]
+
+
+def test_problems_of_a_real_haproxy_are_told() -> None:
+    def without_reweigh(text: str) -> str:
+        return text.replace("server multicloud-reweigh 127.0.0.1:1 check", "server multicloud-reweigh 127.0.0.1:1")
+
+    with edge({"eu": 0.01, "us": 0.1}, configure=without_reweigh) as running:
+
+        def told(part: str) -> bool:
+            return part in " ".join(run("status", environ=running.router.settings).stdout.split())
+
+        wait_until(lambda: told("upstream has had other weights for"), 60, "nobody reweighs")
+        assert run("reweigh", environ=running.router.settings).returncode == 0
+        assert not told("upstream has had other weights for")
+        with open(running.router.settings["MULTICLOUD_TIMES"], "a", encoding="ascii") as file:
+            file.write("this is no sample\n")
+        assert told("has lines that are no samples (1)")
+        running.tell("set server upstream/eu weight 0")
+        running.tell("set server upstream/us weight 0")
+        assert told("every server of upstream that is UP has weight 0")
+        running.tell("disable health upstream/eu")
+        wait_until(lambda: told("no samples for eu since "), 60, "eu is not checked any more")
+        running.tell("enable health upstream/eu")
+        for region in running.regions:
+            running.regions.stop(region)
+        wait_until(lambda: told("no server of upstream is UP (DOWN)"), 60, "both are DOWN")
