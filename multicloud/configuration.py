@@ -19,8 +19,9 @@ SECTIONS = (
 
 UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 1e-3}
 
-TOKEN = re.compile(r"""\\(?P<escaped>.)|'(?P<strong>[^']*)'|"(?P<weak>(?:\\.|[^"\\])*)"|(?P<plain>[^\s\\'"#]+)""")
-VARIABLE = re.compile(r"\$\{?(?P<name>\w+)(?:(?<=\w)-(?P<default>[^}]*))?\}?")
+PART = r"""\\(?P<escaped>.)|'(?P<strong>[^']*)'|"(?P<weak>(?:\\.|[^"\\])*)"|(?P<plain>[^\s\\'"#]+)"""
+WORD_OR_COMMENT = re.compile(f"(?:{PART})+|#.*")
+VARIABLE = re.compile(r"\$(?:(?P<bare>\w+)|\{(?P<name>\w+)(?:-(?P<default>[^}]*))?\})")
 
 
 class ConfigurationError(Exception):
@@ -81,26 +82,20 @@ def _inherited(words: Sequence[str], sections: Sequence[Section]) -> list[list[s
 
 def split(line: str, environ: Mapping[str, str]) -> list[str]:
     """The words of a line: quotes and backslashes taken away, and "${NAME-default}" replaced by its value."""
-    words: list[str] = []
-    end = 0
-    while end < len(line) and line[end] != "#":
-        match = TOKEN.match(line, end)
-        if match is None:
-            end += 1
-            continue
-        text = match[match.lastgroup or 0] or ""
-        if match.lastgroup == "weak":
-            text = re.sub(r"\\(.)", r"\1", VARIABLE.sub(lambda found: _value(found, environ), text))
-        if words and end and line[end - 1] not in " \t" and match.start() == end:
-            words[-1] += text
-        else:
-            words.append(text)
-        end = match.end()
-    return words
+    words = [found[0] for found in WORD_OR_COMMENT.finditer(line) if not found[0].startswith("#")]
+    return ["".join(_part(found, environ) for found in re.finditer(PART, word)) for word in words]
+
+
+def _part(found: re.Match[str], environ: Mapping[str, str]) -> str:
+    """What a part of a word stands for: an escaped character, a quoted text or a plain one."""
+    text = found[found.lastgroup or 0]
+    if found.lastgroup != "weak":
+        return text
+    return re.sub(r"\\(.)", r"\1", VARIABLE.sub(lambda variable: _value(variable, environ), text))
 
 
 def _value(found: re.Match[str], environ: Mapping[str, str]) -> str:
-    return environ.get(found["name"]) or found["default"] or ""
+    return environ.get(found["bare"] or found["name"], found["default"] or "")
 
 
 def seconds(text: str) -> float | None:

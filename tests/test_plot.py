@@ -1,0 +1,78 @@
+"""`multicloud plot`: a picture of the samples."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from multicloud import plot, settings
+from tests.command import BARE, run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+WITHOUT = "import sys; sys.modules['matplotlib'] = None; from multicloud.cli import main; main()"
+
+
+@pytest.fixture
+def times(tmp_path: Path) -> Path:
+    """A sample file with two backends, and a line without a time."""
+    now = time.time()
+    lines = [
+        f"{backend} {server} {0.02 * (2 + i % 5):.6f} {now - 100 + i:.3f}"
+        for i in range(100)
+        for backend, server in (("upstream", "eu"), ("upstream", "us"), ("databases", "db"))
+    ]
+    path = tmp_path / "times.txt"
+    path.write_text("upstream eu 0.020000\n" + "\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(("name", "magic"), [("latency.png", b"\x89PNG\r\n"), ("latency.svg", b"<?xml ")])
+def test_a_picture_is_drawn(times: Path, tmp_path: Path, name: str, magic: bytes) -> None:
+    picture = tmp_path / name
+    done = run("plot", "-o", str(picture), "--times", str(times), environ={"MPLCONFIGDIR": str(tmp_path)})
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    drawn = picture.read_bytes()
+    assert drawn.startswith(magic)
+    assert len(drawn) > 5000
+
+
+def test_the_score_that_is_drawn_is_the_one_that_decided_then() -> None:
+    values = settings.read({"MULTICLOUD_MIN_SAMPLES": "2", "MULTICLOUD_MAX_AGE": "50"}, settings.SCORING)
+    timed = [(0.0, 0.010), (1.0, 0.030), (2.0, 0.020), (100.0, 0.040)]
+    assert plot.running_scores(timed, values) == pytest.approx([10, 20, 30, 40])
+
+
+@pytest.mark.parametrize("text", [None, "", "garbage\n", "upstream eu 0.020000\n"])
+def test_without_samples_there_is_nothing_to_draw(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "times.txt").write_text(text)
+    done = run("plot", "-o", str(tmp_path / "latency.png"), "--times", str(tmp_path / "times.txt"))
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {tmp_path}/times.txt: no samples with a time to draw")
+    assert not (tmp_path / "latency.png").exists()
+
+
+def test_a_directory_that_is_not_there_is_one_line(times: Path, tmp_path: Path) -> None:
+    done = run("plot", "-o", str(tmp_path / "none" / "latency.png"), "--times", str(times))
+    assert done.returncode == 1
+    assert done.stderr == f"error: {tmp_path}/none/latency.png: no such file or directory\n"
+
+
+def test_other_kinds_of_pictures_are_refused() -> None:
+    done = run("plot", "-o", "latency.gif")
+    assert done.returncode == 2
+    assert done.stderr == "error: cannot draw 'latency.gif'; give a name that ends with .png or .svg\n"
+
+
+def test_without_matplotlib_it_says_how_to_get_it() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, "plot"], env=BARE, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: matplotlib is missing; install it: pip install 'multicloud[plot]'\n"
