@@ -38,7 +38,7 @@ def _cells(
         server.state,
         _score(server, decision, values, now),
         becomes,
-        _why(server, members, decision.scores, values),
+        _why(server, after, members, decision.scores, values),
     )
 
 
@@ -52,7 +52,9 @@ def _score(server: Server, decision: Decision, values: Settings, now: float) -> 
     return f"{kind} of {count}: {score * 1000:.1f} ms"
 
 
-def _why(server: Server, members: list[Server], scored: dict[tuple[str, str], float], values: Settings) -> str:
+def _why(
+    server: Server, after: int, members: list[Server], scored: dict[tuple[str, str], float], values: Settings
+) -> str:
     if not any(member.key in scored for member in members):
         return "stays: no server of this backend has samples that count"
     if server.state == DOWN:
@@ -67,9 +69,8 @@ def _why(server: Server, members: list[Server], scored: dict[tuple[str, str], fl
     if server in leaders:
         return _why_favorite(server, candidates, scored, values)
     if server.key not in scored:
-        return "last: without samples it may be the backup, no more"
-    faster = [member for member in candidates if member not in leaders and _is_before(member, server, scored)]
-    return "backup: the fastest after the favourite" if not faster else "out: others are faster"
+        return "backup: without samples, but there is no other" if after else "out: no samples that count"
+    return "backup: the fastest after the favourite" if after else "out: others are faster"
 
 
 def _why_favorite(
@@ -94,10 +95,6 @@ def _why_favorite(
 def _faster(server: Server, other: Server, scored: dict[tuple[str, str], float], values: Settings) -> str:
     percent = 100 * (1 - scored[server.key] / scored[other.key])
     return f"{server.name} is {percent:.1f} % faster than {other.name}, and more than {values.hysteresis:g} % counts"
-
-
-def _is_before(member: Server, server: Server, scored: dict[tuple[str, str], float]) -> bool:
-    return member is not server and member.key in scored and scored[member.key] < scored[server.key]
 
 
 def _columns(rows: list[tuple[str, str, str, str, str]]) -> list[str]:

@@ -52,6 +52,7 @@ class Terminal:
         self._status: int | None = None
         self._pid, self._terminal = pty.fork()
         if self._pid == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the tests run in the background
             os.execve(PROGRAM, [PROGRAM, *arguments], {**BARE, "TERM": "xterm-256color", **(environ or {})})
         self.resize(rows, columns)
 
@@ -80,7 +81,7 @@ class Terminal:
         """Return where the text ends that appears behind the offset `after`; fail if it does not within `seconds`."""
         deadline = time.monotonic() + seconds
         while (at := self.output.find(text, after)) < 0:
-            assert self._read(deadline), f"ended or said nothing more, without {text!r}: {self.output!r}"
+            assert self._read(deadline), f"ended or said nothing more, without {text!r}: {self.output[-2000:]!r}"
         return at + len(text)
 
     def wait(self, seconds: float = 30) -> int:
@@ -88,7 +89,7 @@ class Terminal:
         deadline = time.monotonic() + seconds
         while self._read(deadline):
             pass
-        assert time.monotonic() < deadline, f"not within {seconds} s: the end, after {self.output!r}"
+        assert time.monotonic() < deadline, f"not within {seconds} s: the end, after {self.output[-2000:]!r}"
         _, status = os.waitpid(self._pid, 0)
         self._status = os.waitstatus_to_exitcode(status)
         return self._status

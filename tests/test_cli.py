@@ -377,7 +377,7 @@ STATES = {"U": UP, "D": DOWN, "M": MAINT, "R": DRAIN}
             [1, 1, 1],
             {},
             [
-                "last: without samples it may be the backup, no more",
+                "out: no samples that count",
                 "favourite: the fastest",
                 "backup: the fastest after the favourite",
             ],
@@ -390,7 +390,7 @@ STATES = {"U": UP, "D": DOWN, "M": MAINT, "R": DRAIN}
             [
                 "out: DOWN, and comes back without traffic until it is measured",
                 "favourite: no server that is UP has samples that count, and one must serve",
-                "last: without samples it may be the backup, no more",
+                "backup: without samples, but there is no other",
             ],
         ),
         ("DD", [10, 20], [256, 1], {}, ["stays: no server is UP", "stays: no server is UP"]),
@@ -407,7 +407,7 @@ STATES = {"U": UP, "D": DOWN, "M": MAINT, "R": DRAIN}
         ),
         (
             "UUU",
-            [20, 30, 40],
+            [20, 30, 30],
             [1, 1, 1],
             {},
             ["favourite: the fastest", "backup: the fastest after the favourite", "out: others are faster"],
