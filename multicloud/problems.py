@@ -53,7 +53,7 @@ def _has(members: list[Server], found: Samples) -> bool:
 def _reweigh(instance: Instance) -> list[str]:
     return [
         f"{server.backend}/{server.name} is DOWN, so nobody sets weights: HAProxy's log says why, "
-        "and so does `multicloud reweigh --dry-run`"
+        "and so does `multicloud reweigh`"
         for server in instance.servers
         if server.name == observe.REWEIGH and server.state == DOWN
     ]
@@ -137,8 +137,8 @@ def _unweighed(
         return []
     least = "" if late + STEP <= known else "at least "
     return [
-        f"{backend} has had other weights for {least}{late} s than these settings give it, so no reweigh has run: "
-        "`multicloud reweigh --dry-run -v` explains"
+        f"{backend} has had other weights for {least}{late} s than a reweigh with these settings gives it, so none "
+        "has set them: `multicloud reweigh --dry-run -v` explains"
     ]
 
 

@@ -100,7 +100,8 @@ def table(status: Status, *, color: bool = False, width: int = 80) -> str:
     lines = []
     for backend, members in backends.items():
         lines.append(paint(f"{_short(backend, room):<{room}}{COLUMNS}", BOLD))
-        scale = max((max(row.trend[-trend:]) for row in members if row.trend), default=0.0)
+        # Not the slowest of all: one slow answer would make everything else flat.
+        scale = max((scores.percentiles(row.trend[-trend:], (90,))[0] for row in members if row.trend), default=0.0)
         for row in members:
             code = GREEN if row.favorite else RED if row.state == ranking.DOWN else DIM if not row.weight else ""
             mark = "*" if row.favorite else " "

@@ -62,12 +62,12 @@ def test_colour_is_for_terminals_and_can_be_refused(router: Edge, environ: dict[
     assert (status.GREEN in terminal.output) == colored
 
 
-def test_the_trend_is_scaled_by_the_slowest_of_the_backend() -> None:
-    fast = status.Row("b", "fast", UP, 256, True, 3, (0.01, 0.01, 0.01), 0.01, 1.0, 0.0, (0.01, 0.02, 0.01))
+def test_the_trend_is_scaled_by_the_slower_samples_of_the_backend_but_not_by_one_that_sticks_out() -> None:
+    fast = status.Row("b", "fast", UP, 256, True, 3, (0.01, 0.01, 0.01), 0.01, 1.0, 0.0, (*[0.01] * 8, 9.0, 0.02, 0.01))
     slow = status.Row("b", "slow", UP, 1, False, 1, (0.08, 0.08, 0.08), 0.08, 1.0, 0.0, (0.08,))
     new = status.Row("b", "new", UP, 0, False, 0, None, None, None, None, ())
     lines = status.table(status.Status([fast, slow, new], []), width=80).splitlines()
-    assert lines[1].endswith(" ▂▃▂")
+    assert lines[1].endswith(" ▂▂▂▂▂▂▂▂█▃▂")
     assert lines[2].endswith(" █")
     assert lines[3].split() == ["new", "UP", "0", "0", *["-"] * 5]
 
