@@ -314,7 +314,8 @@ def running(port: int, stats_port: int) -> Iterator[Demo]:
     ports = {"PORT": port, "PROXY_PORT": port + 1, "STATS_PORT": stats_port, "STATS_PROXY_PORT": stats_port + 1}
     for number in ports.values():
         _require_free(number, list(ports.values()))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGTERM, signal.SIGHUP):  # SIGHUP: its terminal was closed
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="multicloud-demo-") as name, Regions() as regions:
         authority = Path(name, "authority.pem")
         regions.authority.cert_pem.write_to_path(str(authority))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
@@ -56,7 +57,8 @@ def watch(draw: Callable[[], str], *, interval: float, duration: float | None = 
         signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         signal.signal(signal.SIGTERM, stopped)
         if in_place:
-            click.echo(LEAVE + picture, nl=False)
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                click.echo(LEAVE + picture, nl=False)
 
 
 def _frame(picture: str) -> str:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
+import socket
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +20,7 @@ from multicloud import observe, problems, samples, settings, status
 from multicloud.ranking import DOWN, MAINT, UP, Server
 from multicloud.terminal import ENTER, HOME, LEAVE
 from tests.command import BARE, PROGRAM, Terminal, run
-from tests.edge import Edge, edge, wait_until
+from tests.edge import Edge, edge, free_ports, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -285,3 +289,30 @@ def test_problems_of_a_real_haproxy_are_told() -> None:
         for region in running.regions:
             running.regions.stop(region)
         wait_until(lambda: told("no server of upstream is UP (DOWN)"), 60, "both are DOWN")
+
+
+# The demo
+
+
+def test_the_demo_shows_the_same_table_and_leaves_nothing_when_its_terminal_is_closed() -> None:
+    port, stats_port = map(str, free_port_pairs())
+    with tempfile.TemporaryDirectory() as directory:  # short, as a socket's path must be
+        environ = {"TMPDIR": directory}
+        with Terminal("demo", "--port", port, "--stats-port", stats_port, environ=environ) as terminal:
+            terminal.wait_for("fastest region right now: ")
+            terminal.wait_for("age of the last in s")
+            terminal.signal(signal.SIGHUP)
+            assert terminal.wait() == 128 + signal.SIGHUP
+        assert LEAVE in terminal.output
+        assert "Traceback" not in terminal.output
+        assert os.listdir(directory) == []
+
+
+def free_port_pairs() -> tuple[int, int]:
+    """Two ports of which the next one is free too."""
+    while True:
+        first, second = free_ports(2)
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            for port in (first, first + 1, second, second + 1):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            return first, second
