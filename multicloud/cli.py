@@ -283,7 +283,7 @@ def _status(values: settings.Settings, form: str) -> str:
     metavar="haproxy.cfg",
     help="HAProxy's configuration, to be looked at too; several as for HAProxy.",
 )
-@with_settings((*settings.REWEIGH, *settings.CHECK[1:]))
+@with_settings(tuple(dict.fromkeys((*settings.REWEIGH, *settings.CHECK))))
 def doctor(files: tuple[str, ...], values: settings.Settings) -> None:
     """Find what usually goes wrong, and say how to mend it.
 
