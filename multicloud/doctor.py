@@ -39,13 +39,6 @@ PROBES, PROBE_TIME = 3, 2.0
 
 REMOVE_CHROOT = "remove `chroot` from `global`"
 
-EXIT_CODES = {
-    "126": "HAProxy's user may not execute the check's command",
-    "127": "a program was not found: the check's command, or what it runs, is not in `external-check path`",
-    "255": "HAProxy could not start the check's command: is it there, and may its user execute it?",
-    "2": "wrong settings, or no server that can be probed: the line in HAProxy's log names it",
-}
-
 
 class Finding(NamedTuple):
     """`kind` is ok, problem or unknown: what could not be looked at."""
@@ -182,7 +175,7 @@ def _checks(
         yield Finding(
             "problem",
             f"the check of {server.backend}/{server.name} fails with exit code {code}: "
-            + (EXIT_CODES.get(code) or said or "HAProxy's log has its reason"),
+            + (observe.EXIT_CODES.get(code) or said or "HAProxy's log has its reason"),
         )
     if not checked:
         yield Finding(
@@ -304,8 +297,8 @@ def _slow(section: Section, instance: Instance | None) -> Iterator[Finding]:
 
 
 def _executable(backend: str, program: str, user: User) -> Finding:
-    for needed in (program, _interpreter(program)):
-        allowed = observe.may(user, "x", needed) if needed else True
+    for needed in filter(None, (program, _interpreter(program))):
+        allowed = observe.may(user, "x", needed)
         if allowed is None:
             return Finding(
                 "unknown", f"{backend}: only root sees whether HAProxy's user {user.name} may execute {program}"
@@ -313,10 +306,16 @@ def _executable(backend: str, program: str, user: User) -> Finding:
         if not allowed:
             return Finding(
                 "problem",
-                f"{backend}: HAProxy's user {user.name} cannot execute {needed}: chmod 755 it and let that user into "
-                "every directory on the way, or install it elsewhere, such as /opt",
+                f"{backend}: HAProxy's user {user.name} cannot execute {_really(needed)}: `chmod a+x` it and every "
+                "directory on the way, or install it elsewhere, such as in /opt",
             )
     return Finding("ok", f"{backend}: HAProxy's user {user.name} can execute {program}")
+
+
+def _really(path: str) -> str:
+    """The path, and what it leads to where it is a symbolic link, as a virtual environment's Python is."""
+    target = os.path.realpath(path)
+    return path if target == path else f"{path} ({target})"
 
 
 def _interpreter(program: str) -> str | None:

@@ -26,6 +26,15 @@ PASSED, TIMED_OUT, EXTERNAL = "PROCOK", "PROCTOUT", "PROC"
 """Check statuses of external checks, and how they all begin."""
 
 
+EXIT_CODES = {
+    "2": "wrong settings, which the line in HAProxy's log names",
+    "126": "HAProxy's user may not execute the check's command",
+    "127": "a program was not found: the check's command, or what it runs, is not in `external-check path`",
+    "255": "HAProxy could not start the check's command: is it there, and may HAProxy's user execute it?",
+}
+"""What the exit code of an external check says by itself: of multicloud's own commands, of a shell and of HAProxy."""
+
+
 class User(NamedTuple):
     """A user that a process runs as."""
 

@@ -51,9 +51,10 @@ def _has(members: list[Server], found: Samples) -> bool:
 
 
 def _reweigh(instance: Instance) -> list[str]:
+    why = "HAProxy's log says why, and so does `multicloud reweigh`"
     return [
-        f"{server.backend}/{server.name} is DOWN, so nobody sets weights: HAProxy's log says why, "
-        "and so does `multicloud reweigh`"
+        f"{server.backend}/{server.name} is DOWN, so nobody sets weights: "
+        + observe.EXIT_CODES.get(instance.stats[server.key].code, why)
         for server in instance.servers
         if server.name == observe.REWEIGH and server.state == DOWN
     ]
@@ -63,7 +64,7 @@ def _unserved(backend: str, members: list[Server]) -> list[str]:
     up = [server for server in members if server.state == UP]
     if not up:
         states = ", ".join(sorted({server.state for server in members}))
-        return [f"no server of {backend} is UP ({states}), so each request is a 503: `multicloud doctor` finds out why"]
+        return [f"no server of {backend} is UP ({states}), so each request is a 503"]
     if not any(server.weight for server in up):
         return [
             f"every server of {backend} that is UP has weight 0, so each request is a 503: "
@@ -93,7 +94,7 @@ def _unmeasured(members: list[Server], instance: Instance, found: Samples, now: 
 def _why_unmeasured(check: str) -> str:
     if not check.startswith(observe.EXTERNAL):
         return "it has no external check"
-    return "HAProxy's log has what its check says; `multicloud doctor` looks further"
+    return "HAProxy's log has what its check says"
 
 
 def _usual_gap(times: list[float]) -> float:

@@ -116,12 +116,14 @@ def table(status: Status, *, color: bool = False, width: int = 80) -> str:
     if backends:
         lines.append(paint("* favourite; n samples that count, and their times in ms; age of the last in s", DIM))
     else:
-        lines.append("no samples yet of any server that HAProxy knows; `multicloud doctor` finds out why")
+        lines.append("no samples yet of any server that HAProxy knows")
     for problem in status.problems:
         wrapped = textwrap.wrap(
             f"! {problem}", width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
         )
         lines += [paint(line, RED) for line in wrapped]
+    if status.problems:
+        lines.append(paint("`multicloud doctor` looks further", DIM))
     return "\n".join(lines) + "\n"
 
 

@@ -81,7 +81,8 @@ def test_problems_stand_under_the_table_and_are_wrapped() -> None:
     lines = text.splitlines()
     assert lines[1].startswith("! word")
     assert lines[2].startswith("  word")
-    assert lines[-1].endswith("end")
+    assert lines[-2].endswith("end")
+    assert lines[-1] == "`multicloud doctor` looks further"
     assert max(map(len, lines[1:])) <= 60
 
 
