@@ -53,10 +53,10 @@ def examine(values: Settings, files: Sequence[str]) -> list[Finding]:
     instance, environ, user = None, dict(os.environ), None
     try:
         with runtime.RuntimeAPI(values.socket) as api:
+            addresses = observe.addresses(api)
             instance = observe.instance(api)
             if instance.level != "user":
                 environ = dict(line.split("=", 1) for line in api.ask("show env").splitlines() if "=" in line)
-            addresses = observe.addresses(api)
     except runtime.RuntimeAPIError as error:
         findings.append(_unreachable(values.socket, error))
     if instance is not None:

@@ -35,7 +35,8 @@ def problems(instance: Instance, found: Samples, values: Settings, now: float) -
     lines = _reweigh(instance)
     for backend, members in routed.items():
         lines += _unserved(backend, members)
-        lines += _unmeasured(members, instance, found, now)
+        if _has(members, found) or len(members) > 1:  # else it may be a reweigh under another name
+            lines += _unmeasured(members, instance, found, now)
         lines += _unweighed(backend, members, instance, found, values, now)
     user = observe.user_of(instance.pid)
     unwritable = observe.unwritable(user, values.times) if user else None
@@ -64,10 +65,10 @@ def _unserved(backend: str, members: list[Server]) -> list[str]:
     up = [server for server in members if server.state == UP]
     if not up:
         states = ", ".join(sorted({server.state for server in members}))
-        return [f"no server of {backend} is UP ({states}), so each request is a 503"]
+        return [f"no server of {backend} is UP ({states}), so each request to it is a 503"]
     if not any(server.weight for server in up):
         return [
-            f"every server of {backend} that is UP has weight 0, so each request is a 503: "
+            f"every server of {backend} that is UP has weight 0, so each request to it is a 503: "
             "run `multicloud reweigh`, and give the servers `weight 1` in the configuration"
         ]
     return []

@@ -266,6 +266,12 @@ def test_a_server_that_was_never_measured_and_a_reweigh_that_is_down_are_problem
     ]
 
 
+def test_a_reweigh_under_another_name_needs_no_samples() -> None:
+    now = time.time()
+    servers = [Server("upstream", "a", UP, 256), Server("reweigh", "other-name", UP, 1)]
+    assert problems.problems(instance(*servers), measured(20, now=now), VALUES, now) == []
+
+
 def test_problems_of_a_real_haproxy_are_told() -> None:
     def without_reweigh(text: str) -> str:
         return text.replace("server multicloud-reweigh 127.0.0.1:1 check", "server multicloud-reweigh 127.0.0.1:1")
