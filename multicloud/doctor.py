@@ -170,8 +170,10 @@ def _checks(
         elif stat.check != observe.PASSED:
             failing.append(server)
     for number, server in enumerate(failing):
-        said = _probe(server, addresses, values) if number < PROBES else ""
-        code = instance.stats[server.key].code
+        mode, code = instance.stats[server.key].mode, instance.stats[server.key].code
+        said = (
+            _probe(server, {**addresses[server.key], "HAPROXY_SERVER_PROTO": mode}, values) if number < PROBES else ""
+        )
         yield Finding(
             "problem",
             f"the check of {server.backend}/{server.name} fails with exit code {code}: "
@@ -187,11 +189,10 @@ def _checks(
         yield Finding("ok", f"the checks of all {len(checked)} servers pass")
 
 
-def _probe(server: ranking.Server, addresses: dict[tuple[str, str], dict[str, str]], values: Settings) -> str:
-    """What a check of the server says now, with the settings that were given to this command."""
-    address = addresses.get(server.key, {})
+def _probe(server: ranking.Server, environ: dict[str, str], values: Settings) -> str:
+    """What a check of the server says now, told of it by `environ` as by HAProxy, with this command's settings."""
     try:
-        target = check.haproxy_target((), {"HAPROXY_SERVER_NAME": server.name, **address}, values)
+        target = check.haproxy_target((), {"HAPROXY_SERVER_NAME": server.name, **environ}, values)
         result = probe.probe(target, min(values.timeout, PROBE_TIME))
     except (SettingError, check.UsageError) as error:
         return str(error)

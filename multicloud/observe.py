@@ -45,12 +45,13 @@ class User(NamedTuple):
 
 
 class Stat(NamedTuple):
-    """A server's line of `show stat`: times in seconds; `check` is the status of the last check, `code` its exit."""
+    """A server's line of `show stat`: times in seconds; `check` is the last check's status, `code` its exit code."""
 
     since_change: float
     check: str
     code: str
     check_seconds: float | None
+    mode: str = "http"
 
 
 class Instance(NamedTuple):
@@ -109,6 +110,7 @@ def _stat(row: dict[str, str]) -> Stat:
         row["check_status"].removeprefix("* "),  # one is under way
         row["check_code"],
         float(row["check_duration"]) / 1000 if row["check_duration"] else None,
+        row["mode"],
     )
 
 

@@ -119,6 +119,26 @@ def test_what_the_checks_of_servers_that_are_down_say_is_told() -> None:
             assert line.endswith(f"https://{name}:{router.region[name].port} (127.0.0.1): status 503, expected 200")
 
 
+def test_a_server_of_mode_tcp_without_tls_is_probed_as_such(tmp_path: Path) -> None:
+    def databases(text: str) -> str:
+        return f"""{text}
+backend databases
+    mode tcp
+    option external-check
+    external-check command {tmp_path}/check
+    server db 127.0.0.1:1 check inter 1s
+"""
+
+    script = tmp_path / "check"
+    script.write_text("#!/bin/sh\nexit 1\n")
+    script.chmod(0o755)
+    with edge({"eu": 0.01}, configure=databases) as router:
+        wait_until(lambda: router.states("databases") == {"db": "DOWN"}, 30, "it is DOWN")
+        _, wrong, _ = doctor(router)
+        line = one(wrong, "the check of databases/db fails with exit code 1: ")
+        assert line.endswith("tcp://db:1 (127.0.0.1): connection refused, connecting")
+
+
 def test_checks_that_are_slower_than_their_interval_are_a_problem() -> None:
     with edge({"eu": 0.01, "us": 5.0}) as router:
 
