@@ -122,7 +122,7 @@ def test_what_the_checks_of_servers_that_are_down_say_is_told() -> None:
 def test_a_server_of_mode_tcp_without_tls_is_probed_as_such(tmp_path: Path) -> None:
     def databases(text: str) -> str:
         return f"""{text}
-backend databases
+backend databases from common
     mode tcp
     option external-check
     external-check command {tmp_path}/check
