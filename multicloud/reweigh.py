@@ -55,7 +55,7 @@ def reweigh(values: settings.Settings, *, dry_run: bool = False) -> Decision:
 
     Raises SampleFileError and RuntimeAPIError.
     """
-    found = samples.read(values.times, values.window)
+    found = samples.read(values.times, values.window + scores.RUN)
     try:
         with runtime.RuntimeAPI(values.socket) as api:
             servers = api.servers()
@@ -86,7 +86,7 @@ def reweigh(values: settings.Settings, *, dry_run: bool = False) -> Decision:
 
 def keep_short(values: settings.Settings, found: samples.Samples) -> None:
     """Trim the sample file when it has grown to twice what is kept. That it cannot be is no reason not to route."""
-    keep = max(samples.KEEP, values.window)
+    keep = max(samples.KEEP, values.window + scores.RUN)
     if found.lines > 2 * keep * max(1, len(found.series)) or found.size > samples.MAX_BYTES // 2:
         try:
             samples.trim(values.times, keep)

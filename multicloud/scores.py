@@ -4,6 +4,10 @@ The score is a high percentile of the newest samples, by nearest rank (numpy's "
 and Fan, 1996), so that it is always a time that was really measured, and one slow answer in ten does not decide. It
 assumes that the next answers will be like the newest ones. With few samples a high percentile would be the slowest of
 them, an accident; the mean is the better guess then. Without samples there is no score.
+
+A few slow samples raise a high percentile, and nearly all of the window must be fast before it falls again. So the
+window ends at a server's last recovery: where each of 4 samples in a row is faster, by more than a quarter, than each
+of the 4 before them, only what was measured since then counts. Chance hardly ever sorts 8 samples so.
 """
 
 from __future__ import annotations
@@ -21,8 +25,16 @@ TYPE_CHECKING = False  # `typing` is not needed at run time
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from numpy.typing import NDArray
+
     Server = tuple[str, str]
     Sample = tuple[float, float | None]
+
+RUN = 4
+"""Samples in a row that show a recovery, and samples before them that they are held against."""
+
+CHANGE = 0.75
+"""Of two times, one is faster by more than a quarter if it is less than this part of the other."""
 
 
 def countable(samples: Iterable[Sample], *, now: float, window: int, max_age: float) -> list[float]:
@@ -46,24 +58,40 @@ def scores(
     """Seconds for each (backend, server) that has samples that count; `series` has them newest first.
 
     `percentile` is 0 to 100; with `min_samples` samples or fewer the mean scores; `now` and `max_age` are seconds.
+    A recovery as old as the window can be told only where `series` has RUN samples more than that.
     """
     by_size: dict[int, tuple[list[Server], list[list[float]]]] = {}
     for server, samples in series.items():
-        seconds = countable(samples, now=now, window=window, max_age=max_age)
+        seconds = countable(samples, now=now, window=window + RUN, max_age=max_age)
         servers, rows = by_size.setdefault(len(seconds), ([], []))
         servers.append(server)
         rows.append(seconds)
+    by_size.pop(0, None)
     result: dict[Server, float] = {}
-    for size, (servers, rows) in by_size.items():
-        if not size:
-            continue
+    for servers, rows in by_size.values():
         table = np.array(rows)
-        if size <= min_samples:
-            column = table.mean(axis=1)
-        else:
-            column = np.percentile(table, percentile, axis=1, method="inverted_cdf")
-        result.update(zip(servers, column.tolist(), strict=True))
+        sizes = np.minimum(since_recovery(table), window)
+        for size in set(sizes.tolist()):
+            chosen = np.flatnonzero(sizes == size)
+            newest = table[chosen, :size]
+            if size <= min_samples:
+                column = newest.mean(axis=1)
+            else:
+                column = np.percentile(newest, percentile, axis=1, method="inverted_cdf")
+            result.update(zip([servers[index] for index in chosen], column.tolist(), strict=True))
     return result
+
+
+def since_recovery(table: NDArray[np.float64]) -> NDArray[np.intp]:
+    """How many samples of each row (servers by samples, newest first) were taken since the last recovery, or all."""
+    size = table.shape[1]
+    if size < 2 * RUN:
+        return np.full(len(table), size)
+    runs = [table[:, start : size - RUN + 1 + start] for start in range(RUN)]
+    slowest, fastest = np.maximum.reduce(runs), np.minimum.reduce(runs)
+    recovered = slowest[:, :-RUN] < CHANGE * fastest[:, RUN:]
+    sizes: NDArray[np.intp] = np.where(recovered.any(axis=1), recovered.argmax(axis=1) + RUN, size)
+    return sizes
 
 
 def percentiles(seconds: Sequence[float], percents: Sequence[float]) -> list[float]:

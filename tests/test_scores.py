@@ -8,31 +8,75 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multicloud.scores import countable, percentiles, scores
+from multicloud.scores import CHANGE, RUN, countable, percentiles, scores
 
 EU = ("upstream", "eu")
 NOW = 1_763_870_000.0
 seconds = st.floats(min_value=1e-6, max_value=3600)
+level = st.floats(min_value=0.0301, max_value=0.0399)  # times of which none is faster than another by a quarter
 
 
-@given(st.lists(seconds, min_size=21, max_size=60), st.floats(min_value=0, max_value=100))
+def score(newest_first: list[float], **settings: float) -> float:
+    """The score of a server with these samples."""
+    return scores({EU: [(value, NOW) for value in newest_first]}, now=NOW, **settings)[EU]  # type: ignore[arg-type]
+
+
+def nearest_rank(values: list[float], percent: float) -> float:
+    """The percentile, by its definition."""
+    return sorted(values)[max(1, math.ceil(round(percent / 100 * len(values), 9))) - 1]
+
+
+@given(st.lists(level, min_size=21, max_size=60), st.floats(min_value=0, max_value=100))
 def test_the_percentile_is_the_nearest_rank_of_the_window(values: list[float], percent: float) -> None:
-    window = values[:30]
-    rank = max(1, math.ceil(round(percent / 100 * len(window), 9)))
-    score = scores({EU: [(value, NOW) for value in values]}, now=NOW, percentile=percent)[EU]
-    assert score == sorted(window)[rank - 1]
+    assert score(values, percentile=percent) == nearest_rank(values[:30], percent)
 
 
-@given(st.lists(seconds, min_size=1, max_size=20))
+@given(st.lists(level, min_size=1, max_size=20))
 def test_the_mean_scores_up_to_the_minimum_of_samples(values: list[float]) -> None:
-    score = scores({EU: [(value, NOW) for value in values]}, now=NOW)[EU]
-    assert score == pytest.approx(sum(values) / len(values))
+    assert score(values) == pytest.approx(sum(values) / len(values))
+
+
+def since_recovery(newest_first: list[float]) -> list[float]:
+    """The samples since the last recovery, by its definition."""
+    for size in range(RUN, len(newest_first) - RUN + 1):
+        after, before = newest_first[size - RUN : size], newest_first[size : size + RUN]
+        if max(after) < CHANGE * min(before):
+            return newest_first[:size]
+    return newest_first
+
+
+@given(st.lists(st.sampled_from([0.02, 0.021, 0.027, 0.03, 0.3]), min_size=1, max_size=60), st.integers(1, 50))
+def test_only_what_was_measured_since_the_last_recovery_counts(values: list[float], window: int) -> None:
+    counted = since_recovery(values[: window + RUN])[:window]
+    expected = nearest_rank(counted, 50) if len(counted) > 3 else sum(counted) / len(counted)
+    assert score(values, window=window, percentile=50, min_samples=3) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("window", [8, 21, 30, 60])
+@pytest.mark.parametrize("percentile", [50, 90, 99])
+def test_four_fast_samples_are_a_recovery_and_it_is_never_taken_back(window: int, percentile: float) -> None:
+    for fast in range(RUN, 100):
+        assert score([0.02] * fast + [0.3] * 70, window=window, percentile=percentile) == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize(
+    "newest_first",
+    [
+        [0.02] * 3 + [0.3] * 27,
+        [0.02, 0.02, 0.3, 0.02, 0.02] + [0.3] * 25,
+        [0.23] * 4 + [0.3] * 26,
+        [0.02] * 4 + [0.3] * 3 + [0.02] + [0.3] * 22,
+    ],
+    ids=["too few", "not in a row", "not by a quarter", "not from four slow ones"],
+)
+def test_less_is_no_recovery(newest_first: list[float]) -> None:
+    assert score(newest_first) >= 0.23
 
 
 def test_the_twenty_first_sample_changes_from_the_mean_to_the_percentile() -> None:
-    newest_first = [(float(value), NOW) for value in range(1, 22)]
-    assert scores({EU: newest_first[:20]}, now=NOW)[EU] == 10.5
-    assert scores({EU: newest_first}, now=NOW)[EU] == 19.0
+    newest_first = [float(value) for value in range(1, 22)]
+    assert score(newest_first[:20]) == 10.5
+    assert score(newest_first) == 19.0
 
 
 @pytest.mark.parametrize(
