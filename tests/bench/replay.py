@@ -1,0 +1,289 @@
+"""How good are the decisions? Streams of samples, replayed through `scores` and `rank` against a clock of their own.
+
+    python -m tests.bench.replay                  every phase with the defaults, then each setting varied on its own
+    python -m tests.bench.replay times.txt …      recorded sample files instead
+
+No HAProxy and no waiting: an hour takes a second. A phase is a few servers whose true mean latency is known at any
+time, and samples drawn around it. Each decision costs what the favourite's users wait until the next one, and is held
+against the oracle, which always knows the server that is truly fastest. For a recorded file the truth is the mean of
+the five samples around each moment.
+
+Each cell is the mean latency relative to the oracle's (1.00 is perfect), the favourite's switches an hour, and the
+longest time in seconds from a change of the truth to a favourite within a tenth of the oracle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from multicloud import samples, settings
+from multicloud.ranking import DOWN, UP, Server, rank
+from multicloud.scores import RUN, countable, percentiles, scores
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
+    Key = tuple[str, str]
+    Estimator = Callable[..., dict[Key, float]]
+
+WARM_UP = 60.0
+"""Seconds at the begin of a phase that are not judged: the windows are not full yet."""
+
+DEFAULTS: Mapping[str, float] = {
+    "interval": 2.0,
+    **{
+        setting.name: float(setting.default)
+        for setting in (
+            settings.WINDOW,
+            settings.PERCENTILE,
+            settings.HYSTERESIS,
+            settings.MIN_SAMPLES,
+            settings.MAX_AGE,
+            settings.TOLERANCE,
+        )
+    },
+}
+
+SWEEP: Mapping[str, Sequence[float]] = {
+    "window": (10, 20, 30, 40, 60, 96),
+    "percentile": (50, 75, 90, 95, 99),
+    "hysteresis": (0, 5, 10, 15, 20),
+    "min_samples": (3, 10, 20, 29),
+    "tolerance": (0, 1, 3, 10),
+    "interval": (1, 2, 5, 10),
+}
+
+
+class Stream(NamedTuple):
+    """Servers by moments: `truth` is their mean latency in seconds, inf where dead; `samples` nan where none came."""
+
+    times: Array
+    truth: Array
+    samples: Array
+
+
+class Outcome(NamedTuple):
+    """What a replay came to: latency relative to the oracle, switches an hour, longest wait for the right favourite."""
+
+    ratio: float
+    switches: float
+    wait: float
+
+
+class Phase(NamedTuple):
+    """`truth` is the milliseconds of each server, some as functions of time; the first server may have a `tail`."""
+
+    duration: float
+    truth: Sequence[float | Callable[[Array], Array]]
+    jitter: float = 0.10
+    tail: float = 0.0
+
+
+TAIL_MS = 250.0
+"""The mean of the heavy tail: 100 ms and a Pareto distribution of shape 2.5 and mean 150 ms."""
+
+
+PHASES: Mapping[str, Phase] = {
+    "steady": Phase(600, (20, 30, 50, 80)),
+    "slows": Phase(300, (lambda t: np.where(t < 121, 20, 300), 30, 50, 80)),
+    "recovers": Phase(300, (lambda t: np.where(t < 121, 300, 20), 30, 50, 80)),
+    "blips": Phase(600, (lambda t: np.where(abs(t % 120 - 70) < 8, 300, 20), 30, 50, 80)),
+    "dies": Phase(300, (lambda t: np.where(abs(t - 151) < 30, np.inf, 20), 30, 50, 80)),
+    "near tie": Phase(3600, (20, 20.4, 50, 80), jitter=0.15),
+    "drift": Phase(1200, (lambda t: 30 - 10 * np.cos(t / 120), lambda t: 30 + 10 * np.cos(t / 120), 50, 80)),
+    "5 % tail": Phase(3600, (20, 28, 50, 80), tail=0.05),
+    "10 % tail": Phase(3600, (20, 28, 50, 80), tail=0.10),
+    "20 % tail": Phase(3600, (20, 28, 50, 80), tail=0.20),
+}
+
+
+def synthetic(phase: Phase, interval: float, seed: int) -> Stream:
+    """Draw the samples of a phase: normal around the truth, and now and then one from the heavy tail."""
+    random = np.random.default_rng(seed)
+    times = np.arange(0.0, phase.duration, interval)
+    truth = np.array([each(times) if callable(each) else np.full(len(times), each) for each in phase.truth]) / 1000
+    drawn = np.where(np.isfinite(truth), truth, np.nan) * np.maximum(0.1, random.normal(1, phase.jitter, truth.shape))
+    in_tail = random.random(len(times)) < phase.tail
+    drawn[0] += in_tail * (0.1 + 0.15 * 1.5 * random.pareto(2.5, len(times)))
+    truth[0] += phase.tail * TAIL_MS / 1000
+    return Stream(times, truth, drawn)
+
+
+def recorded(path: str, interval: float) -> dict[str, Stream]:
+    """A stream for each backend of a sample file: at each moment, the newest sample of the interval before it."""
+    series = samples.read(path, 1_000_000).series
+    streams = {}
+    for backend in dict.fromkeys(backend for backend, _ in series):
+        servers = [
+            np.array([(when, seconds) for seconds, when in reversed(found) if when is not None]).reshape(-1, 2)
+            for (owner, _), found in series.items()
+            if owner == backend
+        ]
+        moments = np.concatenate([rows[:, 0] for rows in servers])
+        if not len(moments):
+            continue
+        times = np.arange(moments.min() + interval, moments.max(), interval)
+        drawn = np.full((len(servers), len(times)), np.nan)
+        for row, rows in zip(drawn, servers, strict=True):
+            newest = np.searchsorted(rows[:, 0], times, side="right") - 1
+            fresh = (newest >= 0) & (rows[newest, 0] > times - interval)
+            row[fresh] = rows[newest[fresh], 1]
+        around = np.lib.stride_tricks.sliding_window_view(np.pad(drawn, ((0, 0), (2, 2)), constant_values=np.nan), 5, 1)
+        count = np.isfinite(around).sum(axis=2)
+        truth = np.where(count, np.nansum(around, axis=2) / np.maximum(count, 1), np.inf)
+        streams[backend] = Stream(times, truth, drawn)
+    return streams
+
+
+def fixed_window(
+    series: Mapping[Key, Sequence[tuple[float, float | None]]],
+    *,
+    now: float,
+    percentile: float,
+    min_samples: int,
+    window: int,
+    max_age: float,
+) -> dict[Key, float]:
+    """The plain percentile of the newest `window` samples, or the mean of few: what `scores` is held against."""
+    result = {}
+    for server, found in series.items():
+        counted = countable(found, now=now, window=window, max_age=max_age)
+        if counted:
+            few = len(counted) <= min_samples
+            result[server] = statistics.fmean(counted) if few else percentiles(counted, [percentile])[0]
+    return result
+
+
+def replay(stream: Stream, values: Mapping[str, float], estimator: Estimator = scores) -> Outcome:
+    """Let it decide at each moment by the samples up to then, and be judged by the truth at the next.
+
+    A server is DOWN where a sample is missing, and UP with its second sample in a row, as HAProxy's `rise 2` does.
+    """
+    window = int(values["window"])
+    servers = [Server("replay", str(index), UP, 1) for index in range(len(stream.truth))]
+    series: dict[Key, list[tuple[float, float | None]]] = {server.key: [] for server in servers}
+    seen = [1] * len(servers)
+    cost = oracle = 0.0
+    favorites: list[list[int]] = []
+    wrong_since, waits = None, [0.0]
+    for moment, now in enumerate(stream.times[:-1].tolist()):
+        for index, server in enumerate(servers):
+            seconds = float(stream.samples[index, moment])
+            seen[index] = seen[index] + 1 if seconds == seconds else 0
+            if seen[index]:
+                series[server.key].insert(0, (seconds, now))
+                del series[server.key][window + RUN :]
+            server.state = UP if seen[index] > 1 else server.state if seen[index] else DOWN
+        scored = estimator(
+            {key: found for key, found in series.items() if found},
+            now=now,
+            percentile=values["percentile"],
+            min_samples=int(values["min_samples"]),
+            window=window,
+            max_age=values["max_age"],
+        )
+        for server, weight in rank(servers, scored, hysteresis=values["hysteresis"], tolerance=values["tolerance"]):
+            server.weight = weight
+        if now < stream.times[0] + WARM_UP:
+            continue
+        truth = stream.truth[:, moment + 1]
+        best = float(truth.min())
+        # A connection to a dead server is refused at once and tried elsewhere; all is well once it is marked DOWN.
+        share = np.array([server.weight if np.isfinite(truth[index]) else 0 for index, server in enumerate(servers)])
+        if not np.isfinite(best) or not share.any():
+            continue
+        waited = float((share * np.where(share, truth, 0.0)).sum() / share.sum())
+        cost, oracle = cost + waited, oracle + best
+        top = max(server.weight for server in servers)
+        favorites.append([index for index, server in enumerate(servers) if server.weight == top])
+        right = truth[favorites[-1]].max() <= 1.1 * best + values["tolerance"] / 1000
+        if wrong_since is None and not right:
+            wrong_since = float(stream.times[moment + 1])
+        elif wrong_since is not None and right:
+            waits.append(float(stream.times[moment + 1]) - wrong_since)
+            wrong_since = None
+    if wrong_since is not None:
+        waits.append(float(stream.times[-1]) - wrong_since)
+    hours = float(stream.times[-1] - stream.times[0] - WARM_UP) / 3600
+    switches = sum(before != after for before, after in pairwise(favorites))
+    return Outcome(cost / oracle if oracle else 1.0, switches / hours, max(waits))
+
+
+def judge(values: Mapping[str, float], seeds: int, fixed: bool) -> list[Outcome]:
+    """The outcome of each phase: means over the seeds, and of the waits the longest."""
+    outcomes = []
+    for phase in PHASES.values():
+        runs = [
+            replay(synthetic(phase, values["interval"], seed), values, fixed_window if fixed else scores)
+            for seed in range(seeds)
+        ]
+        ratios, switches, waits = zip(*runs, strict=True)
+        outcomes.append(Outcome(statistics.fmean(ratios), statistics.fmean(switches), max(waits)))
+    return outcomes
+
+
+def line(name: str, outcomes: Iterable[Outcome]) -> str:
+    """A row of the table; its last cell is the mean of the ratios."""
+    found = list(outcomes)
+    cells = " | ".join(f"{each.ratio:.2f} {each.switches:3.0f} {each.wait:4.0f}" for each in found)
+    return f"| {name:<22} | {cells} | {statistics.fmean(each.ratio for each in found):.3f} |"
+
+
+def heading(columns: Iterable[str]) -> str:
+    """The head of a Markdown table."""
+    names = list(columns)
+    cells = " | ".join(f"{name:>13}" for name in names)
+    return f"| {'':22} | {cells} |  mean |\n|{'---|' * (len(names) + 2)}"
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.replay", description=__doc__.splitlines()[0])
+    parser.add_argument("files", nargs="*", help="recorded sample files, instead of the synthetic phases")
+    parser.add_argument("--seeds", type=int, default=4, help="times that each phase is drawn (4)")
+    parser.add_argument(
+        "--interval", type=float, default=2.0, help="seconds between the samples of a recorded file (2)"
+    )
+    options = parser.parse_args()
+    variants: list[tuple[str, dict[str, float], bool]] = [
+        ("defaults", dict(DEFAULTS), False),
+        ("defaults, fixed window", dict(DEFAULTS), True),
+    ]
+    variants += [
+        (f"{name} {value:g}", {**DEFAULTS, name: value}, False)
+        for name, sweep in SWEEP.items()
+        for value in sweep
+        if value != DEFAULTS[name]
+    ]
+    if options.files:
+        streams = {
+            f"{os.path.basename(path)} {backend}": stream
+            for path in options.files
+            for backend, stream in recorded(path, options.interval).items()
+        }
+        print(heading(streams))
+        for name, values, fixed in variants:
+            if not name.startswith("interval"):
+                run = partial(replay, values=values, estimator=fixed_window if fixed else scores)
+                print(line(name, map(run, streams.values())))
+        return
+    print(heading(PHASES))
+    with ProcessPoolExecutor() as pool:
+        judged = pool.map(judge, *zip(*[(values, options.seeds, fixed) for _, values, fixed in variants], strict=True))
+        for (name, _, _), outcomes in zip(variants, judged, strict=True):
+            print(line(name, outcomes), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""What the decisions promise over time, on streams of samples that are the same in every run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from multicloud import samples
+from tests.bench.replay import DEFAULTS, PHASES, fixed_window, recorded, replay, synthetic
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SEEDS = range(3)
+
+
+@pytest.mark.parametrize("name", ["slows", "recovers", "blips", "dies"])
+def test_the_right_favourite_leads_within_12_s_of_a_step(name: str) -> None:
+    assert all(replay(synthetic(PHASES[name], 2.0, seed), DEFAULTS).wait <= 12 for seed in SEEDS)
+
+
+def test_nearly_equal_servers_change_places_at_most_6_times_an_hour() -> None:
+    switches = [replay(synthetic(PHASES["near tie"], 2.0, seed), DEFAULTS).switches for seed in SEEDS]
+    assert sum(switches) / len(switches) <= 6
+
+
+@pytest.mark.parametrize("name", ["steady", "slows", "recovers", "blips", "drift", "10 % tail"])
+def test_no_phase_costs_more_than_with_a_fixed_window(name: str) -> None:
+    for seed in SEEDS:
+        stream = synthetic(PHASES[name], 2.0, seed)
+        assert replay(stream, DEFAULTS).ratio <= replay(stream, DEFAULTS, fixed_window).ratio + 0.01
+
+
+def test_a_recorded_file_is_replayed(tmp_path: Path) -> None:
+    path = str(tmp_path / "times.txt")
+    drawn = synthetic(PHASES["dies"], 2.0, 0)
+    for when, row in zip(drawn.times, drawn.samples.T, strict=True):
+        for server, seconds in enumerate(row):
+            if np.isfinite(seconds):
+                samples.append(path, "upstream", f"s{server}", float(seconds), 1.7e9 + when)
+    [(backend, stream)] = recorded(path, 2.0).items()
+    assert backend == "upstream"
+    assert replay(stream, DEFAULTS).wait <= 12
+    assert 1 <= replay(stream, DEFAULTS).ratio < 1.1
