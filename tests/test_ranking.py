@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -103,6 +105,48 @@ def test_within_the_tolerance_of_the_fastest_servers_share_the_weight(
         assert {server.name for server in up if after[server.name] == 256} == {
             server.name for server in up if scored[server.key] <= limit
         }
+
+
+@given(servers, scores, percent, milliseconds.filter(bool))
+def test_a_server_enters_the_band_at_the_tolerance_and_leaves_it_beyond_the_hysteresis(
+    members: list[Server], scored: Scores, hysteresis: float, tolerance: float
+) -> None:
+    up = [server for server in members if server.state == UP and server.key in scored]
+    sitting = {server.name for server in up if server.weight == 256}
+    after = apply(members, rank(members, scored, tolerance=tolerance, hysteresis=hysteresis))
+    for server in up:
+        limit = min(scored[other.key] for other in up) + tolerance / 1000
+        score = scored[server.key] * (1 - hysteresis / 100 if server.name in sitting else 1)
+        assert (after[server.name] == 256) == (score <= limit)
+
+
+@given(servers, scores, percent, milliseconds)
+def test_the_fastest_outside_the_band_is_the_backup_and_the_others_get_nothing(
+    members: list[Server], scored: Scores, hysteresis: float, tolerance: float
+) -> None:
+    after = apply(members, rank(members, scored, tolerance=tolerance, hysteresis=hysteresis))
+    if not any(server.key in scored for server in members):
+        return
+    outside = [server for server in members if server.state == UP and after[server.name] != 256]
+    assert sorted((after[server.name] for server in outside), reverse=True) == [1, *[0] * len(outside)][: len(outside)]
+    for backup in outside:
+        if after[backup.name] == 1:
+            assert scored.get(backup.key, inf) == min(scored.get(server.key, inf) for server in outside)
+
+
+@given(servers, scores, percent, st.floats(0.1, 1000), st.floats(0.1, 1000))
+def test_a_wider_tolerance_takes_nobody_out_of_the_band(
+    members: list[Server], scored: Scores, hysteresis: float, one: float, other: float
+) -> None:
+    narrow, wide = (
+        {
+            name
+            for name, weight in apply(members, rank(members, scored, tolerance=width, hysteresis=hysteresis)).items()
+            if weight == 256
+        }
+        for width in sorted((one, other))
+    )
+    assert narrow <= wide
 
 
 @pytest.mark.parametrize(
