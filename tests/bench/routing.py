@@ -225,7 +225,7 @@ def figures(run: Run, schedule: Schedule, index: int) -> Figures:
     if run.favorites:
         changes = [moment for moment, _ in run.favorites[1:]]
         switches = sum(start <= moment < end for moment in changes)
-        wait = _longest_wait(run, schedule, start, end)
+        wait = None if schedule.phases[index].capacity < math.inf else _longest_wait(run, schedule, start, end)
     return Figures(
         statistics.fmean(seconds) * 1000,
         p90 * 1000,
@@ -308,6 +308,7 @@ def plot(data: Mapping[str, list[tuple[float, float]]], schedule: Schedule, path
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from PIL import Image
 
     figure, axes = pyplot.subplots(figsize=(10, 4.2), layout="constrained")
     for name, series in data.items():
@@ -335,6 +336,8 @@ def plot(data: Mapping[str, list[tuple[float, float]]], schedule: Schedule, path
     axes.grid(axis="y", alpha=0.3)
     axes.legend(ncols=len(data), loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False, fontsize=9)
     figure.savefig(path, dpi=100)
+    with Image.open(path) as image:  # 64 colours are plenty, and a third of the bytes
+        image.convert("RGB").quantize(64).save(path, optimize=True)
 
 
 def main() -> None:
