@@ -40,7 +40,7 @@ def test_a_recorded_file_is_replayed(tmp_path: Path) -> None:
         for server, seconds in enumerate(row):
             if np.isfinite(seconds):
                 samples.append(path, "upstream", f"s{server}", float(seconds), 1.7e9 + when)
-    [(backend, stream)] = recorded(path, 2.0).items()
+    [(backend, stream)] = recorded(path).items()
     assert backend == "upstream"
     assert replay(stream, DEFAULTS).wait <= 12
     assert 1 <= replay(stream, DEFAULTS).ratio < 1.1

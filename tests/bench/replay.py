@@ -121,24 +121,31 @@ def synthetic(phase: Phase, interval: float, seed: int) -> Stream:
     return Stream(times, truth, drawn)
 
 
-def recorded(path: str, interval: float) -> dict[str, Stream]:
-    """A stream for each backend of a sample file: at each moment, the newest sample of the interval before it."""
+def recorded(path: str) -> dict[str, Stream]:
+    """A stream for each backend of a sample file; its moments are as far apart as most samples of a server are.
+
+    The sample of a moment is the newest one before it, and missing where that is older than two such steps.
+    """
     series = samples.read(path, 1_000_000).series
     streams = {}
     for backend in dict.fromkeys(backend for backend, _ in series):
         servers = [
             np.array([(when, seconds) for seconds, when in reversed(found) if when is not None]).reshape(-1, 2)
             for (owner, _), found in series.items()
-            if owner == backend
+            if owner == backend and any(when is not None for _, when in found)
         ]
-        moments = np.concatenate([rows[:, 0] for rows in servers])
-        if not len(moments):
+        if not servers:
             continue
-        times = np.arange(moments.min() + interval, moments.max(), interval)
+        gaps = np.concatenate([np.diff(rows[:, 0]) for rows in servers])
+        if not len(gaps):
+            continue
+        moments = np.concatenate([rows[:, 0] for rows in servers])
+        step = float(np.median(gaps))
+        times = np.arange(moments.min() + step, moments.max(), step)
         drawn = np.full((len(servers), len(times)), np.nan)
         for row, rows in zip(drawn, servers, strict=True):
             newest = np.searchsorted(rows[:, 0], times, side="right") - 1
-            fresh = (newest >= 0) & (rows[newest, 0] > times - interval)
+            fresh = (newest >= 0) & (rows[newest, 0] > times - 2 * step)
             row[fresh] = rows[newest[fresh], 1]
         around = np.lib.stride_tricks.sliding_window_view(np.pad(drawn, ((0, 0), (2, 2)), constant_values=np.nan), 5, 1)
         count = np.isfinite(around).sum(axis=2)
@@ -216,7 +223,7 @@ def replay(stream: Stream, values: Mapping[str, float], estimator: Estimator = s
             wrong_since = None
     if wrong_since is not None:
         waits.append(float(stream.times[-1]) - wrong_since)
-    hours = float(stream.times[-1] - stream.times[0] - WARM_UP) / 3600
+    hours = max(len(favorites), 1) * float(stream.times[1] - stream.times[0]) / 3600
     switches = sum(before != after for before, after in pairwise(favorites))
     return Outcome(cost / oracle if oracle else 1.0, switches / hours, max(waits))
 
@@ -328,7 +335,7 @@ def main() -> None:
         streams = {
             f"{os.path.basename(path)} {backend}": stream
             for path in options.files
-            for backend, stream in recorded(path, options.interval).items()
+            for backend, stream in recorded(path).items()
         }
         print(heading(streams))
         for name, values, fixed in variants:
