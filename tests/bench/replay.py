@@ -21,6 +21,7 @@ import statistics
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import pairwise, product
+from math import isnan
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -30,7 +31,7 @@ from multicloud.ranking import DOWN, UP, Server, rank
 from multicloud.scores import RUN, countable, percentiles, scores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -173,28 +174,23 @@ def fixed_window(
     return result
 
 
-def replay(stream: Stream, values: Mapping[str, float], estimator: Estimator = scores) -> Outcome:
-    """Let it decide at each moment by the samples up to then, and be judged by the truth at the next.
+def decisions(stream: Stream, values: Mapping[str, float], estimator: Estimator) -> Iterator[NDArray[np.intp]]:
+    """The weights of the servers after each moment, decided by the samples up to then.
 
     A server is DOWN where a sample is missing, and UP with its second sample in a row, as HAProxy's `rise 2` does.
     """
     window = int(values["window"])
     servers = [Server("replay", str(index), UP, 1) for index in range(len(stream.truth))]
-    series: dict[Key, list[tuple[float, float | None]]] = {server.key: [] for server in servers}
+    series: dict[Key, list[tuple[float, float | None]]] = {}
     seen = [1] * len(servers)
-    cost = oracle = 0.0
-    favorites: list[list[int]] = []
-    wrong_since, waits = None, [0.0]
-    for moment, now in enumerate(stream.times[:-1].tolist()):
-        for index, server in enumerate(servers):
-            seconds = float(stream.samples[index, moment])
-            seen[index] = seen[index] + 1 if seconds == seconds else 0
+    for now, drawn in zip(stream.times.tolist(), stream.samples.T.tolist(), strict=True):
+        for index, (server, seconds) in enumerate(zip(servers, drawn, strict=True)):
+            seen[index] = 0 if isnan(seconds) else seen[index] + 1
             if seen[index]:
-                series[server.key].insert(0, (seconds, now))
-                del series[server.key][window + RUN :]
+                series[server.key] = [(seconds, now), *series.get(server.key, ())][: window + RUN]
             server.state = UP if seen[index] > 1 else server.state if seen[index] else DOWN
         scored = estimator(
-            {key: found for key, found in series.items() if found},
+            series,
             now=now,
             percentile=values["percentile"],
             min_samples=int(values["min_samples"]),
@@ -203,23 +199,29 @@ def replay(stream: Stream, values: Mapping[str, float], estimator: Estimator = s
         )
         for server, weight in rank(servers, scored, hysteresis=values["hysteresis"], tolerance=values["tolerance"]):
             server.weight = weight
-        if now < stream.times[0] + WARM_UP:
-            continue
-        truth = stream.truth[:, moment + 1]
+        yield np.array([server.weight for server in servers])
+
+
+def replay(stream: Stream, values: Mapping[str, float], estimator: Estimator = scores) -> Outcome:
+    """Judge each decision by the truth at the next moment."""
+    cost = oracle = 0.0
+    favorites: list[list[bool]] = []
+    wrong_since, waits = None, [0.0]
+    following = zip(stream.times[1:].tolist(), stream.truth.T[1:], strict=True)
+    for weights, (when, truth) in zip(decisions(stream, values, estimator), following, strict=False):
         best = float(truth.min())
         # A connection to a dead server is refused at once and tried elsewhere; all is well once it is marked DOWN.
-        share = np.array([server.weight if np.isfinite(truth[index]) else 0 for index, server in enumerate(servers)])
-        if not np.isfinite(best) or not share.any():
+        shares = np.where(np.isfinite(truth), weights, 0)
+        if when <= stream.times[0] + WARM_UP or not shares.any():
             continue
-        waited = float((share * np.where(share, truth, 0.0)).sum() / share.sum())
-        cost, oracle = cost + waited, oracle + best
-        top = max(server.weight for server in servers)
-        favorites.append([index for index, server in enumerate(servers) if server.weight == top])
+        cost += float((shares * np.where(shares, truth, 0.0)).sum() / shares.sum())
+        oracle += best
+        favorites.append((weights == weights.max()).tolist())
         right = truth[favorites[-1]].max() <= 1.1 * best + values["tolerance"] / 1000
         if wrong_since is None and not right:
-            wrong_since = float(stream.times[moment + 1])
+            wrong_since = when
         elif wrong_since is not None and right:
-            waits.append(float(stream.times[moment + 1]) - wrong_since)
+            waits.append(when - wrong_since)
             wrong_since = None
     if wrong_since is not None:
         waits.append(float(stream.times[-1]) - wrong_since)
