@@ -1,20 +1,24 @@
 # shellcheck shell=sh
 # Sourced by run_local.sh and tests/run.sh: make_venv EXTRA makes .venv and installs the package in it with the extra,
-# unless that was done before and pyproject.toml is still the same.
+# unless that was done before, at this place, with this Python and this pyproject.toml. PYTHON names another python3.
 
 make_venv() {
-    if ! python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-        echo "error: python3 must be 3.11 or newer; install it: apt-get install python3 python3-venv" >&2
+    python=${PYTHON:-python3}
+    if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        echo "error: $python is not Python 3.11 or newer; install one and name it: PYTHON=python3.12 $0" >&2
         exit 1
     fi
-    if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
-        echo "error: python3 lacks venv; install it: apt-get install python3-venv" >&2
+    if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+        echo "error: $python lacks venv; install it: apt-get install python3-venv" >&2
         exit 1
     fi
-    if ! cmp -s pyproject.toml ".venv/$1.installed"; then
+    stamp=$(pwd && "$python" --version && cat pyproject.toml)
+    if [ "$stamp" != "$(cat ".venv/$1.installed" 2>/dev/null)" ]; then
         echo "installing into .venv ..." >&2
-        python3 -m venv .venv
+        [ -e ".venv/place" ] && [ "$(cat .venv/place)" = "$(pwd) $("$python" --version)" ] || rm -rf .venv
+        "$python" -m venv .venv
+        echo "$(pwd) $("$python" --version)" >.venv/place
         .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$1]"
-        cp pyproject.toml ".venv/$1.installed"
+        echo "$stamp" >".venv/$1.installed"
     fi
 }

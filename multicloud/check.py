@@ -52,6 +52,11 @@ def haproxy_target(arguments: Sequence[str], environ: Mapping[str, str], values:
     port_text = arguments[3] if arguments else environ.get("HAPROXY_SERVER_PORT", "")
     if not address:
         raise UsageError(f"no server address, neither as an argument nor in HAPROXY_SERVER_ADDR; usage: {USAGE}")
+    name = environ.get("HAPROXY_SERVER_NAME", "")
+    try:
+        settings.HOST.parse(name)
+    except ValueError:
+        raise UsageError(f"HAPROXY_SERVER_NAME: {name!r} cannot be a host name") from None
     scheme = values.scheme if values.scheme != "auto" else auto_scheme(environ)
     port = None
     if not address.startswith("/"):
@@ -62,7 +67,7 @@ def haproxy_target(arguments: Sequence[str], environ: Mapping[str, str], values:
         scheme,
         address,
         port,
-        values.host or environ.get("HAPROXY_SERVER_NAME") or address,
+        values.host or name or address,
         path=values.path,
         expect=values.expect,
         ca_file=values.ca_file,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from multicloud import check as checks
-from multicloud import probe, samples, settings, terminal, waterfall
+from multicloud import probe, process, samples, settings, terminal, waterfall
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -101,8 +101,8 @@ def cli() -> None:
 def check(url: str | None, connect: str | None, count: int, record: bool, form: str, values: settings.Settings) -> None:
     """Probe a server and show where the time goes.
 
-    URL is https://host/path, http://…, tls://host:port, tcp://host:port, host or host:port. Without it, this does what
-    HAProxy's call does: the server is the one that HAProxy's variables name, and what was measured is recorded.
+    URL is https://host/path, http://…, tls://host:port, tcp://host:port, host or host:port. Without it, the server is
+    the one that HAProxy's variables name; with --record too, this does what HAProxy's call does.
 
     \b
     Examples:
@@ -118,7 +118,7 @@ def check(url: str | None, connect: str | None, count: int, record: bool, form: 
     try:
         if connect is not None and not url:
             raise checks.UsageError("--connect needs a URL")
-        if record and url and not (os.environ.get("HAPROXY_PROXY_NAME") and os.environ.get("HAPROXY_SERVER_NAME")):
+        if record and not (os.environ.get("HAPROXY_PROXY_NAME") and os.environ.get("HAPROXY_SERVER_NAME")):
             raise checks.UsageError(
                 "--record needs HAPROXY_PROXY_NAME and HAPROXY_SERVER_NAME, to say whose sample it is"
             )
@@ -134,7 +134,7 @@ def check(url: str | None, connect: str | None, count: int, record: bool, form: 
             results.append(result)
             if form == "text":
                 _show(result, resolved, number if count > 1 else None)
-            if result.rtt is not None and (record or not url):
+            if result.rtt is not None and record:
                 warning = checks.record(os.environ, values.times, result.rtt)
                 if warning:
                     click.echo(f"warning: not recorded: {warning}", err=True)
@@ -203,12 +203,14 @@ def reweigh(dry_run: bool, verbose: bool, values: settings.Settings) -> None:
     if verbose or not dry_run:
         for line in explain.explain(decision, values, time.time()):
             click.echo(line, err=dry_run)
-        if not decision.changes:
+        if not decision.changes and not decision.refusals:
             click.echo("nothing to send: the weights are what they should be", err=dry_run)
         elif dry_run:
             click.echo("would send:", err=True)
     for server, weight in decision.changes:
         click.echo(("" if dry_run else "sent: ") + runtime.set_weight(server, weight))
+    if decision.refusals:
+        raise Failed(reweighs.refused(decision))
 
 
 @cli.command()
@@ -384,4 +386,22 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # in a locale without the characters of the bars
-    cli(prog_name="multicloud")
+    try:
+        code = cli.main(prog_name="multicloud", standalone_mode=False)
+    except click.ClickException as error:
+        if isinstance(error, click.UsageError) and error.message and "\n" not in error.message:
+            process.tell(
+                f"error: {error.format_message()}; see {error.ctx.command_path if error.ctx else 'multicloud'} --help"
+            )
+        else:
+            error.show()
+        code = error.exit_code
+    except click.Abort:
+        code = 130
+    except OSError as error:
+        process.tell(f"error: {(error.strerror or str(error)).lower()}")
+        code = 1
+    except Exception as error:
+        process.tell_of(error)
+        code = 1
+    sys.exit(code)

@@ -63,7 +63,7 @@ def examine(values: Settings, files: Sequence[str]) -> list[Finding]:
         user = observe.user_of(instance.pid)
         findings += _process(instance, values.socket, user)
         findings += _checks(instance, addresses, values)
-        if not files:  # which tell more of it
+        if not files:  # the configuration tells whether the algorithm is a consistent hash, HAProxy does not
             findings += _algorithms(instance)
     findings += _samples(instance, values, user)
     if files:

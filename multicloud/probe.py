@@ -294,7 +294,11 @@ def _is_whole_store(directory: str | None) -> bool:
     """Whether OpenSSL finds each certificate of the system's store by its name, with no need to load the bundle."""
     if directory is None or "SSL_CERT_FILE" in os.environ:
         return False
-    return sum(len(name) == 10 and name.endswith(".0") for name in os.listdir(directory)) >= WHOLE_STORE
+    try:
+        names = os.listdir(directory)
+    except OSError:
+        return False
+    return sum(len(name) == 10 and name.endswith(".0") for name in names) >= WHOLE_STORE
 
 
 def _stage(target: Target, result: Probe) -> str:

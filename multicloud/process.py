@@ -21,8 +21,8 @@ def run(main: Callable[[], int]) -> NoReturn:
         code = main()
     except KeyboardInterrupt:
         code = 130
-    except Exception as error:  # the last resort: HAProxy's log gets a line, not a traceback
-        tell(f"error: {type(error).__name__}: {error} ({_place(error)}); please report it")
+    except Exception as error:
+        tell_of(error)
         code = 1
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -31,6 +31,11 @@ def run(main: Callable[[], int]) -> NoReturn:
         except OSError:  # nobody reads it
             pass
     os._exit(code)
+
+
+def tell_of(error: Exception) -> None:
+    """One line, not a traceback, for what nobody thought of."""
+    tell(f"error: {type(error).__name__}: {error} ({_place(error)}); please report it")
 
 
 def tell(line: str) -> None:

@@ -47,8 +47,9 @@ def rank(
     hysteresis: float = 10,
     tolerance: float = 0,
 ) -> list[tuple[Server, int]]:
-    """The new weight of each server whose weight must change, backend by backend, in HAProxy's order.
+    """The new weight of each server whose weight must change; those that rise come first.
 
+    So, when they are set one after the other, no UP server that had one is without a weight before another has it.
     `scores` are seconds by (backend, server); `favorite` and `backup` weights; `hysteresis` is percent, `tolerance`
     milliseconds.
     """
@@ -69,7 +70,7 @@ def rank(
             weight = favorite if server in leaders else backup if server is second else 0
             if weight != server.weight:
                 changes.append((server, weight))
-    return changes
+    return sorted(changes, key=lambda change: change[1] < change[0].weight)
 
 
 def lead(

@@ -15,11 +15,12 @@ from multicloud import process, ranking, runtime, samples, scores, settings
 class Decision:
     """What one reweigh saw and decided.
 
-    `samples` is what the file says, `servers` are all that HAProxy has, `scores` are seconds by (backend, server) and
-    `changes` the servers whose weight must change with their new weights.
+    `samples` is what the file says, `servers` are all that HAProxy has, `scores` are seconds by (backend, server),
+    `changes` the servers whose weight must change with their new weights, less those that HAProxy refused, and
+    `refusals` what it said to those.
     """
 
-    __slots__ = ("changes", "samples", "scores", "servers")
+    __slots__ = ("changes", "refusals", "samples", "scores", "servers")
 
     def __init__(
         self,
@@ -27,31 +28,36 @@ class Decision:
         servers: list[ranking.Server],
         scored: dict[tuple[str, str], float],
         changes: list[tuple[ranking.Server, int]],
+        refusals: list[str],
     ) -> None:
         self.samples = found
         self.servers = servers
         self.scores = scored
         self.changes = changes
+        self.refusals = refusals
 
 
 def main() -> int:
     """Do what HAProxy asks for; return the exit code."""
     try:
         values = settings.read(os.environ, settings.REWEIGH)
-        decision = reweigh(values)
+        decision = reweigh(values, trim=True)
     except (settings.SettingError, samples.SampleFileError) as error:
         process.tell(f"error: {error}")
         return 2
     except runtime.RuntimeAPIError as error:
         process.tell(f"error: {error}")
         return 1
-    for line in report(decision):
-        process.say(line)
+    for server, weight in decision.changes:
+        process.say(f"{server.backend}/{server.name}: weight {server.weight} -> {weight}")
+    if decision.refusals:
+        process.tell(f"error: {refused(decision)}")
+        return 1
     return 0
 
 
-def reweigh(values: settings.Settings, *, dry_run: bool = False) -> Decision:
-    """Read, score, rank and, unless it is a dry run, send the weights that differ.
+def reweigh(values: settings.Settings, *, dry_run: bool = False, trim: bool = False) -> Decision:
+    """Read, score, rank and, unless it is a dry run, send the weights that differ; `trim` the file if it is long.
 
     Raises SampleFileError and RuntimeAPIError.
     """
@@ -76,12 +82,19 @@ def reweigh(values: settings.Settings, *, dry_run: bool = False) -> Decision:
                 hysteresis=values.hysteresis,
                 tolerance=values.tolerance,
             )
+            refusals: list[str] = []
             if not dry_run:
-                api.set_weights(changes)
+                changes, refusals = api.set_weights(changes)
     finally:
-        if not dry_run:
+        if trim:
             keep_short(values, found)  # last, since no weight should wait for it, and also where HAProxy is away
-    return Decision(found, servers, scored, changes)
+    return Decision(found, servers, scored, changes, refusals)
+
+
+def refused(decision: Decision) -> str:
+    """The first refusal, and how many more there were."""
+    first, *others = decision.refusals
+    return f"{first} (and {len(others)} more refusals)" if others else first
 
 
 def keep_short(values: settings.Settings, found: samples.Samples) -> None:
@@ -92,10 +105,3 @@ def keep_short(values: settings.Settings, found: samples.Samples) -> None:
             samples.trim(values.times, keep)
         except samples.SampleFileError as error:
             process.tell(f"warning: not trimmed: {error}")
-
-
-def report(decision: Decision) -> list[str]:
-    """One line for each weight that was changed."""
-    return [
-        f"{server.backend}/{server.name}: weight {server.weight} -> {weight}" for server, weight in decision.changes
-    ]

@@ -86,17 +86,17 @@ class RuntimeAPI:
             raise RuntimeAPIError(f"{self.address}: no server states in the answer {answer[:100]!r}") from None
         return servers
 
-    def set_weights(self, changes: Iterable[tuple[Server, int]]) -> None:
-        """Set each weight. Raises RuntimeAPIError at the first refusal, after trying them all."""
-        refusals = []
+    def set_weights(self, changes: Iterable[tuple[Server, int]]) -> tuple[list[tuple[Server, int]], list[str]]:
+        """Set each weight. Returns the changes that were accepted, and what was said to the others."""
+        accepted, refusals = [], []
         for server, weight in changes:
             command = set_weight(server, weight)
             answer = self.ask(command)
             if answer:
                 refusals.append(f"{self.address}: {command!r} was refused: {' '.join(answer.split())}")
-        if refusals:
-            more = f" (and {len(refusals) - 1} more refusals)" if len(refusals) > 1 else ""
-            raise RuntimeAPIError(refusals[0] + more)
+            else:
+                accepted.append((server, weight))
+        return accepted, refusals
 
     def _time_left(self) -> float:
         """Seconds; what never stops talking is stopped here. Raises TimeoutError."""

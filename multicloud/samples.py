@@ -33,6 +33,7 @@ MAX_SECONDS = 3600.0
 MAX_TIME = 1e11
 MAX_SERVERS = 20_000
 MAX_BYTES = 64 << 20
+MAX_GARBAGE = 100_000
 BLOCK = 256 << 10
 
 NAME_CHARACTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.:_-"
@@ -86,7 +87,8 @@ def append(path: str, backend: str, server: str, seconds: float, when: float) ->
 def read(path: str, newest: int) -> Samples:
     """The `newest` samples of each server; none where there is no file. Raises SampleFileError.
 
-    Of a file larger than MAX_BYTES only the end is read, and of its servers no more than MAX_SERVERS.
+    Of a file larger than MAX_BYTES only the end is read, of its servers no more than MAX_SERVERS, and nothing more once
+    MAX_GARBAGE lines were no samples: a reweigh must come to its end however much of them there is.
     """
     samples = Samples()
     try:
@@ -97,6 +99,8 @@ def read(path: str, newest: int) -> Samples:
     try:
         samples.size = os.fstat(fd).st_size
         for lines in _blocks(fd, _end_of_lines(fd)):
+            if samples.garbage > MAX_GARBAGE:
+                break
             samples.lines += len(lines)
             for line in reversed(lines):
                 # Nearly every line is `backend server seconds time` of a server met before: one split, one look-up.
@@ -106,7 +110,7 @@ def read(path: str, newest: int) -> Samples:
                     names = _names(line)
                     full = names not in known and len(known) >= MAX_SERVERS
                     if names is None or full or _sample(line.split()[2:]) is None:
-                        samples.garbage += line != b""
+                        samples.garbage += 1
                         continue
                     kept = known.setdefault(names, [])
                     fields = line.split()[1:]  # server, seconds, time
@@ -130,8 +134,8 @@ def trim(path: str, keep: int) -> int:
     """Leave the `keep` newest samples of each server and no garbage; return how many lines were dropped.
 
     The lines to keep are written beside the file; then, under the lock, what was appended meanwhile is added and the
-    new file takes the place of the old one. Nothing is dropped where another trim is at work, where the file belongs
-    to somebody else, or where somebody else truncated or replaced it meanwhile. Raises SampleFileError.
+    new file takes the place of the old one. Nothing is dropped where another trim is at work, or where somebody else
+    truncated or replaced the file meanwhile. Raises SampleFileError, also where the file belongs to somebody else.
     """
     try:
         old = _open(path, os.O_RDONLY)
@@ -140,7 +144,7 @@ def trim(path: str, keep: int) -> int:
     try:
         owner = os.fstat(old)
         if os.geteuid() not in (0, owner.st_uid):
-            return 0
+            raise SampleFileError(f"{path}: belongs to somebody else")
         end = _end_of_lines(old)
         last = os.pread(old, min(end, 4096), max(0, end - 4096))
         kept, dropped = _newest_lines(old, end, keep)
@@ -211,12 +215,15 @@ def _newest_lines(fd: int, end: int, keep: int) -> tuple[list[bytes], int]:
     """The lines to keep, in the order of the file and with their newlines, and the number of all the others."""
     counts: dict[bytes, int] = {}
     kept: list[bytes] = []
-    dropped = 0
+    dropped = garbage = 0
     for lines in _blocks(fd, end):
+        if garbage > MAX_GARBAGE:  # what lies before is dropped with it
+            break
         for line in reversed(lines):
             names = line.rsplit(b" ", 2)[0]
             if names not in counts:
                 names = _names(line) or b""
+                garbage += not names
             count = counts.get(names, 0)
             if names and count < keep and (count or len(counts) < MAX_SERVERS) and _sample(line.split()[2:]):
                 counts[names] = count + 1
@@ -332,7 +339,7 @@ def _open(path: str, flags: int, *, create: bool = False) -> int:
             if not create:
                 raise
             # Never O_CREAT alone: in /tmp the kernel refuses it, to root too, where the file is somebody else's.
-            fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o644)
+            fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o640)
         try:
             found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode):

@@ -5,9 +5,10 @@ and Fan, 1996), so that it is always a time that was really measured, and one sl
 assumes that the next answers will be like the newest ones. With few samples a high percentile would be the slowest of
 them, an accident; the mean is the better guess then. Without samples there is no score.
 
-A few slow samples raise a high percentile, and nearly all of the window must be fast before it falls again. So the
-window ends at a server's last recovery: where each of 4 samples in a row is faster, by more than a quarter, than each
-of the 4 before them, only what was measured since then counts. Chance hardly ever sorts 8 samples so.
+A few slow samples raise a high percentile, and nearly all of the window must be fast before it falls again. So, where
+there are more than few, the window ends at a server's last recovery: where each of 4 samples in a row is faster, by
+more than a quarter, than each of the 4 before them, only what was measured since then counts. Chance hardly ever sorts
+8 samples so.
 """
 
 from __future__ import annotations
@@ -66,11 +67,12 @@ def scores(
         servers, rows = by_size.setdefault(len(seconds), ([], []))
         servers.append(server)
         rows.append(seconds)
-    by_size.pop(0, None)
+    by_size.pop(0, None)  # those without samples
     result: dict[Server, float] = {}
     for servers, rows in by_size.values():
         table = np.array(rows)
-        sizes = np.minimum(since_recovery(table), window)
+        sizes = np.full(len(rows), table.shape[1]) if table.shape[1] <= min_samples else since_recovery(table)
+        sizes = np.minimum(sizes, window)
         for size in set(sizes.tolist()):
             chosen = np.flatnonzero(sizes == size)
             newest = table[chosen, :size]

@@ -27,7 +27,9 @@ def resolve(url: str, connect: str | None, values: Settings) -> tuple[probe.Targ
 
     `connect` is ADDR[:PORT], where to go instead of to the URL's own host and port. Raises UsageError, ResolveError.
     """
-    scheme, marked, rest = url.rpartition("://")
+    scheme, marked, rest = url.partition("://")
+    if not marked or "/" in scheme:  # a bare host, perhaps with a URL in its query
+        scheme, marked, rest = "", "", url
     scheme = scheme if marked else "https" if values.scheme == "auto" else values.scheme
     authority, slash, path = rest.partition("/")
     host, port = _host_and_port(authority)

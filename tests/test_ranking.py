@@ -70,6 +70,18 @@ def test_only_weights_that_differ_are_changed_and_a_second_time_none(
     assert rank(members, scored, hysteresis=hysteresis, tolerance=tolerance) == []
 
 
+@given(servers, scores, percent, milliseconds)
+def test_on_the_way_to_the_new_weights_no_backend_is_without_any(
+    members: list[Server], scored: Scores, hysteresis: float, tolerance: float
+) -> None:
+    up = [server for server in members if server.state == UP]
+    if not any(server.weight for server in up):
+        return
+    for server, weight in rank(members, scored, hysteresis=hysteresis, tolerance=tolerance):
+        server.weight = weight
+        assert any(server.weight for server in up)
+
+
 @given(servers, scores, percent)
 def test_the_sitting_favourite_is_beaten_only_by_more_than_the_hysteresis(
     members: list[Server], scored: Scores, hysteresis: float

@@ -58,9 +58,9 @@ def run(address: str, times: Path, **environ: str) -> subprocess.CompletedProces
     return subprocess.run([COMMAND], env=environ, capture_output=True, text=True, timeout=60)
 
 
-def fails(result: subprocess.CompletedProcess[str], code: int, reason: str) -> None:
-    """The command left with this code and said why, in one line."""
-    assert (result.returncode, result.stdout) == (code, "")
+def fails(result: subprocess.CompletedProcess[str], code: int, reason: str, changed: str = "") -> None:
+    """The command left with this code and said why, in one line, and what it changed all the same."""
+    assert (result.returncode, result.stdout) == (code, changed)
     assert result.stderr.startswith("error: ")
     assert reason in result.stderr
     assert len(result.stderr.splitlines()) == 1
@@ -175,7 +175,7 @@ def test_a_haproxy_that_is_not_there_or_refuses_is_exit_code_1(times: Path) -> N
     with haproxy(BACKENDS, level="operator") as address:
         fails(run(address, times), 1, "'set server upstream/eu weight 256' was refused: Permission denied")
     with haproxy(BACKENDS.replace("roundrobin", "source")) as address:
-        fails(run(address, times), 1, "Backend is using a static LB algorithm")
+        fails(run(address, times), 1, "Backend is using a static LB algorithm", "upstream/ap: weight 1 -> 0\n")
 
 
 def test_a_server_removed_between_reading_and_writing_is_refused_and_the_others_get_their_weights(
@@ -188,7 +188,8 @@ def test_a_server_removed_between_reading_and_writing_is_refused_and_the_others_
             tell(router, "set server upstream/eu state maint", "del server upstream/eu")
 
     with recording(router, before=remove) as recorded:
-        fails(run(recorded.path, times), 1, "'set server upstream/eu weight 256' was refused: No such server.")
+        refused = "'set server upstream/eu weight 256' was refused: No such server."
+        fails(run(recorded.path, times), 1, refused, "upstream/ap: weight 1 -> 0\n")
     assert weights(router) == {"us": 1, "ap": 0}
     assert run(router, times).returncode == 0
     assert weights(router) == {"us": 256, "ap": 1}
@@ -264,7 +265,7 @@ def test_weights_do_not_wait_for_the_trim(router: str, times: Path, monkeypatch:
     times.write_text(FAST_EU * 1000)
     seen: list[dict[str, int]] = []
     monkeypatch.setattr(samples, "trim", lambda *_: seen.append(weights(router)))
-    reweigh.reweigh(values(router, times))
+    reweigh.reweigh(values(router, times), trim=True)
     assert seen == [EU_IS_FAVORITE]
 
 

@@ -165,6 +165,17 @@ def test_what_is_not_a_regular_file_is_not_used(tmp_path: Path, make: Callable[[
     assert {each.name: each.lstat().st_mtime_ns for each in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize("line", [b"\n", b"a\n", b"upstream eu.example.com nan 5\n"])
+def test_a_flood_of_lines_that_are_no_samples_is_not_read_to_its_end_and_is_trimmed(times: str, line: bytes) -> None:
+    good = b"upstream eu.example.com 0.1 5\n"
+    Path(times).write_bytes(good + line * 2_000_000 + good)
+    found = samples.read(times, 30)
+    assert found.series == {EU: [(0.1, 5.0)]}
+    assert samples.MAX_GARBAGE < found.garbage < 2_000_000
+    samples.trim(times, 30)
+    assert Path(times).read_bytes() in (good, 2 * good)
+
+
 def test_a_lock_that_is_never_released_does_not_hold_an_append_for_long(times: str) -> None:
     samples.append(times, *EU, 0.1, 5)
     with open(times) as held:
@@ -487,7 +498,7 @@ def test_a_file_of_somebody_else_is_read_but_neither_written_nor_trimmed(shared:
     path.chmod(0o644)
     assert as_nobody(lambda: samples.append(str(path), *EU, 0.4, 4)) == f"refused: {path}: permission denied"
     assert as_nobody(lambda: samples.read(str(path), 30).lines) == "3"
-    assert as_nobody(lambda: samples.trim(str(path), 1)) == "0"
+    assert as_nobody(lambda: samples.trim(str(path), 1)) == f"refused: {path}: belongs to somebody else"
     path.chmod(0o600)
     assert as_nobody(lambda: samples.read(str(path), 30)) == f"refused: {path}: permission denied"
     assert path.read_text() == lines_of(1, 2, 3)
@@ -500,7 +511,7 @@ def test_a_file_that_all_may_write_is_appended_to_by_all_and_trimmed_by_its_owne
     path.write_text(lines_of(1, 2, 3))
     path.chmod(0o666)
     assert as_nobody(lambda: samples.append(str(path), *EU, 0.4, 4)) == "None"
-    assert as_nobody(lambda: samples.trim(str(path), 1)) == "0"
+    assert as_nobody(lambda: samples.trim(str(path), 1)) == f"refused: {path}: belongs to somebody else"
     assert samples.trim(str(path), 1) == 3
     assert path.read_text() == lines_of(4)
 
