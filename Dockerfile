@@ -28,7 +28,7 @@ RUN set -eu; \
         smtplib.py sqlite3 statistics.py tarfile.py tomllib turtle.py unittest venv wsgiref xml xmlrpc zoneinfo; \
     find encodings -name '*.py' ! -name '__init__.py' ! -name 'a*.py' ! -name 'utf_8*.py' ! -name 'latin_1.py' \
         ! -name 'idna.py' ! -name 'punycode.py' -delete; \
-    find lib-dynload -name '*.so' ! -name '_bz2.*' ! -name '_contextvars.*' ! -name '_hashlib.*' ! -name '_lzma.*' \
+    find lib-dynload -name '*.so' ! -name '_bz2.*' ! -name '_contextvars.*' ! -name '_csv.*' ! -name '_hashlib.*' ! -name '_lzma.*' \
         ! -name '_queue.*' ! -name '_ssl.*' ! -name 'mmap.*' ! -name 'termios.*' -delete; \
     # … and of numpy.
     cd numpy; \

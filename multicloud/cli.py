@@ -372,7 +372,7 @@ def demo(duration: float | None, port: int, stats_port: int) -> None:
     try:
         from multicloud import demo as demos
     except ImportError as error:
-        raise Unusable(f"{error.name} is missing; install it: pip install 'multicloud[demo]'") from None
+        raise Unusable(f"{error.name} is missing; the demo needs more: pip install 'multicloud[demo]'") from None
     try:
         with demos.running(port, stats_port) as running:
             values = settings.read({**os.environ, **running.router.settings}, settings.REWEIGH)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import statistics
 import time
 from typing import TYPE_CHECKING
 
@@ -100,7 +99,7 @@ def _why_unmeasured(check: str) -> str:
 
 def _usual_gap(times: list[float]) -> float:
     gaps = [later - earlier for later, earlier in itertools.pairwise(times)]
-    return statistics.median(gaps) if gaps else 0.0
+    return scores.percentiles(gaps, (50,))[0] if gaps else 0.0
 
 
 def _unweighed(

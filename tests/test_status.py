@@ -272,6 +272,7 @@ def test_a_reweigh_under_another_name_needs_no_samples() -> None:
     assert problems.problems(instance(*servers), measured(20, now=now), VALUES, now) == []
 
 
+@pytest.mark.slow
 def test_problems_of_a_real_haproxy_are_told() -> None:
     def without_reweigh(text: str) -> str:
         return text.replace("server multicloud-reweigh 127.0.0.1:1 check", "server multicloud-reweigh 127.0.0.1:1")
