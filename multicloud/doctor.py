@@ -61,7 +61,7 @@ def examine(values: Settings, files: Sequence[str]) -> list[Finding]:
         findings.append(_unreachable(values.socket, error))
     if instance is not None:
         user = observe.user_of(instance.pid)
-        findings += _process(instance, values.socket, user)
+        findings += _process(instance, values, user)
         findings += _checks(instance, addresses, values)
         if not files:  # the configuration tells whether the algorithm is a consistent hash, HAProxy does not
             findings += _algorithms(instance)
@@ -82,7 +82,8 @@ def _unreachable(address: str, error: Exception) -> Finding:
     )
 
 
-def _process(instance: Instance, address: str, user: User | None) -> Iterator[Finding]:
+def _process(instance: Instance, values: Settings, user: User | None) -> Iterator[Finding]:
+    address = values.socket
     if instance.version.split("-")[0] == "3.4.0":
         yield Finding("problem", "HAProxy 3.4.0 crashes on external checks: upgrade to 3.4.1")
     else:
@@ -98,27 +99,32 @@ def _process(instance: Instance, address: str, user: User | None) -> Iterator[Fi
     if user is None:
         yield Finding("unknown", f"HAProxy's process {instance.pid} cannot be seen from here: nor what its user may do")
         return
-    yield from _surroundings(instance.pid)
+    yield from _surroundings(instance.pid, os.path.dirname(os.path.abspath(values.times)))
 
 
-def _surroundings(pid: int) -> Iterator[Finding]:
-    """Whether HAProxy sees the same files as we do."""
+def _surroundings(pid: int, directory: str) -> Iterator[Finding]:
+    """Whether HAProxy sees the same files as we do: no chroot, and the same directory of the sample file."""
     try:
         root = os.readlink(f"/proc/{pid}/root")
-        same = os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt")
     except OSError:
         yield Finding("unknown", "only root sees whether HAProxy runs in a chroot")
         return
     if root != "/":
         yield Finding("problem", f"HAProxy runs in the chroot {root}, where it finds no checks: {REMOVE_CHROOT}")
-    elif not same:
+        return
+    try:
+        same = os.path.samestat(os.stat(directory), os.stat(f"/proc/{pid}/root{directory}"))
+    except OSError as error:
+        yield Finding("problem", f"the sample file's directory {directory}: {(error.strerror or str(error)).lower()}")
+        return
+    if same:
+        yield Finding("ok", "HAProxy sees the same files as this command, without a chroot")
+    else:
         yield Finding(
             "problem",
-            "HAProxy has file systems of its own (a container, or systemd's PrivateTmp), so its sample file is not the "
-            "one here: run this inside of it, or name a file outside of /tmp in MULTICLOUD_TIMES",
+            f"HAProxy has a {directory} of its own (a container, or systemd's PrivateTmp), so its sample file is not "
+            "the one here: run this inside of it, or name a file elsewhere in MULTICLOUD_TIMES",
         )
-    else:
-        yield Finding("ok", "HAProxy sees the same files as this command, without a chroot")
 
 
 def _samples(instance: Instance | None, values: Settings, user: User | None) -> Iterator[Finding]:

@@ -28,16 +28,16 @@ def main() -> None:
         address = next(line.split()[2] for line in relay.splitlines() if line.startswith(f"    server {REGION}"))
         tls = f'{address} ssl verify required ca-file "${{UPSTREAM_CA}}" sni str({REGION})'
         return f"""{configuration}
-listen direct
+listen direct from common
     bind 127.0.0.1:{direct}
     http-request set-header Host {REGION}
     http-reuse always
     server {REGION} {tls}
-listen own
+listen own from common
     bind 127.0.0.1:{own}
     http-reuse always
     server {REGION} abns@own
-listen own_relay
+listen own_relay from common
     bind abns@own
     http-request set-header Host {REGION}
     http-reuse always
