@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from multicloud import samples, scores
+from multicloud import reweigh, samples
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,13 +70,5 @@ def running_scores(timed: Samples, values: Settings) -> list[float]:
     result = []
     for end in range(1, len(timed) + 1):
         newest = [(seconds, when) for when, seconds in reversed(timed[:end])]
-        scored = scores.scores(
-            {("", ""): newest},
-            now=timed[end - 1][0],
-            percentile=values.percentile,
-            min_samples=values.min_samples,
-            window=values.window,
-            max_age=values.max_age,
-        )
-        result.append(1000 * scored["", ""])
+        result.append(1000 * reweigh.score({("", ""): newest}, values, timed[end - 1][0])["", ""])
     return result

@@ -6,7 +6,7 @@ import itertools
 import time
 from typing import TYPE_CHECKING
 
-from multicloud import observe, ranking, scores
+from multicloud import observe, reweigh, scores
 from multicloud.ranking import DOWN, UP, Server
 
 if TYPE_CHECKING:
@@ -116,22 +116,8 @@ def _unweighed(
     known = min(LOOK_BACK, *(instance.stats[server.key].since_change for server in members))
     late = -1
     for ago in range(0, int(known) + 1, STEP):
-        scored = scores.scores(
-            {key: [sample for sample in newest if (sample[1] or 0) <= now - ago] for key, newest in series.items()},
-            now=now - ago,
-            percentile=values.percentile,
-            min_samples=values.min_samples,
-            window=values.window,
-            max_age=values.max_age,
-        )
-        if not ranking.rank(
-            members,
-            scored,
-            favorite=values.favorite,
-            backup=values.backup,
-            hysteresis=values.hysteresis,
-            tolerance=values.tolerance,
-        ):
+        then = {key: [sample for sample in newest if (sample[1] or 0) <= now - ago] for key, newest in series.items()}
+        if not reweigh.rank(members, reweigh.score(then, values, now - ago), values):
             break
         late = ago
     if late < PATIENCE:

@@ -11,6 +11,10 @@ import time
 
 from multicloud import process, ranking, runtime, samples, scores, settings
 
+TYPE_CHECKING = False  # `typing` is not needed at run time
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
 
 class Decision:
     """What one reweigh saw and decided.
@@ -66,22 +70,9 @@ def reweigh(values: settings.Settings, *, dry_run: bool = False, trim: bool = Fa
         with runtime.RuntimeAPI(values.socket) as api:
             servers = api.servers()
             known = {server.key for server in servers}
-            scored = scores.scores(
-                {server: newest for server, newest in found.series.items() if server in known},
-                now=time.time(),
-                percentile=values.percentile,
-                min_samples=values.min_samples,
-                window=values.window,
-                max_age=values.max_age,
-            )
-            changes = ranking.rank(
-                servers,
-                scored,
-                favorite=values.favorite,
-                backup=values.backup,
-                hysteresis=values.hysteresis,
-                tolerance=values.tolerance,
-            )
+            series = {server: newest for server, newest in found.series.items() if server in known}
+            scored = score(series, values, time.time())
+            changes = rank(servers, scored, values)
             refusals: list[str] = []
             if not dry_run:
                 changes, refusals = api.set_weights(changes)
@@ -89,6 +80,34 @@ def reweigh(values: settings.Settings, *, dry_run: bool = False, trim: bool = Fa
         if trim:
             keep_short(values, found)  # last, since no weight should wait for it, and also where HAProxy is away
     return Decision(found, servers, scored, changes, refusals)
+
+
+def score(
+    series: Mapping[tuple[str, str], Sequence[tuple[float, float | None]]], values: settings.Settings, now: float
+) -> dict[tuple[str, str], float]:
+    """scores.scores with the settings."""
+    return scores.scores(
+        series,
+        now=now,
+        percentile=values.percentile,
+        min_samples=values.min_samples,
+        window=values.window,
+        max_age=values.max_age,
+    )
+
+
+def rank(
+    servers: Iterable[ranking.Server], scored: Mapping[tuple[str, str], float], values: settings.Settings
+) -> list[tuple[ranking.Server, int]]:
+    """ranking.rank with the settings."""
+    return ranking.rank(
+        servers,
+        scored,
+        favorite=values.favorite,
+        backup=values.backup,
+        hysteresis=values.hysteresis,
+        tolerance=values.tolerance,
+    )
 
 
 def refused(decision: Decision) -> str:

@@ -25,6 +25,13 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
+def listen_anywhere(authority: Path) -> dict[str, str]:
+    """Variables for the shipped configuration: free ports of loopback, and whom to trust with its servers."""
+    names = ("PORT", "PROXY_PORT", "STATS_PORT", "STATS_PROXY_PORT", "RELAY_PORT")
+    ports = dict(zip(names, map(str, free_ports(len(names))), strict=True))
+    return {"ADDRESS": "127.0.0.1", **ports, "UPSTREAM_CA": str(authority)}
+
+
 def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
     """Return as soon as the condition holds; fail the test if it does not within `seconds`."""
     deadline = time.monotonic() + seconds
@@ -113,23 +120,17 @@ def edge(
         regions.authority.cert_pem.write_to_path(str(authority))
         if times:
             (directory / "times.txt").write_text(times)
-        port, proxy_port, stats_port, stats_proxy_port, relay_port = free_ports(5)
+        listening = listen_anywhere(authority)
         router = demo.Router(
             directory,
             configure(demo.configuration(regions)),
             commands={"MULTICLOUD_CA_FILE": str(authority), **(commands or {})},
             environ={
-                "ADDRESS": "127.0.0.1",
-                "PORT": str(port),
-                "PROXY_PORT": str(proxy_port),
-                "STATS_PORT": str(stats_port),
-                "STATS_PROXY_PORT": str(stats_proxy_port),
-                "RELAY_PORT": str(relay_port),
-                "UPSTREAM_CA": str(authority),
+                **listening,
                 "MULTICLOUD_INTER": interval,
                 "MULTICLOUD_REWEIGH_INTER": reweigh_interval or interval,
                 "FLY_REGION": "test1",
             },
         )
         with router:
-            yield Edge(regions, router, port, stats_port)
+            yield Edge(regions, router, int(listening["PORT"]), int(listening["STATS_PORT"]))

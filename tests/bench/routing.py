@@ -28,7 +28,7 @@ from multicloud import demo, runtime
 from multicloud.scores import percentiles
 from tests.bench import client, regions
 from tests.bench.regions import NAMES, Phase, Schedule
-from tests.edge import free_ports
+from tests.edge import listen_anywhere
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -179,23 +179,18 @@ def started(policies: Sequence[Policy], ports: Sequence[Sequence[int]], authorit
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             bundle = directory / "authority.pem"
             bundle.write_bytes(authority)
-            port, proxy_port, stats_port, stats_proxy_port = free_ports(4)
+            listening = listen_anywhere(bundle)
             router = demo.Router(
                 directory,
                 configuration(policy, places),
                 commands={"MULTICLOUD_CA_FILE": str(bundle), **(policy.settings or {})},
                 environ={
-                    "ADDRESS": "127.0.0.1",
-                    "PORT": str(port),
-                    "PROXY_PORT": str(proxy_port),
-                    "STATS_PORT": str(stats_port),
-                    "STATS_PROXY_PORT": str(stats_proxy_port),
-                    "UPSTREAM_CA": str(bundle),
+                    **listening,
                     "MULTICLOUD_INTER": INTERVAL,
                     "FLY_REGION": "bench",
                 },
             )
-            runs.append(Run(policy, stack.enter_context(router), port))
+            runs.append(Run(policy, stack.enter_context(router), int(listening["PORT"])))
         yield runs
 
 
