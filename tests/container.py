@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from multicloud import demo
+from multicloud.demo.regions import Regions
+from multicloud.demo.router import configuration
 from tests.edge import wait_until
 from tests.test_drop_in import DELAYS, shell_version
 
@@ -126,18 +127,18 @@ def _children(process: subprocess.Popen[bytes]) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def regions() -> Iterator[demo.Regions]:
-    with demo.Regions(list(DELAYS)) as regions:
+def regions() -> Iterator[Regions]:
+    with Regions(list(DELAYS)) as regions:
         for region in regions:
             region.delay = DELAYS[region.name]
         yield regions
 
 
 @contextlib.contextmanager
-def router(regions: demo.Regions) -> Iterator[Container]:
+def router(regions: Regions) -> Iterator[Container]:
     """The image as it is, but for the servers."""
     files = {
-        "usr/local/etc/haproxy/haproxy.cfg": demo.configuration(regions),
+        "usr/local/etc/haproxy/haproxy.cfg": configuration(regions),
         "etc/regions.pem": regions.authority.cert_pem.bytes().decode(),
     }
     variables = {
@@ -176,7 +177,7 @@ def test_the_shipped_configuration_is_valid_as_it_is() -> None:
     assert (said.returncode, said.stderr) == (0, "")
 
 
-def test_the_loop_reaches_its_weights_and_the_container_is_healthy(regions: demo.Regions) -> None:
+def test_the_loop_reaches_its_weights_and_the_container_is_healthy(regions: Regions) -> None:
     with router(regions) as running:
         answer = get(8080)
         assert (answer.status, answer.headers["upstream"]) == (200, "eu")
@@ -192,9 +193,9 @@ def test_health_is_lost_where_haproxy_does_not_answer() -> None:
 
 
 @pytest.mark.parametrize("scheme", ["tcp", "tls", "http", "https"])
-def test_the_check_speaks_every_scheme(regions: demo.Regions, scheme: str) -> None:
+def test_the_check_speaks_every_scheme(regions: Regions, scheme: str) -> None:
     files = {"etc/regions.pem": regions.authority.cert_pem.bytes().decode()}
-    with demo.Regions(["eu"], tls=False) as plain, container(files, command="exec sleep 60") as running:
+    with Regions(["eu"], tls=False) as plain, container(files, command="exec sleep 60") as running:
         eu = next(iter(regions if scheme in ("tls", "https") else plain))
         names = ["HAPROXY_PROXY_NAME=upstream", "HAPROXY_SERVER_NAME=eu"]
         settings = [f"MULTICLOUD_SCHEME={scheme}", "MULTICLOUD_CA_FILE=/etc/regions.pem"]
@@ -208,14 +209,14 @@ def test_the_check_speaks_every_scheme(regions: demo.Regions, scheme: str) -> No
         assert (shown.returncode, shown.stderr) == (0, "")
 
 
-def test_the_check_refuses_a_certificate_that_it_cannot_verify(regions: demo.Regions) -> None:
+def test_the_check_refuses_a_certificate_that_it_cannot_verify(regions: Regions) -> None:
     with container(command="exec sleep 60") as running:
         checked = running.run("multicloud", "check", f"https://127.0.0.1:{next(iter(regions)).port}")
     assert checked.returncode == 1
     assert "certificate not accepted" in checked.stderr
 
 
-def test_every_command_of_a_person_works(regions: demo.Regions) -> None:
+def test_every_command_of_a_person_works(regions: Regions) -> None:
     formats = [f"status --format {form}" for form in ("table", "json", "prometheus")]
     with router(regions) as running:
         for command in ("reweigh", "reweigh --dry-run", "reweigh --help", *formats):
@@ -224,7 +225,7 @@ def test_every_command_of_a_person_works(regions: demo.Regions) -> None:
 
 
 @pytest.mark.parametrize("service", FLY["services"], ids=lambda service: str(service["ports"][-1]["port"]))
-def test_the_ports_of_fly_toml_take_the_proxy_protocol(regions: demo.Regions, service: dict[str, Any]) -> None:
+def test_the_ports_of_fly_toml_take_the_proxy_protocol(regions: Regions, service: dict[str, Any]) -> None:
     address = ("127.0.0.1", service["internal_port"])
     with router(regions), socket.create_connection(address, timeout=10) as client:
         client.sendall(b"PROXY TCP4 192.0.2.7 192.0.2.8 4242 443\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -232,14 +233,14 @@ def test_the_ports_of_fly_toml_take_the_proxy_protocol(regions: demo.Regions, se
         assert get(FLY["checks"]["stats"]["port"]).status == 200
 
 
-def test_servers_are_told_the_client_and_the_region(regions: demo.Regions) -> None:
+def test_servers_are_told_the_client_and_the_region(regions: Regions) -> None:
     with router(regions), socket.create_connection(("127.0.0.1", 8081), timeout=10) as client:
         client.sendall(b"PROXY TCP4 192.0.2.7 192.0.2.8 4242 443\r\nGET / HTTP/1.0\r\n\r\n")
         with client.makefile("rb") as answer:
             assert b"fly_extra: region=test1 client=192.0.2.7" in answer.read().lower()
 
 
-def test_http_2_is_understood_behind_an_edge_that_took_the_tls_away(regions: demo.Regions) -> None:
+def test_http_2_is_understood_behind_an_edge_that_took_the_tls_away(regions: Regions) -> None:
     with router(regions), socket.create_connection(("127.0.0.1", 8081), timeout=10) as client:
         client.sendall(b"PROXY TCP4 192.0.2.7 192.0.2.8 4242 443\r\n")
         client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + EMPTY_SETTINGS)
@@ -247,14 +248,14 @@ def test_http_2_is_understood_behind_an_edge_that_took_the_tls_away(regions: dem
             assert answer.read(9)[3] == EMPTY_SETTINGS[3]
 
 
-def test_docker_stop_is_quick_and_clean_under_load(regions: demo.Regions) -> None:
+def test_docker_stop_is_quick_and_clean_under_load(regions: Regions) -> None:
     with router(regions) as running, socket.create_connection(("127.0.0.1", 8080)) as idle:
         idle.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         assert idle.recv(1)
         assert running.stop(signal.Signals[CONFIG["StopSignal"]]) in (0, 128 + signal.SIGTERM)
 
 
-def test_the_signal_of_fly_toml_lets_requests_finish(regions: demo.Regions) -> None:
+def test_the_signal_of_fly_toml_lets_requests_finish(regions: Regions) -> None:
     with router(regions) as running, socket.create_connection(("127.0.0.1", 8080), timeout=10) as client:
         eu = next(iter(regions))
         eu.delay = 1.5
@@ -267,7 +268,7 @@ def test_the_signal_of_fly_toml_lets_requests_finish(regions: demo.Regions) -> N
             eu.delay = DELAYS["eu"]
 
 
-def test_a_reload_keeps_the_samples_and_leaves_no_dead_process(regions: demo.Regions) -> None:
+def test_a_reload_keeps_the_samples_and_leaves_no_dead_process(regions: Regions) -> None:
     with router(regions) as running:
         old = running.processes("haproxy")
         os.kill(running.pid, signal.SIGUSR2)
@@ -276,7 +277,7 @@ def test_a_reload_keeps_the_samples_and_leaves_no_dead_process(regions: demo.Reg
         assert "Z" not in running.processes("haproxy").values()
 
 
-def test_a_configuration_for_the_shell_version_runs_unchanged(regions: demo.Regions) -> None:
+def test_a_configuration_for_the_shell_version_runs_unchanged(regions: Regions) -> None:
     files = {
         "usr/local/etc/haproxy/haproxy.cfg": shell_version(regions, 8080),
         "usr/local/share/ca-certificates/regions.crt": regions.authority.cert_pem.bytes().decode(),

@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from multicloud import demo, ranking, runtime
+from multicloud import ranking, runtime
+from multicloud.demo.regions import Regions
+from multicloud.demo.router import Router, configuration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -43,7 +45,7 @@ def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None
 class Edge:
     """Regions, and the router in front of them. `region` finds a region by its name."""
 
-    def __init__(self, regions: demo.Regions, router: demo.Router, port: int, stats_port: int) -> None:
+    def __init__(self, regions: Regions, router: Router, port: int, stats_port: int) -> None:
         self.regions = regions
         self.router = router
         self.port = port
@@ -112,7 +114,7 @@ def edge(
     `interval` is that of the checks and, where `reweigh_interval` does not say otherwise, of the reweigh; `configure`
     may change the configuration's text, and `times` is what the sample file holds at first.
     """
-    with tempfile.TemporaryDirectory() as name, demo.Regions(list(delays)) as regions:
+    with tempfile.TemporaryDirectory() as name, Regions(list(delays)) as regions:
         for region in regions:
             region.delay = delays[region.name]
         directory = Path(name)
@@ -121,9 +123,9 @@ def edge(
         if times:
             (directory / "times.txt").write_text(times)
         listening = listen_anywhere(authority)
-        router = demo.Router(
+        router = Router(
             directory,
-            configure(demo.configuration(regions)),
+            configure(configuration(regions)),
             commands={"MULTICLOUD_CA_FILE": str(authority), **(commands or {})},
             environ={
                 **listening,

@@ -10,7 +10,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from multicloud import demo, runtime
+from multicloud import runtime
+from multicloud.demo.router import Router
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,7 +34,7 @@ def haproxy(backends: str, *, level: str = "admin", extra: str = "") -> Iterator
     """Run HAProxy with these backends; the path of its Runtime API's socket, in a directory of its own."""
     with tempfile.TemporaryDirectory() as name:
         text = CONFIGURATION.format(backends=backends, level=level, extra=extra)
-        with demo.Router(Path(name), text, commands={}, environ={}) as router:
+        with Router(Path(name), text, commands={}, environ={}) as router:
             yield router.settings["MULTICLOUD_SOCKET"]
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from multicloud import demo
+from multicloud.demo.router import haproxy_binary
 from tests import servers
 from tests.edge import wait_until
 
@@ -431,7 +431,7 @@ def test_haproxy_itself_names_address_port_and_scheme(times: Path, tmp_path: Pat
                     server tcp 127.0.0.1:{tcp.port}
             """)
         )
-        with subprocess.Popen([demo.haproxy_binary(), "-db", "-q", "-f", str(configuration)]) as haproxy:
+        with subprocess.Popen([haproxy_binary(), "-db", "-q", "-f", str(configuration)]) as haproxy:
             try:
                 wait_until(lambda: checked(times) >= {"unix", "ipv6", "https", "tls", "tcp"}, 60, "a sample of each")
             finally:

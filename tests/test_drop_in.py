@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from multicloud import demo, runtime, samples
+from multicloud import runtime, samples
+from multicloud.demo.regions import Regions
+from multicloud.demo.router import haproxy_binary
 from tests.edge import free_ports, wait_until
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ backend weights
 """
 
 
-def shell_version(regions: demo.Regions, port: int) -> str:
+def shell_version(regions: Regions, port: int) -> str:
     """A configuration of the shell version's shape, with the regions as its servers."""
     servers = [f"    server {r.name} 127.0.0.1:{r.port} check ssl check-ssl verify none weight 0" for r in regions]
     return SHELL_VERSION.format(port=port, servers="\n".join(servers))
@@ -87,7 +89,7 @@ def test_a_configuration_for_the_shell_version_runs_unchanged() -> None:
     if not shutil.which("unshare") or subprocess.run([*NAMESPACES, "mount -t tmpfs none /tmp"], check=False).returncode:
         pytest.skip("mount namespaces are not permitted here")
     port = free_ports(1)[0]
-    with tempfile.TemporaryDirectory() as name, demo.Regions(list(DELAYS)) as regions:
+    with tempfile.TemporaryDirectory() as name, Regions(list(DELAYS)) as regions:
         for region in regions:
             region.delay = DELAYS[region.name]
         root = Path(name)
@@ -114,8 +116,8 @@ def test_a_configuration_for_the_shell_version_runs_unchanged() -> None:
 @contextlib.contextmanager
 def router(root: Path) -> Iterator[None]:
     """HAProxy, started without any variables, with its configuration in `root` and `root` for its /."""
-    binary = demo.haproxy_binary()
-    needed = " ".join({sys.prefix, sys.base_prefix, str(Path(demo.__file__).parent), str(Path(binary).parent)})
+    binary = haproxy_binary()
+    needed = " ".join({sys.prefix, sys.base_prefix, str(Path(samples.__file__).parent), str(Path(binary).parent)})
     command = [*NAMESPACES, CHANGE_ROOT, "sh", str(root), needed, binary, "-f", "/tmp/haproxy.cfg"]
     with (root / "log").open("wb") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)

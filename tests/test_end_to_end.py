@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from multicloud import demo
+from multicloud.demo.router import SERVERS_END
 from tests.edge import Edge, edge, wait_until
 
 FOUR = {"us.demo": 0.060, "eu.demo": 0.005, "ap.demo": 0.100, "sa.demo": 0.140}
@@ -64,7 +64,7 @@ def test_traffic_goes_on_when_the_favourite_dies_and_it_comes_back_without_traff
 
 def test_a_second_backend_is_ranked_on_its_own() -> None:
     def second(configuration: str) -> str:
-        section = configuration.partition("\nbackend upstream from regions\n")[2].partition(demo.SERVERS_END)[0]
+        section = configuration.partition("\nbackend upstream from regions\n")[2].partition(SERVERS_END)[0]
         lines = [line for line in section.splitlines() if not line.strip().startswith("server us.demo")]
         return configuration + "\nbackend second from regions\n" + "\n".join(lines) + "\n"
 

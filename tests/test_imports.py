@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from multicloud import demo
+import multicloud
+from multicloud.demo.regions import Regions
 from tests.edge import edge
 
 OURS = {"multicloud", "multicloud.process", "multicloud.samples", "multicloud.settings"}
@@ -43,7 +46,7 @@ def loaded_by(command: str, allowed: str, environ: dict[str, str]) -> set[str]:
     ],
 )
 def test_a_check_imports_nothing_else(tmp_path: object, scheme: str, allowed: str) -> None:
-    with demo.Regions(["eu.demo"], tls=scheme == "https") as regions:
+    with Regions(["eu.demo"], tls=scheme == "https") as regions:
         authority = f"{tmp_path}/authority.pem"
         regions.authority.cert_pem.write_to_path(authority)
         environ = {
@@ -63,3 +66,15 @@ def test_a_reweigh_imports_nothing_else_but_numpy() -> None:
     with edge({"eu.demo": 0.0}, interval="600s", times="upstream eu.demo 0.1\n") as running:
         environ = {"PATH": os.environ["PATH"], **running.router.settings}
         assert loaded_by("reweigh", "errno, fcntl, math, numpy, os, socket, stat, time", environ) == REWEIGH
+
+
+def test_the_machines_wing_imports_nothing_of_what_is_for_people() -> None:
+    package = Path(multicloud.__file__).parent
+    wing = sorted(package.glob("*.py"))
+    assert {path.stem for path in wing} >= {"check", "reweigh", "samples", "settings"}
+    for path in wing:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            module = getattr(node, "module", None) or ""
+            for name in names:
+                assert not {"console", "demo", "click"} & {*module.split("."), *name.split(".")}, f"{path.name}: {name}"

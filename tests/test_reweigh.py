@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from multicloud import demo, reweigh, samples, settings
+from multicloud import reweigh, samples, settings
+from multicloud.demo.router import haproxy_binary
 from tests.edge import edge, free_ports, wait_until
 from tests.haproxy import haproxy, listening, recording, tell, weights
 
@@ -209,7 +210,7 @@ def test_a_reload_in_the_middle_is_made_good_by_the_next_reweigh(router: str, ti
             configuration = Path(router).with_name("haproxy.cfg")
             new.append(
                 subprocess.Popen(
-                    [demo.haproxy_binary(), "-f", str(configuration), "-sf", old],
+                    [haproxy_binary(), "-f", str(configuration), "-sf", old],
                     env={**os.environ, "MULTICLOUD_SOCKET": router},
                 )
             )

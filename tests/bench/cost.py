@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from multicloud import demo
+from multicloud.demo.regions import Regions
 from tests.bench.pairs import compare, run
 from tests.edge import Edge, edge
 
@@ -51,7 +51,7 @@ def probed(scheme: str, delay: float = 0.0) -> Iterator[tuple[dict[str, str], li
     Both trust what the system trusts and the region's authority: ours finds it in a directory of hashed links, as in
     /etc/ssl/certs, and curl in a bundle, as it does by default.
     """
-    with tempfile.TemporaryDirectory() as name, demo.Regions(["eu.demo"], tls=scheme == "https") as regions:
+    with tempfile.TemporaryDirectory() as name, Regions(["eu.demo"], tls=scheme == "https") as regions:
         region = next(iter(regions))
         region.delay = delay
         store = Path(name, "certs")

@@ -24,7 +24,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from multicloud import demo, runtime
+from multicloud import runtime
+from multicloud.demo.regions import Regions
+from multicloud.demo.router import Router
+from multicloud.demo.router import configuration as shipped
 from multicloud.scores import percentiles
 from tests.bench import client, regions
 from tests.bench.regions import NAMES, Phase, Schedule
@@ -102,7 +105,7 @@ class Figures(NamedTuple):
 class Run:
     """A policy at work: its HAProxy, the answers that its client got and the favourites that it had."""
 
-    def __init__(self, policy: Policy, router: demo.Router, port: int) -> None:
+    def __init__(self, policy: Policy, router: Router, port: int) -> None:
         self.policy = policy
         self.router = router
         self.port = port
@@ -157,7 +160,7 @@ class _Place(NamedTuple):
 def configuration(policy: Policy, ports: Sequence[int]) -> str:
     """The shipped configuration; for HAProxy's own algorithms with HAProxy's own checks and without the reweigh."""
     places = [_Place(name, port) for name, port in zip(NAMES, ports, strict=True)]
-    text = demo.configuration(cast("demo.Regions", places))  # it takes only names and ports from them
+    text = shipped(cast("Regions", places))  # it takes only names and ports from them
     if not policy.balance:
         return text
     upstream, mark, _ = text.partition("# No traffic ever comes here")
@@ -180,7 +183,7 @@ def started(policies: Sequence[Policy], ports: Sequence[Sequence[int]], authorit
             bundle = directory / "authority.pem"
             bundle.write_bytes(authority)
             listening = listen_anywhere(bundle)
-            router = demo.Router(
+            router = Router(
                 directory,
                 configuration(policy, places),
                 commands={"MULTICLOUD_CA_FILE": str(bundle), **(policy.settings or {})},

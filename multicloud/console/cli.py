@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from multicloud import check as checks
-from multicloud import probe, process, samples, settings, terminal, waterfall
+from multicloud import probe, process, samples, settings
+from multicloud.console import terminal, waterfall
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -191,8 +192,9 @@ def reweigh(dry_run: bool, verbose: bool, values: settings.Settings) -> None:
 
     Exit code: 0 done, or nothing to do; 1 HAProxy unreachable or refused a command; 2 wrong settings.
     """
-    from multicloud import explain, runtime
     from multicloud import reweigh as reweighs
+    from multicloud import runtime
+    from multicloud.console import explain
 
     try:
         decision = reweighs.reweigh(values, dry_run=dry_run)
@@ -264,7 +266,7 @@ def watch_status(
 
 def _status(values: settings.Settings, form: str) -> str:
     from multicloud import runtime
-    from multicloud import status as statuses
+    from multicloud.console import status as statuses
 
     try:
         found = statuses.collect(values)
@@ -302,7 +304,7 @@ def doctor(files: tuple[str, ...], values: settings.Settings) -> None:
 
     Exit code: 0 all well, 1 problems, 2 wrong settings.
     """
-    from multicloud import doctor as doctors
+    from multicloud.console import doctor as doctors
 
     try:
         findings = doctors.examine(values, files)
@@ -341,7 +343,7 @@ def plot(output: str, values: settings.Settings) -> None:
     if not output.endswith((".png", ".svg")):
         raise Unusable(f"cannot draw {output!r}; give a name that ends with .png or .svg")
     try:
-        from multicloud import plot as plots
+        from multicloud.console import plot as plots
     except ImportError as error:
         raise Unusable(f"{error.name} is missing; install it: pip install 'multicloud[plot]'") from None
     try:

@@ -6,11 +6,12 @@ import itertools
 import time
 from typing import TYPE_CHECKING
 
-from multicloud import observe, reweigh, scores
+from multicloud import reweigh, scores
+from multicloud.console import observe
 from multicloud.ranking import DOWN, UP, Server
 
 if TYPE_CHECKING:
-    from multicloud.observe import Instance
+    from multicloud.console.observe import Instance
     from multicloud.samples import Samples
     from multicloud.settings import Settings
 

@@ -8,7 +8,8 @@ import textwrap
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from multicloud import observe, problems, ranking, runtime, samples, scores
+from multicloud import ranking, runtime, samples, scores
+from multicloud.console import observe, problems
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

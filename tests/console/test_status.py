@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from multicloud import observe, problems, samples, settings, status
+from multicloud import samples, settings
+from multicloud.console import observe, problems, status
+from multicloud.console.terminal import ENTER, HOME, LEAVE
 from multicloud.ranking import DOWN, MAINT, UP, Server
-from multicloud.terminal import ENTER, HOME, LEAVE
 from tests.command import BARE, PROGRAM, Terminal, run
 from tests.edge import Edge, edge, free_ports, wait_until
 

@@ -11,14 +11,15 @@ import shutil
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from multicloud import check, configuration, observe, probe, problems, ranking, runtime, samples
-from multicloud.configuration import ConfigurationError, Section
+from multicloud import check, probe, ranking, runtime, samples
+from multicloud.console import configuration, observe, problems
+from multicloud.console.configuration import ConfigurationError, Section
 from multicloud.settings import SettingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from multicloud.observe import Instance, User
+    from multicloud.console.observe import Instance, User
     from multicloud.settings import Settings
 
 __all__ = ["ConfigurationError", "Finding", "examine"]

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from multicloud import explain, reweigh, samples, settings, waterfall
+from multicloud import reweigh, samples, settings
 from multicloud.check import UsageError
+from multicloud.console import explain, waterfall
 from multicloud.ranking import DOWN, DRAIN, MAINT, UP, Server, rank
 from tests.command import BARE, PROGRAM, Terminal, run
 from tests.edge import Edge, edge, wait_until

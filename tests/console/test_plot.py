@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from multicloud import plot, settings
+from multicloud import settings
+from multicloud.console import plot
 from tests.command import BARE, run
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-WITHOUT = "import sys; sys.modules['matplotlib'] = None; from multicloud.cli import main; main()"
+WITHOUT = "import sys; sys.modules['matplotlib'] = None; from multicloud.console.cli import main; main()"
 
 
 @pytest.fixture

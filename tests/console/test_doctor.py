@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from multicloud import configuration
+from multicloud.console import configuration
 from tests.command import Terminal, run
 from tests.edge import Edge, edge, wait_until
 

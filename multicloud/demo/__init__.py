@@ -1,0 +1,85 @@
+"""The demo: simulated regions, and a real HAProxy in front of them.
+
+All of it is on loopback and in one temporary directory, and is gone at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from multicloud.demo.regions import Regions, drift
+from multicloud.demo.router import DemoError, Router, configuration
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Demo", "DemoError", "running"]
+
+PACE = {"MULTICLOUD_WINDOW": "4"}
+INTERVAL = "1s"
+"""The demo looks more often and less far back than the defaults do, since its regions change places so quickly."""
+
+
+class Demo:
+    """A running demo: its regions, and the router in front of them."""
+
+    def __init__(self, regions: Regions, router: Router, port: int, stats_port: int) -> None:
+        self.regions = regions
+        self.router = router
+        self.urls = f"http://localhost:{port}/", f"http://localhost:{stats_port}/"
+
+    def heading(self) -> str:
+        """What is shown above the table."""
+        fastest = self.regions.fastest()
+        return (
+            f"app:   {self.urls[0]}    try: curl -sD- {self.urls[0]}\nstats: {self.urls[1]}\n"
+            f"fastest region right now: {fastest.name}, {fastest.delay * 1000:.0f} ms\n\n"
+        )
+
+
+@contextlib.contextmanager
+def running(port: int, stats_port: int) -> Iterator[Demo]:
+    """Run the demo. Raises DemoError."""
+    ports = {"PORT": port, "PROXY_PORT": port + 1, "STATS_PORT": stats_port, "STATS_PROXY_PORT": stats_port + 1}
+    for number in ports.values():
+        _require_free(number, list(ports.values()))
+    for number in (signal.SIGTERM, signal.SIGHUP):  # SIGHUP: its terminal was closed
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    with tempfile.TemporaryDirectory(prefix="multicloud-demo-") as name, Regions() as regions:
+        authority = Path(name, "authority.pem")
+        regions.authority.cert_pem.write_to_path(str(authority))
+        regions.run(drift(regions), wait=False)
+        router = Router(
+            Path(name),
+            configuration(regions),
+            commands={"MULTICLOUD_CA_FILE": str(authority), **PACE},
+            environ={
+                **{variable: str(number) for variable, number in ports.items()},
+                "ADDRESS": "127.0.0.1",
+                "UPSTREAM_CA": str(authority),
+                "MULTICLOUD_INTER": INTERVAL,
+                "MULTICLOUD_REWEIGH_INTER": INTERVAL,
+                "FLY_REGION": os.environ.get("FLY_REGION", "localhost"),
+            },
+        )
+        with router:
+            yield Demo(regions, router, port, stats_port)
+
+
+def _require_free(port: int, all_ports: list[int]) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise DemoError(f"port {port}: {reason.lower()}; choose others with --port and --stats-port") from None
+    if all_ports.count(port) > 1:
+        raise DemoError(f"port {port} is wanted twice; --port and --stats-port each need the next port too")

