@@ -16,27 +16,26 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 
-class Decision:
-    """What one reweigh saw and decided.
+class Outcome:
+    """What one reweigh saw, decided and did.
 
-    `samples` is what the file says, `servers` are all that HAProxy has, `scores` are seconds by (backend, server),
-    `changes` the servers whose weight must change with their new weights, less those that HAProxy refused, and
-    `refusals` what it said to those.
+    `samples` is what the file says, `scores` are by (backend, server), `decisions` are of all servers that HAProxy has,
+    `changes` those of them that change a weight, less those that HAProxy refused, and `refusals` what it said to those.
     """
 
-    __slots__ = ("changes", "refusals", "samples", "scores", "servers")
+    __slots__ = ("changes", "decisions", "refusals", "samples", "scores")
 
     def __init__(
         self,
         found: samples.Samples,
-        servers: list[ranking.Server],
-        scored: dict[tuple[str, str], float],
-        changes: list[tuple[ranking.Server, int]],
+        scored: dict[tuple[str, str], scores.Score],
+        decisions: list[ranking.Decision],
+        changes: list[ranking.Decision],
         refusals: list[str],
     ) -> None:
         self.samples = found
-        self.servers = servers
         self.scores = scored
+        self.decisions = decisions
         self.changes = changes
         self.refusals = refusals
 
@@ -45,22 +44,23 @@ def main() -> int:
     """Do what HAProxy asks for; return the exit code."""
     try:
         values = settings.read(os.environ, settings.REWEIGH)
-        decision = reweigh(values, trim=True)
+        outcome = reweigh(values, trim=True)
     except (settings.SettingError, samples.SampleFileError) as error:
         process.tell(f"error: {error}")
         return 2
     except runtime.RuntimeAPIError as error:
         process.tell(f"error: {error}")
         return 1
-    for server, weight in decision.changes:
-        process.say(f"{server.backend}/{server.name}: weight {server.weight} -> {weight}")
-    if decision.refusals:
-        process.tell(f"error: {refused(decision)}")
+    for change in outcome.changes:
+        server = change.server
+        process.say(f"{server.backend}/{server.name}: weight {server.weight} -> {change.weight}")
+    if outcome.refusals:
+        process.tell(f"error: {refused(outcome)}")
         return 1
     return 0
 
 
-def reweigh(values: settings.Settings, *, dry_run: bool = False, trim: bool = False) -> Decision:
+def reweigh(values: settings.Settings, *, dry_run: bool = False, trim: bool = False) -> Outcome:
     """Read, score, rank and, unless it is a dry run, send the weights that differ; `trim` the file if it is long.
 
     Raises SampleFileError and RuntimeAPIError.
@@ -72,19 +72,20 @@ def reweigh(values: settings.Settings, *, dry_run: bool = False, trim: bool = Fa
             known = {server.key for server in servers}
             series = {server: newest for server, newest in found.series.items() if server in known}
             scored = score(series, values, time.time())
-            changes = rank(servers, scored, values)
+            decisions = rank(servers, scored, values)
+            changes = ranking.changes(decisions)
             refusals: list[str] = []
             if not dry_run:
                 changes, refusals = api.set_weights(changes)
     finally:
         if trim:
             keep_short(values, found)  # last, since no weight should wait for it, and also where HAProxy is away
-    return Decision(found, servers, scored, changes, refusals)
+    return Outcome(found, scored, decisions, changes, refusals)
 
 
 def score(
     series: Mapping[tuple[str, str], Sequence[tuple[float, float | None]]], values: settings.Settings, now: float
-) -> dict[tuple[str, str], float]:
+) -> dict[tuple[str, str], scores.Score]:
     """scores.scores with the settings."""
     return scores.scores(
         series,
@@ -97,12 +98,12 @@ def score(
 
 
 def rank(
-    servers: Iterable[ranking.Server], scored: Mapping[tuple[str, str], float], values: settings.Settings
-) -> list[tuple[ranking.Server, int]]:
+    servers: Iterable[ranking.Server], scored: Mapping[tuple[str, str], scores.Score], values: settings.Settings
+) -> list[ranking.Decision]:
     """ranking.rank with the settings."""
     return ranking.rank(
         servers,
-        scored,
+        {server: score.seconds for server, score in scored.items()},
         favorite=values.favorite,
         backup=values.backup,
         hysteresis=values.hysteresis,
@@ -110,9 +111,9 @@ def rank(
     )
 
 
-def refused(decision: Decision) -> str:
+def refused(outcome: Outcome) -> str:
     """The first refusal, and how many more there were."""
-    first, *others = decision.refusals
+    first, *others = outcome.refusals
     return f"{first} (and {len(others)} more refusals)" if others else first
 
 

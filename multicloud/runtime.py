@@ -7,27 +7,51 @@ servers. In that mode too, silence is success and any text is a refusal.
 
 from __future__ import annotations
 
+import re
 import socket
 from time import monotonic
 
-from multicloud.ranking import DOWN, DRAIN, MAINT, UP, Server
+from multicloud import ranking
+from multicloud.ranking import DOWN, DRAIN, MAINT, UP
 
 TYPE_CHECKING = False  # `typing` is not needed at run time
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
 
 TIMEOUT = 1.5
 """Seconds for all that is said over one connection: less than HAProxy gives the check that this is."""
 
 PROMPT = b"\n> "
-MAINT_BITS = 0x01 | 0x02 | 0x04 | 0x20  # forced, inherited, configured, or because its name does not resolve
+MAINT_BITS = 0x01 | 0x02 | 0x04  # forced, inherited, or configured
+UNRESOLVED_BIT = 0x20
 DRAIN_BITS = 0x08 | 0x10  # forced, inherited
 STOPPED, STOPPING = 0, 3
-COLUMNS = ("be_name", "srv_name", "srv_op_state", "srv_admin_state", "srv_uweight")
+
+STATE_COLUMNS = ("be_name", "srv_name", "srv_op_state", "srv_admin_state", "srv_uweight", "srv_addr", "srv_port")
+STAT_COLUMNS = ("pxname", "svname", "lastchg", "check_status", "check_code", "check_duration", "mode")
+QUOTED = re.compile('"(?:[^"]|"")*"')
 
 
 class RuntimeAPIError(Exception):
     """HAProxy cannot be reached or refused a command. The text says which and why."""
+
+
+class Server(ranking.Server):
+    """All that HAProxy says of a server, read once.
+
+    `address`, `port` and `tls` ("1", "0", or "" where HAProxy does not say) are what it tells a check of it. `mode` is
+    its backend's. `since_change` and `check_seconds` are seconds, None where there was no check; `check` is the status
+    of the last check, "" without one, and `code` its exit code or status.
+    """
+
+    __slots__ = ("address", "check", "check_seconds", "code", "mode", "port", "since_change", "tls")
+
+    def __init__(self, backend: str, name: str, state: str, weight: int, *, unresolved: bool = False) -> None:
+        super().__init__(backend, name, state, weight, unresolved=unresolved)
+        self.address = self.port = self.tls = self.check = self.code = ""
+        self.mode = "http"
+        self.since_change = 0.0
+        self.check_seconds: float | None = None
 
 
 class RuntimeAPI:
@@ -70,32 +94,34 @@ class RuntimeAPI:
 
     def servers(self) -> list[Server]:
         """All servers of all backends, in the order of the configuration. Raises RuntimeAPIError."""
-        answer = self.ask("show servers state")
-        servers = []
+        states = self.ask("show servers state")
         try:
-            version, header, *rows = answer.splitlines()
+            version, _, table = states.partition("\n")
             if version != "1":
                 raise ValueError
-            names = header.removeprefix("# ").split(" ")
-            columns = [names.index(name) for name in COLUMNS]
-            for row in rows:
-                fields = row.split(" ")
-                backend, name, op_state, admin_state, weight = (fields[column] for column in columns)
-                servers.append(Server(backend, name, _state(int(op_state), int(admin_state)), int(weight)))
-        except (ValueError, IndexError):
-            raise RuntimeAPIError(f"{self.address}: no server states in the answer {answer[:100]!r}") from None
+            servers = [_server(row) for row in rows(table, " ", STATE_COLUMNS, ("srv_use_ssl",))]
+        except ValueError:
+            raise RuntimeAPIError(f"{self.address}: no server states in the answer {states[:100]!r}") from None
+        stats = self.ask("show stat -1 4 -1")
+        try:
+            found = {(row[0], row[1]): row[2:] for row in rows(stats, ",", STAT_COLUMNS)}
+            for server in servers:
+                if server.key in found:
+                    _add_stat(server, found[server.key])
+        except ValueError:
+            raise RuntimeAPIError(f"{self.address}: no statistics in the answer {stats[:100]!r}") from None
         return servers
 
-    def set_weights(self, changes: Iterable[tuple[Server, int]]) -> tuple[list[tuple[Server, int]], list[str]]:
+    def set_weights(self, changes: Iterable[ranking.Decision]) -> tuple[list[ranking.Decision], list[str]]:
         """Set each weight. Returns the changes that were accepted, and what was said to the others."""
         accepted, refusals = [], []
-        for server, weight in changes:
-            command = set_weight(server, weight)
+        for change in changes:
+            command = set_weight(change)
             answer = self.ask(command)
             if answer:
                 refusals.append(f"{self.address}: {command!r} was refused: {' '.join(answer.split())}")
             else:
-                accepted.append((server, weight))
+                accepted.append(change)
         return accepted, refusals
 
     def _time_left(self) -> float:
@@ -110,13 +136,52 @@ class RuntimeAPI:
         return RuntimeAPIError(f"{self.address}: {reason}; is it the `stats socket` of a running HAProxy?")
 
 
-def set_weight(server: Server, weight: int) -> str:
+def set_weight(change: ranking.Decision) -> str:
     """The Runtime API's command, as it is sent and as a dry run shows it."""
-    return f"set server {server.backend}/{server.name} weight {weight}"
+    return f"set server {change.server.backend}/{change.server.name} weight {change.weight}"
+
+
+def rows(table: str, separator: str, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[tuple[str, ...]]:
+    """The named columns of each row of a table whose first line has their names behind a `#`.
+
+    An `optional` column that is not there is "". A quoted field, which only HAProxy's texts for people are, is "" too.
+    Raises ValueError where it is no such table.
+    """
+    header, *lines = table.splitlines() or [""]
+    names = header.removeprefix("# ").split(separator)
+    places = [names.index(name) for name in columns]
+    places += [names.index(name) if name in names else len(names) for name in optional]
+    for line in lines:
+        fields = QUOTED.sub("", line).split(separator)
+        if len(fields) < len(names):
+            raise ValueError
+        fields[len(names) :] = [""]
+        yield tuple([fields[place] for place in places])
+
+
+def _server(row: Sequence[str]) -> Server:
+    backend, name, op_state, admin_state, weight, address, port, tls = row
+    bits = int(admin_state)
+    server = Server(
+        backend,
+        name,
+        _state(int(op_state), bits),
+        int(weight),
+        unresolved=bool(bits & UNRESOLVED_BIT and not bits & MAINT_BITS),
+    )
+    server.address, server.port, server.tls = address, port, tls
+    return server
+
+
+def _add_stat(server: Server, row: Sequence[str]) -> None:
+    since_change, check, server.code, duration, server.mode = row
+    server.since_change = float(since_change or 0)
+    server.check = check.removeprefix("* ")  # one is under way
+    server.check_seconds = float(duration) / 1000 if duration else None
 
 
 def _state(op_state: int, admin_state: int) -> str:
-    if admin_state & MAINT_BITS:
+    if admin_state & (MAINT_BITS | UNRESOLVED_BIT):
         return MAINT
     if admin_state & DRAIN_BITS or op_state == STOPPING:
         return DRAIN

@@ -38,13 +38,29 @@ CHANGE = 0.75
 """Of two times, one is faster by more than a quarter if it is less than this part of the other."""
 
 
-def countable(samples: Iterable[Sample], *, now: float, window: int, max_age: float) -> list[float]:
-    """The seconds of the `window` newest samples, newest first, that are not older than `max_age` seconds.
+class Score:
+    """What a server's users wait, in `seconds`, and what that was made of.
+
+    `counted` has the seconds of the samples that count, newest first. `percentile` is the percentile of them that it
+    is, None for their mean. `since` is the UNIX time of the oldest of them where the window ends at a recovery, None
+    where it does not, or where the sample has no time.
+    """
+
+    __slots__ = ("counted", "percentile", "seconds", "since")
+
+    def __init__(self, seconds: float, counted: Sequence[float], percentile: float | None, since: float | None) -> None:
+        self.seconds = seconds
+        self.counted = counted
+        self.percentile = percentile
+        self.since = since
+
+
+def fresh(samples: Iterable[Sample], *, now: float, max_age: float) -> list[Sample]:
+    """The samples that are not older than `max_age` seconds.
 
     A sample without a time counts whatever its age, and one from the future is as good as new: the clock was set back.
     """
-    fresh = [seconds for seconds, when in samples if when is None or now - when <= max_age]
-    return fresh[:window]
+    return [sample for sample in samples if sample[1] is None or now - sample[1] <= max_age]
 
 
 def scores(
@@ -55,32 +71,30 @@ def scores(
     min_samples: int = 20,
     window: int = 30,
     max_age: float = 300,
-) -> dict[Server, float]:
-    """Seconds for each (backend, server) that has samples that count; `series` has them newest first.
+) -> dict[Server, Score]:
+    """A score for each (backend, server) that has samples that count; `series` has them newest first.
 
     `percentile` is 0 to 100; with `min_samples` samples or fewer the mean scores; `now` and `max_age` are seconds.
     A recovery as old as the window can be told only where `series` has RUN samples more than that.
     """
-    by_size: dict[int, tuple[list[Server], list[list[float]]]] = {}
+    by_size: dict[int, list[tuple[Server, list[Sample]]]] = {}
     for server, samples in series.items():
-        seconds = countable(samples, now=now, window=window + RUN, max_age=max_age)
-        servers, rows = by_size.setdefault(len(seconds), ([], []))
-        servers.append(server)
-        rows.append(seconds)
-    by_size.pop(0, None)  # those without samples
-    result: dict[Server, float] = {}
-    for servers, rows in by_size.values():
-        table = np.array(rows)
-        sizes = np.full(len(rows), table.shape[1]) if table.shape[1] <= min_samples else since_recovery(table)
-        sizes = np.minimum(sizes, window)
+        counting = fresh(samples, now=now, max_age=max_age)[: window + RUN]
+        if counting:
+            by_size.setdefault(len(counting), []).append((server, counting))
+    result: dict[Server, Score] = {}
+    for available, members in by_size.items():
+        table = np.array([[seconds for seconds, _ in counting] for _, counting in members])
+        sizes = np.full(len(members), available) if available <= min_samples else since_recovery(table)
         for size in set(sizes.tolist()):
             chosen = np.flatnonzero(sizes == size)
-            newest = table[chosen, :size]
-            if size <= min_samples:
-                column = newest.mean(axis=1)
-            else:
-                column = np.percentile(newest, percentile, axis=1, method="inverted_cdf")
-            result.update(zip([servers[index] for index in chosen], column.tolist(), strict=True))
+            newest = table[chosen, : min(size, window)]
+            mean = newest.shape[1] <= min_samples
+            column = newest.mean(axis=1) if mean else np.percentile(newest, percentile, axis=1, method="inverted_cdf")
+            for index, seconds, counted in zip(chosen.tolist(), column.tolist(), newest.tolist(), strict=True):
+                server, counting = members[index]
+                since = counting[size - 1][1] if size < available else None
+                result[server] = Score(seconds, counted, None if mean else percentile, since)
     return result
 
 

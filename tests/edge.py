@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from multicloud import ranking, runtime
+from multicloud import runtime
 from multicloud.demo.regions import Regions
 from multicloud.demo.router import Router, configuration
 
@@ -79,7 +79,7 @@ class Edge:
         """The states of a backend's servers as HAProxy has them."""
         return {server.name: server.state for server in self.servers() if server.backend == backend}
 
-    def servers(self) -> list[ranking.Server]:
+    def servers(self) -> list[runtime.Server]:
         """All servers."""
         with runtime.RuntimeAPI(self.router.settings["MULTICLOUD_SOCKET"]) as api:
             return api.servers()

@@ -80,6 +80,10 @@ def listening(answer: Callable[[socket.socket], object]) -> Iterator[str]:
                 thread.join()
 
 
+READING = ("prompt", "show servers state", "show stat -1 4 -1")
+"""The commands of a reweigh that change nothing."""
+
+
 class Recorded:
     """What went through: the path to connect to, how many connections there were, and the commands."""
 
@@ -91,7 +95,7 @@ class Recorded:
     @property
     def sent(self) -> list[str]:
         """The commands that change something."""
-        return [command for command in self.commands if command not in ("prompt", "show servers state")]
+        return [command for command in self.commands if command not in READING]
 
 
 @contextlib.contextmanager

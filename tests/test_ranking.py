@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multicloud.ranking import DOWN, DRAIN, MAINT, UP, Server, rank
+from multicloud import ranking
+from multicloud.ranking import DOWN, DRAIN, MAINT, UP, Server
 
 Scores = dict[tuple[str, str], float]
 
@@ -24,6 +25,12 @@ percent = st.floats(0, 100)
 milliseconds = st.sampled_from([0.0, 1.0, 5.0, 1000.0])
 
 
+def rank(members: list[Server], scored: Scores, **settings: float) -> list[tuple[Server, int]]:
+    """The weights that are to change, in the order in which they are sent."""
+    decisions = ranking.rank(members, scored, **settings)  # type: ignore[arg-type]
+    return [(change.server, change.weight) for change in ranking.changes(decisions)]
+
+
 def apply(members: list[Server], changes: list[tuple[Server, int]]) -> dict[str, int]:
     """The weights after the changes."""
     return {server.name: server.weight for server in members} | {server.name: weight for server, weight in changes}
@@ -34,7 +41,7 @@ def weights(states: str, values: list[float | None], current: list[int], **setti
     state = {"U": UP, "D": DOWN, "M": MAINT, "R": DRAIN}
     members = [Server("b", chr(97 + i), state[letter], current[i]) for i, letter in enumerate(states)]
     scored = {("b", chr(97 + i)): value for i, value in enumerate(values) if value is not None}
-    return list(apply(members, rank(members, scored, **settings)).values())  # type: ignore[arg-type]
+    return list(apply(members, rank(members, scored, **settings)).values())
 
 
 @given(servers, scores, percent)

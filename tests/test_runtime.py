@@ -41,7 +41,10 @@ def servers(address: str) -> list[tuple[str, str, str, int]]:
 def set_weights(address: str, changes: dict[str, int], backend: str = "upstream") -> list[str]:
     """Set weights; what was refused of them. The others, and no more, count as accepted."""
     with runtime.RuntimeAPI(address) as api:
-        wanted = [(ranking.Server(backend, name, "UP", 1), weight) for name, weight in changes.items()]
+        wanted = [
+            ranking.Decision(ranking.Server(backend, name, "UP", 1), weight, ranking.Reason.FASTEST)
+            for name, weight in changes.items()
+        ]
         accepted, refusals = api.set_weights(wanted)
     assert len(accepted) + len(refusals) == len(wanted)
     return refusals
@@ -88,6 +91,12 @@ backend {LONG}
             ("1:2", "3:4", "UP", 256),
             (LONG, LONG, "UP", 1),
         ]
+        with runtime.RuntimeAPI(address) as api:
+            told = {server.name: server for server in api.servers()}
+        assert [server.name for server in told.values() if server.unresolved] == ["unresolved"]
+        assert (told["up"].address, told["down"].port, told["up"].mode) == ("127.0.0.1", str(port), "http")
+        assert (told["up"].check, told["down"].check, told["unchecked"].check) == ("L4OK", "L4CON", "")
+        assert told["up"].check_seconds is not None
         set_weights(address, {"3:4": 5}, "1:2")
         set_weights(address, {LONG: 6}, LONG)
         assert (weights(address, "1:2"), weights(address, LONG)) == ({"3:4": 5}, {LONG: 6})

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multicloud.scores import CHANGE, RUN, countable, percentiles, scores
+from multicloud.scores import CHANGE, RUN, Score, percentiles, scores
 
 EU = ("upstream", "eu")
 NOW = 1_763_870_000.0
@@ -18,7 +18,12 @@ level = st.floats(min_value=0.0301, max_value=0.0399)  # times of which none is 
 
 def score(newest_first: list[float], **settings: float) -> float:
     """The score of a server with these samples."""
-    return scores({EU: [(value, NOW) for value in newest_first]}, now=NOW, **settings)[EU]  # type: ignore[arg-type]
+    return scores({EU: [(value, NOW) for value in newest_first]}, now=NOW, **settings)[EU].seconds  # type: ignore[arg-type]
+
+
+def seconds_of(scored: dict[tuple[str, str], Score]) -> dict[tuple[str, str], float]:
+    """The scores without what they were made of."""
+    return {server: score.seconds for server, score in scored.items()}
 
 
 def nearest_rank(values: list[float], percent: float) -> float:
@@ -84,7 +89,7 @@ def test_the_twenty_first_sample_changes_from_the_mean_to_the_percentile() -> No
 )
 def test_samples_count_for_their_age(age: float | None, counts: bool) -> None:
     when = None if age is None else NOW - age
-    assert scores({EU: [(0.1, when)]}, now=NOW) == ({EU: 0.1} if counts else {})
+    assert seconds_of(scores({EU: [(0.1, when)]}, now=NOW)) == ({EU: 0.1} if counts else {})
 
 
 def test_a_server_without_samples_has_no_score() -> None:
@@ -94,16 +99,17 @@ def test_a_server_without_samples_has_no_score() -> None:
 @given(st.dictionaries(st.text(max_size=3), st.lists(seconds, max_size=40), max_size=8))
 def test_a_server_is_scored_alike_alone_and_among_others(samples: dict[str, list[float]]) -> None:
     series = {("b", name): [(value, NOW) for value in values] for name, values in samples.items()}
-    together = scores(series, now=NOW)
+    together = seconds_of(scores(series, now=NOW))
     alone: dict[tuple[str, str], float] = {}
     for server, values in series.items():
-        alone |= scores({server: values}, now=NOW)
+        alone |= seconds_of(scores({server: values}, now=NOW))
     assert together == pytest.approx(alone)
 
 
-def test_countable_is_the_window_of_what_is_fresh() -> None:
+def test_what_counts_is_the_window_of_what_is_fresh() -> None:
     newest_first = [(1.0, NOW), (2.0, NOW - 301), (3.0, NOW - 2), (4.0, NOW - 3)]
-    assert countable(newest_first, now=NOW, window=2, max_age=300) == [1.0, 3.0]
+    scored = scores({EU: newest_first}, now=NOW, window=2, max_age=300)[EU]
+    assert (scored.counted, scored.percentile, scored.since) == ([1.0, 3.0], None, None)
 
 
 def test_percentiles_are_measured_values() -> None:

@@ -7,7 +7,6 @@ import io
 import os
 import shutil
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -197,22 +196,22 @@ def reweigh(dry_run: bool, verbose: bool, values: settings.Settings) -> None:
     from multicloud.console import explain
 
     try:
-        decision = reweighs.reweigh(values, dry_run=dry_run)
+        outcome = reweighs.reweigh(values, dry_run=dry_run)
     except samples.SampleFileError as error:
         raise Unusable(str(error)) from None
     except runtime.RuntimeAPIError as error:
         raise Failed(str(error)) from None
     if verbose or not dry_run:
-        for line in explain.explain(decision, values, time.time()):
+        for line in explain.explain(outcome, values):
             click.echo(line, err=dry_run)
-        if not decision.changes and not decision.refusals:
+        if not outcome.changes and not outcome.refusals:
             click.echo("nothing to send: the weights are what they should be", err=dry_run)
         elif dry_run:
             click.echo("would send:", err=True)
-    for server, weight in decision.changes:
-        click.echo(("" if dry_run else "sent: ") + runtime.set_weight(server, weight))
-    if decision.refusals:
-        raise Failed(reweighs.refused(decision))
+    for change in outcome.changes:
+        click.echo(("" if dry_run else "sent: ") + runtime.set_weight(change))
+    if outcome.refusals:
+        raise Failed(reweighs.refused(outcome))
 
 
 @cli.command()

@@ -11,7 +11,7 @@ import shutil
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from multicloud import check, probe, ranking, runtime, samples
+from multicloud import check, probe, runtime, samples
 from multicloud.console import configuration, observe, problems
 from multicloud.console.configuration import ConfigurationError, Section
 from multicloud.settings import SettingError
@@ -54,7 +54,6 @@ def examine(values: Settings, files: Sequence[str]) -> list[Finding]:
     instance, environ, user = None, dict(os.environ), None
     try:
         with runtime.RuntimeAPI(values.socket) as api:
-            addresses = observe.addresses(api)
             instance = observe.instance(api)
             if instance.level != "user":
                 environ = dict(line.split("=", 1) for line in api.ask("show env").splitlines() if "=" in line)
@@ -63,7 +62,7 @@ def examine(values: Settings, files: Sequence[str]) -> list[Finding]:
     if instance is not None:
         user = observe.user_of(instance.pid)
         findings += _process(instance, values, user)
-        findings += _checks(instance, addresses, values)
+        findings += _checks(instance, values)
         if not files:  # the configuration tells whether the algorithm is a consistent hash, HAProxy does not
             findings += _algorithms(instance)
     findings += _samples(instance, values, user)
@@ -160,31 +159,25 @@ def _samples(instance: Instance | None, values: Settings, user: User | None) -> 
         )
 
 
-def _checks(
-    instance: Instance, addresses: dict[tuple[str, str], dict[str, str]], values: Settings
-) -> Iterator[Finding]:
+def _checks(instance: Instance, values: Settings) -> Iterator[Finding]:
     checked = instance.checked()
     failing = []
     for server in checked:
-        stat = instance.stats[server.key]
         name = f"{server.backend}/{server.name}"
-        if stat.check == observe.TIMED_OUT:
+        if server.check == observe.TIMED_OUT:
             yield Finding(
                 "problem",
                 f"the check of {name} is slower than its interval, and was killed: a longer `inter`, or a "
                 "MULTICLOUD_TIMEOUT below it, which also says in the log what it waited for",
             )
-        elif stat.check != observe.PASSED:
+        elif server.check != observe.PASSED:
             failing.append(server)
     for number, server in enumerate(failing):
-        mode, code = instance.stats[server.key].mode, instance.stats[server.key].code
-        said = (
-            _probe(server, {**addresses[server.key], "HAPROXY_SERVER_PROTO": mode}, values) if number < PROBES else ""
-        )
+        said = _probe(server, values) if number < PROBES else ""
         yield Finding(
             "problem",
-            f"the check of {server.backend}/{server.name} fails with exit code {code}: "
-            + (observe.EXIT_CODES.get(code) or said or "HAProxy's log has its reason"),
+            f"the check of {server.backend}/{server.name} fails with exit code {server.code}: "
+            + (observe.EXIT_CODES.get(server.code) or said or "HAProxy's log has its reason"),
         )
     if not checked:
         yield Finding(
@@ -192,14 +185,21 @@ def _checks(
             "no server has an external check: write `option external-check` and `external-check command "
             "multicloud-check` into its backend, and `check` on its line",
         )
-    elif not failing and all(instance.stats[server.key].check == observe.PASSED for server in checked):
+    elif not failing and all(server.check == observe.PASSED for server in checked):
         yield Finding("ok", f"the checks of all {len(checked)} servers pass")
 
 
-def _probe(server: ranking.Server, environ: dict[str, str], values: Settings) -> str:
-    """What a check of the server says now, told of it by `environ` as by HAProxy, with this command's settings."""
+def _probe(server: runtime.Server, values: Settings) -> str:
+    """What a check of the server says now, told of it as by HAProxy, with this command's settings."""
+    environ = {
+        "HAPROXY_SERVER_NAME": server.name,
+        "HAPROXY_SERVER_ADDR": server.address,
+        "HAPROXY_SERVER_PORT": server.port,
+        "HAPROXY_SERVER_SSL": server.tls or "1",
+        "HAPROXY_SERVER_PROTO": server.mode,
+    }
     try:
-        target = check.haproxy_target((), {"HAPROXY_SERVER_NAME": server.name, **environ}, values)
+        target = check.haproxy_target((), environ, values)
         result = probe.probe(target, min(values.timeout, PROBE_TIME))
     except (SettingError, check.UsageError) as error:
         return str(error)
@@ -295,7 +295,7 @@ def _command(section: Section, user: User | None) -> Iterator[Finding]:
 def _slow(section: Section, instance: Instance | None) -> Iterator[Finding]:
     limit = configuration.check_limit(section)
     for server in instance.checked() if instance else ():
-        seconds = instance.stats[server.key].check_seconds if instance else None
+        seconds = server.check_seconds
         if server.backend == section.name and seconds and seconds > CLOSE * limit:
             yield Finding(
                 "problem",

@@ -6,7 +6,6 @@ section 9.3), which change nothing.
 
 from __future__ import annotations
 
-import csv
 import grp
 import os
 import pwd
@@ -14,10 +13,10 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from multicloud.ranking import Server
+from multicloud import runtime
 
 if TYPE_CHECKING:
-    from multicloud.runtime import RuntimeAPI
+    from multicloud.runtime import RuntimeAPI, Server
 
 REWEIGH = "multicloud-reweigh"
 """The name that haproxy.cfg gives the server whose check is the reweigh."""
@@ -44,16 +43,6 @@ class User(NamedTuple):
     groups: tuple[int, ...]
 
 
-class Stat(NamedTuple):
-    """A server's line of `show stat`: times in seconds; `check` is the last check's status, `code` its exit code."""
-
-    since_change: float
-    check: str
-    code: str
-    check_seconds: float | None
-    mode: str = "http"
-
-
 class Instance(NamedTuple):
     """A running HAProxy. `algorithms` are the balance algorithms by backend, empty where the level is `user`."""
 
@@ -61,57 +50,19 @@ class Instance(NamedTuple):
     pid: int
     level: str
     servers: list[Server]
-    stats: dict[tuple[str, str], Stat]
     algorithms: dict[str, str]
 
     def checked(self) -> list[Server]:
         """The servers that have an external check other than the reweigh."""
-        return [
-            server
-            for server in self.servers
-            if self.stats[server.key].check.startswith(EXTERNAL) and server.name != REWEIGH
-        ]
+        return [server for server in self.servers if server.check.startswith(EXTERNAL) and server.name != REWEIGH]
 
 
 def instance(api: RuntimeAPI) -> Instance:
     """Ask HAProxy. Raises RuntimeAPIError."""
     info = dict(line.split(": ", 1) for line in api.ask("show info").splitlines() if ": " in line)
-    stats = {}
-    algorithms = {}
-    for row in csv.DictReader(api.ask("show stat").removeprefix("# ").splitlines()):
-        if row["type"] == "2":
-            stats[row["pxname"], row["svname"]] = _stat(row)
-        elif row["type"] == "1" and row["algo"]:
-            algorithms[row["pxname"]] = row["algo"]
-    servers = [server for server in api.servers() if server.key in stats]
-    return Instance(info["Version"], int(info["Pid"]), api.ask("show cli level"), servers, stats, algorithms)
-
-
-def addresses(api: RuntimeAPI) -> dict[tuple[str, str], dict[str, str]]:
-    """Of each server, what HAProxy would tell its check in HAPROXY_SERVER_ADDR, _PORT and _SSL, by those names.
-
-    Raises RuntimeAPIError.
-    """
-    _, header, *rows = api.ask("show servers state").splitlines()
-    found = {}
-    for row in rows:
-        fields = dict(zip(header.removeprefix("# ").split(" "), row.split(" "), strict=False))
-        found[fields["be_name"], fields["srv_name"]] = {
-            "HAPROXY_SERVER_ADDR": fields["srv_addr"],
-            "HAPROXY_SERVER_PORT": fields["srv_port"],
-            "HAPROXY_SERVER_SSL": fields.get("srv_use_ssl", "1"),
-        }
-    return found
-
-
-def _stat(row: dict[str, str]) -> Stat:
-    return Stat(
-        float(row["lastchg"] or 0),
-        row["check_status"].removeprefix("* "),  # one is under way
-        row["check_code"],
-        float(row["check_duration"]) / 1000 if row["check_duration"] else None,
-        row["mode"],
-    )
+    backends = runtime.rows(api.ask("show stat -1 2 -1"), ",", ("pxname", "algo"))
+    algorithms = {backend: algorithm for backend, algorithm in backends if algorithm}
+    return Instance(info["Version"], int(info["Pid"]), api.ask("show cli level"), api.servers(), algorithms)
 
 
 def user_of(pid: int) -> User | None:

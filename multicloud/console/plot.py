@@ -70,5 +70,5 @@ def running_scores(timed: Samples, values: Settings) -> list[float]:
     result = []
     for end in range(1, len(timed) + 1):
         newest = [(seconds, when) for when, seconds in reversed(timed[:end])]
-        result.append(1000 * reweigh.score({("", ""): newest}, values, timed[end - 1][0])["", ""])
+        result.append(1000 * reweigh.score({("", ""): newest}, values, timed[end - 1][0])["", ""].seconds)
     return result

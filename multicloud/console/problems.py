@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from multicloud import reweigh, scores
 from multicloud.console import observe
-from multicloud.ranking import DOWN, UP, Server
+from multicloud.ranking import DOWN, UP, changes
 
 if TYPE_CHECKING:
     from multicloud.console.observe import Instance
+    from multicloud.runtime import Server
     from multicloud.samples import Samples
     from multicloud.settings import Settings
 
@@ -36,8 +37,8 @@ def problems(instance: Instance, found: Samples, values: Settings, now: float) -
     for backend, members in routed.items():
         lines += _unserved(backend, members)
         if _has(members, found) or len(members) > 1:  # else it may be a reweigh under another name
-            lines += _unmeasured(members, instance, found, now)
-        lines += _unweighed(backend, members, instance, found, values, now)
+            lines += _unmeasured(members, found, now)
+        lines += _unweighed(backend, members, found, values, now)
     user = observe.user_of(instance.pid)
     unwritable = observe.unwritable(user, values.times) if user else None
     if unwritable:
@@ -54,8 +55,7 @@ def _has(members: list[Server], found: Samples) -> bool:
 def _reweigh(instance: Instance) -> list[str]:
     why = "HAProxy's log says why, and so does `multicloud reweigh`"
     return [
-        f"{server.backend}/{server.name} is DOWN, so nobody sets weights: "
-        + observe.EXIT_CODES.get(instance.stats[server.key].code, why)
+        f"{server.backend}/{server.name} is DOWN, so nobody sets weights: " + observe.EXIT_CODES.get(server.code, why)
         for server in instance.servers
         if server.name == observe.REWEIGH and server.state == DOWN
     ]
@@ -74,20 +74,19 @@ def _unserved(backend: str, members: list[Server]) -> list[str]:
     return []
 
 
-def _unmeasured(members: list[Server], instance: Instance, found: Samples, now: float) -> list[str]:
+def _unmeasured(members: list[Server], found: Samples, now: float) -> list[str]:
     lines = []
     for server in members:
-        stat = instance.stats[server.key]
-        if server.state != UP or stat.since_change < PATIENCE:
+        if server.state != UP or server.since_change < PATIENCE:
             continue
         newest = found.series.get(server.key, [])
         times = [when for _, when in newest if when is not None]
         if not newest:
-            lines.append(f"no samples for {server.name}, which is UP: {_why_unmeasured(stat.check)}")
+            lines.append(f"no samples for {server.name}, which is UP: {_why_unmeasured(server.check)}")
         elif times and now - times[0] > max(PATIENCE, 3 * _usual_gap(times)):
             lines.append(
                 f"no samples for {server.name} since {_clock(times[0])} ({now - times[0]:.0f} s), although it is UP: "
-                + _why_unmeasured(stat.check)
+                + _why_unmeasured(server.check)
             )
     return lines
 
@@ -103,9 +102,7 @@ def _usual_gap(times: list[float]) -> float:
     return scores.percentiles(gaps, (50,))[0] if gaps else 0.0
 
 
-def _unweighed(
-    backend: str, members: list[Server], instance: Instance, found: Samples, values: Settings, now: float
-) -> list[str]:
+def _unweighed(backend: str, members: list[Server], found: Samples, values: Settings, now: float) -> list[str]:
     """Whether a reweigh at any moment of the last seconds would have set other weights: then there was none.
 
     The servers' states are known of now only, so it is not judged for longer than they are what they are, nor where
@@ -114,11 +111,11 @@ def _unweighed(
     series = {server.key: found.series[server.key] for server in members if server.key in found.series}
     if any(when is None for newest in series.values() for _, when in newest):
         return []
-    known = min(LOOK_BACK, *(instance.stats[server.key].since_change for server in members))
+    known = min(LOOK_BACK, *(server.since_change for server in members))
     late = -1
     for ago in range(0, int(known) + 1, STEP):
         then = {key: [sample for sample in newest if (sample[1] or 0) <= now - ago] for key, newest in series.items()}
-        if not reweigh.rank(members, reweigh.score(then, values, now - ago), values):
+        if not changes(reweigh.rank(members, reweigh.score(then, values, now - ago), values)):
             break
         late = ago
     if late < PATIENCE:

@@ -8,7 +8,7 @@ import textwrap
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from multicloud import ranking, runtime, samples, scores
+from multicloud import ranking, reweigh, runtime, samples, scores
 from multicloud.console import observe, problems
 
 if TYPE_CHECKING:
@@ -64,14 +64,21 @@ def collect(values: Settings) -> Status:
     found = samples.read(values.times, values.window + problems.LOOK_BACK)
     now = time.time()
     routed = {server.backend for server in instance.servers if server.key in found.series}
-    rows = [_row(server, found, values, now) for server in instance.servers if server.backend in routed]
+    scored = reweigh.score(found.series, values, now)
+    rows = [
+        _row(server, found, scored.get(server.key), values, now)
+        for server in instance.servers
+        if server.backend in routed
+    ]
     wrong = problems.problems(instance, found, values, now)
     return Status(rows, wrong)
 
 
-def _row(server: ranking.Server, found: samples.Samples, values: Settings, now: float) -> Row:
+def _row(
+    server: ranking.Server, found: samples.Samples, score: scores.Score | None, values: Settings, now: float
+) -> Row:
     newest = found.series.get(server.key, [])
-    counted = scores.countable(newest, now=now, window=values.window, max_age=values.max_age)
+    counted = score.counted if score else ()
     last, when = newest[0] if newest else (None, None)
     return Row(
         server.backend,

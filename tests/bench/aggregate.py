@@ -11,6 +11,6 @@ def main() -> int:
     """Print a line for each server."""
     newest = int(sys.argv[2]) if len(sys.argv) > 2 else 30
     found = samples.read(sys.argv[1], newest)
-    for (backend, server), seconds in scores.scores(found.series, now=0.0, window=newest).items():
-        print(backend, server, seconds)
+    for (backend, server), score in scores.scores(found.series, now=0.0, window=newest).items():
+        print(backend, server, score.seconds)
     return 0

@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from multicloud import samples, settings
-from multicloud.ranking import DOWN, UP, Server, rank
-from multicloud.scores import RUN, countable, percentiles, scores
+from multicloud.ranking import DOWN, UP, Server, changes, rank
+from multicloud.scores import RUN, fresh, percentiles, scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -155,6 +155,11 @@ def recorded(path: str) -> dict[str, Stream]:
     return streams
 
 
+def shipped(series: Mapping[Key, Sequence[tuple[float, float | None]]], **settings: float) -> dict[Key, float]:
+    """What `scores` says, in seconds."""
+    return {server: score.seconds for server, score in scores(series, **settings).items()}  # type: ignore[arg-type]
+
+
 def fixed_window(
     series: Mapping[Key, Sequence[tuple[float, float | None]]],
     *,
@@ -167,7 +172,7 @@ def fixed_window(
     """The plain percentile of the newest `window` samples, or the mean of few: what `scores` is held against."""
     result = {}
     for server, found in series.items():
-        counted = countable(found, now=now, window=window, max_age=max_age)
+        counted = [seconds for seconds, _ in fresh(found, now=now, max_age=max_age)[:window]]
         if counted:
             few = len(counted) <= min_samples
             result[server] = statistics.fmean(counted) if few else percentiles(counted, [percentile])[0]
@@ -197,12 +202,13 @@ def decisions(stream: Stream, values: Mapping[str, float], estimator: Estimator)
             window=window,
             max_age=values["max_age"],
         )
-        for server, weight in rank(servers, scored, hysteresis=values["hysteresis"], tolerance=values["tolerance"]):
-            server.weight = weight
+        decided = rank(servers, scored, hysteresis=values["hysteresis"], tolerance=values["tolerance"])
+        for change in changes(decided):
+            change.server.weight = change.weight
         yield np.array([server.weight for server in servers])
 
 
-def replay(stream: Stream, values: Mapping[str, float], estimator: Estimator = scores) -> Outcome:
+def replay(stream: Stream, values: Mapping[str, float], estimator: Estimator = shipped) -> Outcome:
     """Judge each decision by the truth at the next moment."""
     cost = oracle = 0.0
     favorites: list[list[bool]] = []
@@ -235,7 +241,7 @@ def judge(values: Mapping[str, float], seeds: int, fixed: bool) -> list[Outcome]
     outcomes = []
     for phase in PHASES.values():
         runs = [
-            replay(synthetic(phase, values["interval"], seed), values, fixed_window if fixed else scores)
+            replay(synthetic(phase, values["interval"], seed), values, fixed_window if fixed else shipped)
             for seed in range(seeds)
         ]
         ratios, switches, waits = zip(*runs, strict=True)
@@ -278,8 +284,8 @@ def herd(tolerance: float, load: float, *, hours: float = 2.0, seed: int = 0) ->
         for server, seconds in zip(servers, latency * np.maximum(0.1, random.normal(1, 0.1, len(IDLE))), strict=True):
             series[server.key].insert(0, (float(seconds), now))
             del series[server.key][int(DEFAULTS["window"]) + RUN :]
-        for server, weight in rank(servers, scores(series, now=now), tolerance=tolerance):
-            server.weight = weight
+        for change in changes(rank(servers, shipped(series, now=now), tolerance=tolerance)):
+            change.server.weight = change.weight
     return statistics.fmean(means), sum(before != after for before, after in pairwise(favorites)) / hours
 
 
@@ -342,7 +348,7 @@ def main() -> None:
         print(heading(streams))
         for name, values, fixed in variants:
             if not name.startswith("interval"):
-                run = partial(replay, values=values, estimator=fixed_window if fixed else scores)
+                run = partial(replay, values=values, estimator=fixed_window if fixed else shipped)
                 print(line(name, map(run, streams.values())))
         return
     print(heading(PHASES))

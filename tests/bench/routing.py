@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from multicloud import runtime
+from multicloud import ranking, runtime
 from multicloud.demo.regions import Regions
 from multicloud.demo.router import Router
 from multicloud.demo.router import configuration as shipped
@@ -149,7 +149,11 @@ class Run:
     def _put_first(self, order: Sequence[int]) -> None:
         with self._api() as api:
             servers = [server for server in api.servers() if server.backend == "upstream"]
-            api.set_weights(zip((servers[number] for number in order), (256, 1, 0, 0), strict=True))
+            decisions = [
+                ranking.Decision(servers[number], weight, ranking.Reason.FASTEST)
+                for number, weight in zip(order, (256, 1, 0, 0), strict=True)
+            ]
+            api.set_weights(decisions)
 
 
 class _Place(NamedTuple):

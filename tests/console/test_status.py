@@ -19,7 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from multicloud import samples, settings
 from multicloud.console import observe, problems, status
 from multicloud.console.terminal import ENTER, HOME, LEAVE
-from multicloud.ranking import DOWN, MAINT, UP, Server
+from multicloud.ranking import DOWN, MAINT, UP
+from multicloud.runtime import Server
 from tests.command import BARE, PROGRAM, Terminal, run
 from tests.edge import Edge, edge, free_ports, wait_until
 
@@ -199,8 +200,9 @@ def test_prometheus_labels_are_escaped() -> None:
 
 def instance(*servers: Server, since: float = 100.0, check: str = observe.PASSED) -> observe.Instance:
     """What a HAProxy whose process is not here says of these servers."""
-    stats = {server.key: observe.Stat(since, check, "0", 0.1) for server in servers}
-    return observe.Instance("2.8.25", 0, "admin", list(servers), stats, {"upstream": "roundrobin"})
+    for server in servers:
+        server.since_change, server.check, server.code, server.check_seconds = since, check, "0", 0.1
+    return observe.Instance("2.8.25", 0, "admin", list(servers), {"upstream": "roundrobin"})
 
 
 def measured(*milliseconds: float, now: float, last: float = 0.0, every: float = 2.0) -> samples.Samples:
