@@ -28,9 +28,10 @@ class Server:
     """A server as HAProxy sees it: `state` is UP, DOWN, MAINT or DRAIN, `weight` 0 to 256.
 
     `unresolved` says that it is in maintenance because its name does not resolve, which is no operator's word.
+    `source` is the (backend, server) whose samples score it: itself, or the one that it tracks.
     """
 
-    __slots__ = ("backend", "name", "state", "unresolved", "weight")
+    __slots__ = ("backend", "name", "source", "state", "unresolved", "weight")
 
     def __init__(self, backend: str, name: str, state: str, weight: int, *, unresolved: bool = False) -> None:
         self.backend = backend
@@ -38,10 +39,11 @@ class Server:
         self.state = state
         self.weight = weight
         self.unresolved = unresolved
+        self.source = backend, name
 
     @property
     def key(self) -> tuple[str, str]:
-        """Its name in samples and scores."""
+        """Its name, which no other server has."""
         return self.backend, self.name
 
 
@@ -109,7 +111,7 @@ def rank(
     decisions = []
     for members in backends.values():
         candidates = [server for server in members if server.state == UP]
-        if not any(server.key in scores for server in members):
+        if not any(server.source in scores for server in members):
             decisions += [Decision(server, server.weight, Reason.NONE_MEASURED) for server in members]
             continue
         chosen = iter(
@@ -141,29 +143,29 @@ def _choose(
         return []
     leaders = _lead(candidates, scores, favorite=favorite, hysteresis=hysteresis, tolerance=tolerance)
     others = [server for server in candidates if server not in leaders]
-    second = min(others, key=lambda server: scores.get(server.key, inf), default=None)
-    fastest = min(candidates, key=lambda server: scores.get(server.key, inf))
+    second = min(others, key=lambda server: scores.get(server.source, inf), default=None)
+    fastest = min(candidates, key=lambda server: scores.get(server.source, inf))
     decisions = []
     for server in candidates:
         weight = favorite if server in leaders else backup if server is second else 0
-        if server.key not in scores:
+        if server.source not in scores:
             decisions.append(Decision(server, weight, Reason.NO_SAMPLES))
         elif server not in leaders:
             decisions.append(Decision(server, weight, Reason.BACKUP if server is second else Reason.SLOWER))
-        elif scores[server.key] > scores[fastest.key]:
+        elif scores[server.source] > scores[fastest.source]:
             reason = Reason.WITHIN_TOLERANCE if tolerance else Reason.KEPT
             decisions.append(Decision(server, weight, reason, fastest, _percent(fastest, server, scores)))
         else:
             beaten = None
             if server.weight != favorite and not tolerance:
-                beaten = next((other for other in others if other.weight == favorite and other.key in scores), None)
+                beaten = next((other for other in others if other.weight == favorite and other.source in scores), None)
             percent = _percent(server, beaten, scores) if beaten else 0.0
             decisions.append(Decision(server, weight, Reason.FASTEST, beaten, percent))
     return decisions
 
 
 def _percent(faster: Server, slower: Server, scores: Mapping[tuple[str, str], float]) -> float:
-    return 100 * (1 - scores[faster.key] / scores[slower.key])
+    return 100 * (1 - scores[faster.source] / scores[slower.source])
 
 
 def _lead(
@@ -177,10 +179,10 @@ def _lead(
     """The candidates that get the favourite's weight: one, or all within the tolerance of the fastest."""
 
     def discounted(server: Server) -> float:
-        score = scores.get(server.key, inf)
+        score = scores.get(server.source, inf)
         return score * (1 - hysteresis / 100) if server.weight == favorite and score < inf else score
 
-    fastest = min(scores.get(server.key, inf) for server in candidates)
+    fastest = min(scores.get(server.source, inf) for server in candidates)
     if not tolerance or fastest == inf:
         return [min(candidates, key=lambda server: (discounted(server), server.weight != favorite))]
     return [server for server in candidates if discounted(server) <= fastest + tolerance / 1000]

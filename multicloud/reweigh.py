@@ -69,7 +69,7 @@ def reweigh(values: settings.Settings, *, dry_run: bool = False, trim: bool = Fa
     try:
         with runtime.RuntimeAPI(values.socket) as api:
             servers = api.servers()
-            known = {server.key for server in servers}
+            known = {server.source for server in servers}
             series = {server: newest for server, newest in found.series.items() if server in known}
             scored = score(series, values, time.time())
             decisions = rank(servers, scored, values)

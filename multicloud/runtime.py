@@ -28,7 +28,7 @@ DRAIN_BITS = 0x08 | 0x10  # forced, inherited
 STOPPED, STOPPING = 0, 3
 
 STATE_COLUMNS = ("be_name", "srv_name", "srv_op_state", "srv_admin_state", "srv_uweight", "srv_addr", "srv_port")
-STAT_COLUMNS = ("pxname", "svname", "lastchg", "check_status", "check_code", "check_duration", "mode")
+STAT_COLUMNS = ("pxname", "svname", "tracked", "lastchg", "check_status", "check_code", "check_duration", "mode")
 QUOTED = re.compile('"(?:[^"]|"")*"')
 
 
@@ -107,8 +107,13 @@ class RuntimeAPI:
             found = {(row[0], row[1]): row[2:] for row in rows(stats, ",", STAT_COLUMNS)}
             for server in servers:
                 if server.key in found:
-                    _add_stat(server, found[server.key])
-        except ValueError:
+                    tracked, *row = found[server.key]
+                    _add_stat(server, row)
+                    while tracked:  # which may track another in turn; HAProxy refuses circles
+                        backend, _, name = tracked.partition("/")
+                        server.source = backend, name
+                        tracked = found[server.source][0]
+        except (ValueError, KeyError):
             raise RuntimeAPIError(f"{self.address}: no statistics in the answer {stats[:100]!r}") from None
         return servers
 

@@ -79,6 +79,10 @@ class Edge:
         """The states of a backend's servers as HAProxy has them."""
         return {server.name: server.state for server in self.servers() if server.backend == backend}
 
+    def backends(self) -> list[str]:
+        """The backends whose servers are measured, by themselves or through those that they track."""
+        return list(dict.fromkeys(server.backend for server in self.servers() if server.source[0] == "upstream"))
+
     def servers(self) -> list[runtime.Server]:
         """All servers."""
         with runtime.RuntimeAPI(self.router.settings["MULTICLOUD_SOCKET"]) as api:

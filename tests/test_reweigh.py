@@ -123,6 +123,35 @@ def test_maintenance_and_drain_are_untouched_and_down_gets_nothing(times: Path) 
         assert weights(address) == {"eu": 256, "us": 1, "ap": 0, "down": 0}
 
 
+def test_a_server_that_tracks_another_is_scored_by_its_samples_and_shares_its_state(times: Path) -> None:
+    (port,) = free_ports(1)
+    serving = socket.create_server(("127.0.0.1", 0))
+    alive = f"127.0.0.1:{serving.getsockname()[1]} check inter 50ms"
+    tracking = f"""
+backend upstream
+    balance roundrobin
+    server eu {alive} weight 1
+    server us {alive} weight 1
+    server down 127.0.0.1:{port} check inter 50ms fall 1
+backend once
+    balance roundrobin
+    server eu 127.0.0.1:1 track upstream/eu weight 1
+    server west 127.0.0.1:1 track upstream/us weight 1
+    server down 127.0.0.1:1 track upstream/down weight 1
+backend once-more
+    balance roundrobin
+    server eu 127.0.0.1:1 track once/eu weight 1
+    server alone 127.0.0.1:1 weight 9
+"""
+    with serving, haproxy(tracking) as address:
+        wait_until(lambda: "once down 127.0.0.1 0 " in states(address), 10, "the server is DOWN")
+        times.write_text("upstream eu 0.02\nupstream us 0.01\nupstream down 0.001\nonce eu 0.001\n")
+        assert run(address, times).returncode == 0
+        assert weights(address) == {"eu": 1, "us": 256, "down": 0}
+        assert weights(address, "once") == {"eu": 1, "west": 256, "down": 0}
+        assert weights(address, "once-more") == {"eu": 256, "alone": 1}
+
+
 def states(address: str) -> str:
     """HAProxy's table, of each row what follows the numbers of backend and server."""
     rows = [row.split(" ") for row in tell(address, "show servers state")[0].splitlines()[2:]]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.edge import edge, wait_until
 from tests.traffic import Answer, Traffic
 
@@ -108,15 +110,50 @@ def test_when_all_regions_become_ten_times_slower_nothing_is_switched_off() -> N
     assert failures(traffic) == []
 
 
-def test_when_haproxy_is_reloaded_no_request_fails_and_the_weights_come_back() -> None:
-    with edge(DELAYS, interval="1s") as running:
+def test_when_haproxy_is_reloaded_no_request_fails_and_the_weights_are_back_at_once() -> None:
+    with at_shipped_pace() as running:
         settle(running)
         with Traffic(running.port) as traffic:
             time.sleep(1)
             running.router.reload()
-            wait_until(lambda: running.weights() == RANKED, 20, "the weights of before")
-            time.sleep(1)
+            reloaded = time.monotonic()
+            time.sleep(2)
     assert failures(traffic) == []
+    astray = [answer.sent - reloaded for answer in traffic.answers if answer.region in ("ap.demo", "sa.demo")]
+    print(f"{len(astray)} requests went astray, the last {max(astray, default=0):.2f} s after the reload")
+    assert [late for late in astray if late > 1] == []
+
+
+def test_a_kept_connection_serves_every_client() -> None:
+    with edge(DELAYS, interval="600s", times="".join(f"upstream eu.demo {0.01}\n" for _ in range(30))) as running:
+        wait_until(lambda: running.weights()["eu.demo"] == 256, 20, "eu.demo as favourite")
+        before = sum(region.accepted for region in running.regions)
+        assert [running.get()[0] for _ in range(50)] == [200] * 50
+        assert sum(region.accepted for region in running.regions) - before <= len(DELAYS)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_no_request_fails_for_a_kept_connection_that_turns_out_closed(method: str) -> None:
+    with at_shipped_pace() as running:
+        settle(running)
+        for region in running.regions:
+            region.stale = 5
+        with Traffic(running.port, rate=50, method=method) as traffic:
+            time.sleep(5)
+    assert failures(traffic) == []
+
+
+def test_when_the_favourite_is_killed_no_post_fails() -> None:
+    with at_shipped_pace() as running:
+        settle(running)
+        with Traffic(running.port, rate=50, method="POST") as traffic:
+            time.sleep(1)
+            running.regions.stop(running.region["eu.demo"])
+            wait_until(lambda: running.weights("upstream-once")["us.demo"] == 256, 20, "us.demo as favourite")
+            time.sleep(1)
+    # In flight are those that the region had when it was killed: whether it did what they ask for, nobody knows.
+    assert [failure for failure in failures(traffic) if failure.status != 502] == []
+    assert len(failures(traffic)) <= 2
 
 
 def test_after_a_cold_start_the_first_request_is_served_and_soon_by_the_fastest() -> None:

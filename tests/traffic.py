@@ -21,13 +21,14 @@ class Answer(NamedTuple):
 
 
 class Traffic:
-    """GET requests to a port of this machine while the context lasts, each over a connection of its own."""
+    """Requests to a port of this machine while the context lasts, each over a connection of its own."""
 
-    def __init__(self, port: int, rate: float = 200.0, timeout: float = 5.0) -> None:
+    def __init__(self, port: int, rate: float = 200.0, timeout: float = 5.0, method: str = "GET") -> None:
         self.answers: list[Answer] = []
         self._port = port
         self._rate = rate
         self._timeout = timeout
+        self._request = f"{method} / HTTP/1.1\r\nhost: app\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok".encode()
         self._end = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
 
@@ -63,7 +64,7 @@ class Traffic:
     async def _exchange(self) -> tuple[int, str]:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         try:
-            writer.write(b"GET / HTTP/1.1\r\nhost: app\r\nconnection: close\r\n\r\n")
+            writer.write(self._request)
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             await reader.read()
         finally:

@@ -35,10 +35,24 @@ def explain(outcome: Outcome, values: Settings) -> list[str]:
         backends.setdefault(decision.server.backend, []).append(decision)
     lines = []
     for backend, members in backends.items():
-        if any(decision.server.key in outcome.samples.series for decision in members):
+        if not any(decision.server.source in outcome.samples.series for decision in members):
+            continue
+        tracked = members[0].server.source[0]
+        if tracked != backend and _alike(members, backends.get(tracked, [])):
+            lines.append(f"{backend}: the same, since its servers track those of {tracked}")
+        else:
             lines.append(f"{backend}:")
             lines += _columns([_cells(decision, outcome, values) for decision in members])
     return lines or [f"{values.times} has no samples of any server that HAProxy knows: weights stay as they are"]
+
+
+def _alike(members: list[Decision], tracked: list[Decision]) -> bool:
+    """Whether the same is decided of servers as of those that they track."""
+
+    def decided(decisions: list[Decision]) -> list[tuple[str, int, int]]:
+        return [(decision.server.name, decision.server.weight, decision.weight) for decision in decisions]
+
+    return decided(members) == decided(tracked)
 
 
 def _cells(decision: Decision, outcome: Outcome, values: Settings) -> tuple[str, str, str, str, str]:
@@ -48,9 +62,9 @@ def _cells(decision: Decision, outcome: Outcome, values: Settings) -> tuple[str,
 
 
 def _score(decision: Decision, outcome: Outcome, values: Settings) -> str:
-    score = outcome.scores.get(decision.server.key)
+    score = outcome.scores.get(decision.server.source)
     if score is None:
-        old = decision.server.key in outcome.samples.series
+        old = decision.server.source in outcome.samples.series
         return f"no samples newer than {values.max_age:g} s" if old else "no samples"
     kind = "mean" if score.percentile is None else f"p{score.percentile:g}"
     since = "" if score.since is None else f" since {time.strftime('%H:%M:%S', time.localtime(score.since))}"

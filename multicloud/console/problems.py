@@ -35,7 +35,8 @@ def problems(instance: Instance, found: Samples, values: Settings, now: float) -
     routed = {backend: members for backend, members in backends.items() if backend in checked or _has(members, found)}
     lines = _reweigh(instance)
     for backend, members in routed.items():
-        lines += _unserved(backend, members)
+        if any(server.source == server.key for server in members):  # else the tracked ones have the same problem
+            lines += _unserved(backend, members)
         if _has(members, found) or len(members) > 1:  # else it may be a reweigh under another name
             lines += _unmeasured(members, found, now)
         lines += _unweighed(backend, members, found, values, now)
@@ -49,7 +50,7 @@ def problems(instance: Instance, found: Samples, values: Settings, now: float) -
 
 
 def _has(members: list[Server], found: Samples) -> bool:
-    return any(server.key in found.series for server in members)
+    return any(server.source in found.series for server in members)
 
 
 def _reweigh(instance: Instance) -> list[str]:
@@ -77,7 +78,7 @@ def _unserved(backend: str, members: list[Server]) -> list[str]:
 def _unmeasured(members: list[Server], found: Samples, now: float) -> list[str]:
     lines = []
     for server in members:
-        if server.state != UP or server.since_change < PATIENCE:
+        if server.state != UP or server.since_change < PATIENCE or server.source != server.key:
             continue
         newest = found.series.get(server.key, [])
         times = [when for _, when in newest if when is not None]
@@ -108,7 +109,7 @@ def _unweighed(backend: str, members: list[Server], found: Samples, values: Sett
     The servers' states are known of now only, so it is not judged for longer than they are what they are, nor where
     samples have no time.
     """
-    series = {server.key: found.series[server.key] for server in members if server.key in found.series}
+    series = {server.source: found.series[server.source] for server in members if server.source in found.series}
     if any(when is None for newest in series.values() for _, when in newest):
         return []
     known = min(LOOK_BACK, *(server.since_change for server in members))

@@ -6,13 +6,14 @@ import json
 import math
 import textwrap
 import time
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud import ranking, reweigh, runtime, samples, scores
 from multicloud.console import observe, problems
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from multicloud.settings import Settings
 
@@ -50,10 +51,15 @@ class Row(NamedTuple):
 
 
 class Status(NamedTuple):
-    """A row for each server of each backend that has samples, and what is wrong in words."""
+    """A row for each server of each backend that has samples, and what is wrong in words.
+
+    Backends whose servers track others and have the same states and weights need no rows: `alike` has the backend that
+    they track by their names.
+    """
 
     rows: list[Row]
     problems: list[str]
+    alike: Mapping[str, str] = MappingProxyType({})
 
 
 def collect(values: Settings) -> Status:
@@ -63,21 +69,34 @@ def collect(values: Settings) -> Status:
     # After HAProxy's answer, so that a sample is never missing of which HAProxy has told the consequence.
     found = samples.read(values.times, values.window + problems.LOOK_BACK)
     now = time.time()
-    routed = {server.backend for server in instance.servers if server.key in found.series}
+    routed = {server.backend for server in instance.servers if server.source in found.series}
     scored = reweigh.score(found.series, values, now)
+    backends: dict[str, list[runtime.Server]] = {}
+    for server in instance.servers:
+        if server.backend in routed:
+            backends.setdefault(server.backend, []).append(server)
+    alike = {
+        backend: members[0].source[0]
+        for backend, members in backends.items()
+        if members[0].source != members[0].key and _known(members) == _known(backends.get(members[0].source[0], []))
+    }
     rows = [
-        _row(server, found, scored.get(server.key), values, now)
-        for server in instance.servers
-        if server.backend in routed
+        _row(server, found, scored.get(server.source), values, now)
+        for backend, members in backends.items()
+        if backend not in alike
+        for server in members
     ]
-    wrong = problems.problems(instance, found, values, now)
-    return Status(rows, wrong)
+    return Status(rows, problems.problems(instance, found, values, now), alike)
+
+
+def _known(servers: Iterable[runtime.Server]) -> list[tuple[str, str, int]]:
+    return [(server.name, server.state, server.weight) for server in servers]
 
 
 def _row(
     server: ranking.Server, found: samples.Samples, score: scores.Score | None, values: Settings, now: float
 ) -> Row:
-    newest = found.series.get(server.key, [])
+    newest = found.series.get(server.source, [])
     counted = score.counted if score else ()
     last, when = newest[0] if newest else (None, None)
     return Row(
@@ -121,6 +140,8 @@ def table(status: Status, *, color: bool = False, width: int = 80) -> str:
             )
             lines.append(paint(line, code) if code else line)
         lines.append("")
+    for backend, tracked in status.alike.items():
+        lines += [f"{backend}: the same, since its servers track those of {tracked}", ""]
     if backends:
         lines.append(paint("* favourite; n samples that count, and their times in ms; age of the last in s", DIM))
     else:

@@ -23,12 +23,19 @@ TURN = 30.0
 
 
 class Region:
-    """A server whose answers take `delay` seconds, have `status` and say what was asked. It serves while `up`."""
+    """A server whose answers take `delay` seconds, have `status` and say what was asked.
+
+    `accepted` counts the connections that were made to it. With `stale` N it closes a kept connection at each Nth
+    request that comes over one, unanswered, as a server does whose patience has ended just then.
+    """
 
     def __init__(self, name: str, delay: float = 0.0) -> None:
         self.name = name
         self.delay = delay
         self.status = 200
+        self.stale = 0
+        self._kept = 0
+        self.accepted = 0
         self.port = 0
         self._server: asyncio.Server | None = None
         self._frozen: list[socket.socket] = []
@@ -58,9 +65,15 @@ class Region:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connections.add(writer)
+        self.accepted += 1
         try:
+            first = True
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
+                self._kept += not first
+                if not first and self.stale and self._kept % self.stale == 0:
+                    break
+                first = False
                 await asyncio.sleep(self.delay)
                 body = f"{self.name}\n\n".encode() + head
                 writer.write(f"HTTP/1.1 {self.status} \r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)

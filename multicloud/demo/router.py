@@ -24,11 +24,6 @@ if TYPE_CHECKING:
 
     from multicloud.demo.regions import Regions
 
-SERVERS_END = "    # End of the servers.\n"
-LAST_RESORT_END = "    # End of the last resort.\n"
-RELAY_END = "    # End of the relay.\n"
-"""In haproxy.cfg, what follows its three lists of servers."""
-
 
 class DemoError(Exception):
     """The demo cannot run. The text says why and what to do."""
@@ -50,7 +45,8 @@ class Router:
             "MULTICLOUD_SOCKET": str(directory / "haproxy.sock"),
             **commands,
         }
-        self._environ = {**os.environ, **environ, "MULTICLOUD_SOCKET": self.settings["MULTICLOUD_SOCKET"]}
+        places = {name: self.settings[name] for name in ("MULTICLOUD_SOCKET", "MULTICLOUD_TIMES")}
+        self._environ = {**os.environ, **environ, **places}
         for command in ("check", "reweigh"):
             self._environ[f"MULTICLOUD_{command.upper()}"] = str(self._wrapper(f"multicloud-{command}"))
         self._configuration = directory / "haproxy.cfg"
@@ -119,16 +115,23 @@ class Router:
 
 
 def configuration(regions: Regions) -> str:
-    """The project's haproxy.cfg with the regions as the servers of `upstream`."""
+    """The project's haproxy.cfg with the regions as its servers."""
     beside = Path(__file__).parents[1] / "haproxy.cfg"
     text = (beside if beside.exists() else Path(__file__).parents[2] / "haproxy.cfg").read_text()
-    direct = "".join(f"    server {region.name} 127.0.0.1:{region.port}\n" for region in regions)
-    relayed = "".join(f'    server {region.name} "127.0.0.1:${{RELAY_PORT-8082}}"\n' for region in regions)
-    servers = f".if version_atleast(3.3)\n{relayed}.else\n{direct}.endif\n"
-    for mark, lines in ((SERVERS_END, servers), (LAST_RESORT_END, servers), (RELAY_END, direct)):
+    direct = [f"    server {region.name} 127.0.0.1:{region.port}" for region in regions]
+    relayed = [f'    server {region.name} "127.0.0.1:${{RELAY_PORT-8082}}"' for region in regions]
+    tracks = [f" track upstream/{region.name}" for region in regions]
+    lists = {
+        "upstream": direct,
+        "upstream-once": [line + track for line, track in zip(direct, tracks, strict=True)],
+        "choice": [line + track for line, track in zip(relayed, tracks, strict=True)],
+        "last-resort": [".if version_atleast(3.3)", *relayed, ".else", *direct, ".endif"],
+    }
+    for section, lines in lists.items():
+        mark = f"    # End of {section}.\n"
         if text.count(mark) != 1:
             raise DemoError(f"haproxy.cfg has changed: no line {mark.strip()!r}")
-        text = text.replace(mark, lines + mark)
+        text = text.replace(mark, "\n".join(lines) + "\n" + mark)
     return text
 
 
