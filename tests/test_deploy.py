@@ -1,0 +1,157 @@
+"""What an operator applies: Kubernetes' file is held against its schema, and all against the image and haproxy.cfg."""
+
+from __future__ import annotations
+
+import copy
+import posixpath
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import hcl2
+import kubernetes_validate
+import pytest
+import yaml
+from kubernetes_validate.utils import all_versions
+
+ROOT = Path(__file__).parent.parent
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+IMAGE = DOCKERFILE[DOCKERFILE.rindex("\nFROM ") :]
+"""The last stage."""
+
+DEPLOYMENT, SERVICE, BUDGET = KUBERNETES = list(yaml.safe_load_all((ROOT / "deploy/kubernetes.yaml").read_text()))
+POD: dict[str, Any] = DEPLOYMENT["spec"]["template"]["spec"]
+CONTAINER: dict[str, Any] = POD["containers"][0]
+
+PLAIN = hcl2.SerializationOptions(with_comments=False, explicit_blocks=False, strip_string_quotes=True)
+JOB: dict[str, Any] = hcl2.loads((ROOT / "deploy/nomad.hcl").read_text(), serialization_options=PLAIN)["job"][0]
+GROUP: dict[str, Any] = JOB["multicloud"]["group"][0]["edge"]
+TASK: dict[str, Any] = GROUP["task"][0]["haproxy"]
+NOMAD_PORTS: dict[str, dict[str, int]] = {
+    name: port for each in GROUP["network"][0]["port"] for name, port in each.items()
+}
+
+FLY: dict[str, Any] = tomllib.loads((ROOT / "fly.toml").read_text())
+
+EXPOSED = {int(port) for port in re.findall(r"^EXPOSE (.*)$", IMAGE, re.MULTILINE)[0].split()}
+CONFIG_DIRECTORY = posixpath.dirname(re.findall(r'"([^"]*/haproxy\.cfg)"\]$', IMAGE, re.MULTILINE)[0])
+WRITTEN = {"/tmp", posixpath.dirname(re.findall(r"^ENV MULTICLOUD_SOCKET=(.*)$", IMAGE, re.MULTILINE)[0])}
+"""Where the samples and the socket are."""
+
+
+def bound(name: str) -> int:
+    """The port that haproxy.cfg binds where the variable is not set."""
+    return int(re.findall(rf":\$\{{{name}-(\d+)\}}", (ROOT / "haproxy.cfg").read_text())[0])
+
+
+HTTP, STATS = bound("PORT"), bound("STATS_PORT")
+
+
+@pytest.mark.parametrize("version", [all_versions()[0], all_versions()[-1]])
+@pytest.mark.parametrize("resource", KUBERNETES, ids=lambda resource: str(resource["kind"]))
+def test_kubernetes_accepts_each_resource(resource: dict[str, Any], version: str) -> None:
+    kubernetes_validate.validate(resource, version, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "refusal"),
+    [
+        ("readOnlyRootFileSystem", True, "'readOnlyRootFileSystem' was unexpected"),
+        ("runAsUser", "haproxy", "'haproxy' is not of type"),
+    ],
+)
+def test_the_schema_refuses_a_misspelt_field_and_a_wrong_type(field: str, value: object, refusal: str) -> None:
+    wrong = copy.deepcopy(DEPLOYMENT)
+    wrong["spec"]["template"]["spec"]["containers"][0]["securityContext"][field] = value
+    with pytest.raises(kubernetes_validate.ValidationError, match=refusal):
+        kubernetes_validate.validate(wrong, all_versions()[-1], strict=True)
+
+
+def test_a_kubernetes_pod_is_what_its_service_and_its_budget_select() -> None:
+    labels = DEPLOYMENT["spec"]["template"]["metadata"]["labels"]
+    assert DEPLOYMENT["spec"]["selector"]["matchLabels"] == labels
+    assert SERVICE["spec"]["selector"] == labels
+    assert BUDGET["spec"]["selector"]["matchLabels"] == labels
+
+
+def test_kubernetes_sends_traffic_and_probes_to_ports_of_the_image() -> None:
+    ports = {port["name"]: port["containerPort"] for port in CONTAINER["ports"]}
+    assert ports == {"http": HTTP, "stats": STATS}
+    assert ports.keys() >= {port["targetPort"] for port in SERVICE["spec"]["ports"]}
+    assert {CONTAINER[probe]["httpGet"]["port"] for probe in ("livenessProbe", "readinessProbe")} == {"stats"}
+    assert set(ports.values()) <= EXPOSED
+
+
+def test_kubernetes_runs_the_user_that_the_image_has() -> None:
+    # tests/container.py sees the number in the image; the Dockerfile leaves the user to its base.
+    assert not re.search(r"^USER ", IMAGE, re.MULTILINE)
+    assert f"usermod --uid {POD['securityContext']['runAsUser']} haproxy" in (ROOT / "tests/container.sh").read_text()
+    assert (
+        POD["securityContext"]["runAsUser"] == POD["securityContext"]["runAsGroup"] == POD["securityContext"]["fsGroup"]
+    )
+
+
+def test_kubernetes_runs_it_where_pods_must_be_restricted() -> None:
+    # https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted
+    assert POD["securityContext"]["runAsNonRoot"]
+    assert POD["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
+    assert CONTAINER["securityContext"]["allowPrivilegeEscalation"] is False
+    assert CONTAINER["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_kubernetes_mounts_the_configuration_and_what_is_written_over_a_read_only_root() -> None:
+    kinds = {volume["name"]: volume.keys() - {"name"} for volume in POD["volumes"]}
+    mounted = {mount["mountPath"]: kinds[mount["name"]] for mount in CONTAINER["volumeMounts"]}
+    assert CONTAINER["securityContext"]["readOnlyRootFilesystem"]
+    assert mounted == {CONFIG_DIRECTORY: {"configMap"}, **{path: {"emptyDir"} for path in WRITTEN}}
+
+
+def test_kubernetes_waits_longer_than_its_hook_takes() -> None:
+    command = CONTAINER["lifecycle"]["preStop"]["exec"]["command"][-1]
+    assert sum(map(int, re.findall(r"sleep (\d+)", command))) < POD["terminationGracePeriodSeconds"]
+
+
+def test_nomad_lets_clients_finish_and_reloads_what_changed() -> None:
+    template = TASK["template"][0]
+    assert (TASK["driver"], TASK["kill_signal"], TASK["kill_timeout"]) == ("docker", "SIGUSR1", "30s")
+    assert (template["change_mode"], template["change_signal"]) == ("signal", "SIGUSR2")
+
+
+def test_nomad_finds_the_configuration_under_the_name_that_its_first_lines_put_it() -> None:
+    head = (ROOT / "deploy/nomad.hcl").read_text().partition("\njob ")[0]
+    path, item = re.findall(r"nomad var put -force (\S+) (\w+)=@haproxy\.cfg", head)[0]
+    assert path == f"nomad/jobs/{next(iter(JOB))}"  # what a job may read without a policy
+    assert f'{{{{ with nomadVar "{path}" }}}}{{{{ .{item} }}}}{{{{ end }}}}' in TASK["template"][0]["data"]
+
+
+def test_nomad_sends_traffic_and_checks_to_ports_of_the_image() -> None:
+    service = GROUP["service"][0]
+    assert {name: port["to"] for name, port in NOMAD_PORTS.items()} == {"http": HTTP, "stats": STATS}
+    assert NOMAD_PORTS.keys() == set(TASK["config"][0]["ports"])
+    assert (service["port"], service["check"][0]["port"]) == ("http", "stats")
+
+
+def test_nomad_mounts_the_configuration_and_what_is_written_over_a_read_only_root() -> None:
+    config = TASK["config"][0]
+    directory = posixpath.dirname(TASK["template"][0]["destination"])
+    assert config["volumes"] == [f"{directory}:{CONFIG_DIRECTORY}:ro"]
+    assert config["readonly_rootfs"]
+    assert {mount["target"]: mount["type"] for mount in config["mount"]} == dict.fromkeys(WRITTEN, "tmpfs")
+
+
+def test_kubernetes_and_nomad_run_the_same_image_and_tell_the_region() -> None:
+    assert CONTAINER["image"] == TASK["config"][0]["image"]
+    assert {variable["name"] for variable in CONTAINER["env"]} == TASK["env"][0].keys() == {"FLY_REGION"}
+
+
+def test_fly_sends_traffic_to_the_ports_that_take_the_proxy_protocol() -> None:
+    assert [service["internal_port"] for service in FLY["services"]] == [bound("PROXY_PORT"), bound("STATS_PROXY_PORT")]
+    assert all("proxy_proto" in port["handlers"] for service in FLY["services"] for port in service["ports"])
+    assert FLY["checks"]["stats"]["port"] == STATS
+    assert {HTTP, STATS, *(service["internal_port"] for service in FLY["services"])} == EXPOSED
+
+
+def test_fly_lets_clients_finish_and_never_stops_a_machine() -> None:
+    assert (FLY["kill_signal"], FLY["kill_timeout"]) == (TASK["kill_signal"], TASK["kill_timeout"])
+    assert all(service["auto_stop_machines"] == "off" for service in FLY["services"])
