@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 
 from multicloud.demo.regions import Regions
 from multicloud.demo.router import configuration
@@ -34,6 +35,7 @@ ROOT = Path(os.environ["IMAGE_ROOT"])
 LAYERS = Path(os.environ["IMAGE_LAYERS"])
 CONFIG: dict[str, Any] = json.loads(Path(os.environ["IMAGE_CONFIG"]).read_text())["Docker"]["config"]
 FLY: dict[str, Any] = tomllib.loads(Path("fly.toml").read_text())
+POD: dict[str, Any] = next(yaml.safe_load_all(Path("deploy/kubernetes.yaml").read_text()))["spec"]["template"]["spec"]
 SOCKET = dict(variable.split("=", 1) for variable in CONFIG["Env"])["MULTICLOUD_SOCKET"]
 
 EMPTY_SETTINGS = b"\0\0\0\4\0\0\0\0\0"
@@ -43,7 +45,9 @@ START = """
 mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/files,workdir=$2/work" "$2/root"
 mount --rbind /dev "$2/root/dev"
 mount -t proc proc "$2/root/proc"
-directory=$2 user=$3; shift 3
+for volume in $4; do mount -t tmpfs -o mode=777 tmpfs "$2/root$volume"; done
+[ -z "$4" ] || mount -o remount,ro "$2/root"
+directory=$2 user=$3; shift 4
 exec chroot --userspec="$user" "$directory/root" env -i "$@"
 """
 
@@ -85,6 +89,10 @@ class Container:
     def stop(self, number: signal.Signals) -> int:
         """Send process 1 a signal, and wait as long as `docker stop` does; its exit code."""
         os.kill(self.pid, number)
+        return self.ended()
+
+    def ended(self) -> int:
+        """Wait for process 1 to end, as long as `docker stop` does; its exit code."""
         return self._process.wait(timeout=10)
 
 
@@ -95,8 +103,12 @@ def container(
     *,
     user: str = CONFIG["User"],
     command: str = "",
+    volumes: Sequence[str] = (),
 ) -> Iterator[Container]:
-    """Run it, with `files` in their places; `command` is for a shell, instead of the image's own."""
+    """Run it, with `files` in their places; `command` is for a shell, instead of the image's own.
+
+    With `volumes`, only they can be written to.
+    """
     assigned = [*CONFIG["Env"], *(f"{name}={value}" for name, value in (variables or {}).items())]
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
@@ -107,7 +119,7 @@ def container(
             (directory / "files" / path).write_text(text)
         words = ["sh", "-c", command] if command else [*CONFIG["Entrypoint"], *CONFIG["Cmd"]]
         unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-eu", "-c", START, "sh"]
-        arguments = [str(ROOT), name, user, f"--chdir={CONFIG['WorkingDir']}", *assigned, *words]
+        arguments = [str(ROOT), name, user, " ".join(volumes), f"--chdir={CONFIG['WorkingDir']}", *assigned, *words]
         with (directory / "log").open("wb") as log:
             process = subprocess.Popen([*unshare, *arguments], stdout=log, stderr=log)
         try:
@@ -135,7 +147,7 @@ def regions() -> Iterator[Regions]:
 
 
 @contextlib.contextmanager
-def router(regions: Regions) -> Iterator[Container]:
+def router(regions: Regions, *, volumes: Sequence[str] = ()) -> Iterator[Container]:
     """The image as it is, but for the servers."""
     files = {
         "usr/local/etc/haproxy/haproxy.cfg": configuration(regions),
@@ -147,7 +159,7 @@ def router(regions: Regions) -> Iterator[Container]:
         "MULTICLOUD_CA_FILE": "/etc/regions.pem",
         "MULTICLOUD_MIN_SAMPLES": "0",  # percentiles from the first sample on: most of what is used of numpy
     }
-    with container(files, variables) as running:
+    with container(files, variables, volumes=volumes) as running:
         wait_until(lambda: running.weights() == [256, 1, 0, 0], 120, "256/1/0/0")
         yield running
 
@@ -266,6 +278,28 @@ def test_the_signal_of_fly_toml_lets_requests_finish(regions: Regions) -> None:
             assert client.recv(12) == b"HTTP/1.1 200"
         finally:
             eu.delay = DELAYS["eu"]
+
+
+def test_the_hook_of_kubernetes_lets_requests_finish(regions: Regions) -> None:
+    with router(regions) as running, socket.create_connection(("127.0.0.1", 8080), timeout=10) as client:
+        eu = next(iter(regions))
+        eu.delay = 8  # longer than the hook waits before its signal
+        try:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            wait_until(lambda: "srv=eu" in running.ask("show sess"), 10, "the request is with the server")
+            running.run(*POD["containers"][0]["lifecycle"]["preStop"]["exec"]["command"])  # ends with the container
+            assert running.ended() == 0
+            assert client.recv(12) == b"HTTP/1.1 200"
+        finally:
+            eu.delay = DELAYS["eu"]
+
+
+def test_the_volumes_of_kubernetes_are_all_that_it_writes_to(regions: Regions) -> None:
+    mounts = {mount["name"]: mount["mountPath"] for mount in POD["containers"][0]["volumeMounts"]}
+    written = [mounts[volume["name"]] for volume in POD["volumes"] if "emptyDir" in volume]
+    with router(regions, volumes=written) as running:
+        assert running.run("touch", "/var/tmp/file").returncode != 0
+        assert get(8080).headers["upstream"] == "eu"
 
 
 def test_a_reload_keeps_the_samples_and_leaves_no_dead_process(regions: Regions) -> None:
