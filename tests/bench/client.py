@@ -6,7 +6,8 @@ import asyncio
 import time
 from typing import NamedTuple
 
-REQUEST = b"GET / HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n"
+GET = b"GET / HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: bench\r\nConnection: close\r\nContent-Length: 5\r\n\r\norder"
 TIMEOUT = 15.0
 
 
@@ -22,14 +23,14 @@ class Answer(NamedTuple):
     region: str
 
 
-async def get(port: int) -> Answer:
-    """Ask HAProxy on loopback for a page. Never raises for what the other side does."""
+async def get(port: int, request: bytes = GET) -> Answer:
+    """Ask HAProxy on loopback for a page, or something else. Never raises for what the other side does."""
     sent = time.monotonic()
     try:
         async with asyncio.timeout(TIMEOUT):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             try:
-                writer.write(REQUEST)
+                writer.write(request)
                 answer = await reader.read()
             finally:
                 writer.close()

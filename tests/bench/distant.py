@@ -1,0 +1,155 @@
+"""HTTPS servers of regions at the far end of a WAN (tests.bench.wan): they take their time, and close, and die.
+
+There are several sets of them, one for each policy that is measured, so that no policy's load slows another's down. All
+sets behave alike. A region has an address, and each set has ports of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import selectors
+import ssl
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import trustme
+
+from tests.bench import wan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from multiprocessing.connection import Connection
+
+NAMES = ("us-central.gcp.demo", "eu-west.gcp.demo", "us-east.heroku.demo", "ap-south.aws.demo")
+
+LATE = 0.3
+"""Seconds that an answer takes longer when it is a late one."""
+
+
+class Place(NamedTuple):
+    """Where a region of a set is."""
+
+    name: str
+    address: str
+    port: int
+
+
+class Service(NamedTuple):
+    """How a region serves: the seconds of an answer, which part of the answers is late, after how many idle seconds it
+    closes a connection (None: never), and whether it is there at all."""
+
+    seconds: float = 0.010
+    late: float = 0.0
+    idle: float | None = None
+    alive: bool = True
+
+
+def places(number: int) -> list[Place]:
+    """The regions of a set. No two have the same port, so that a port alone says which one is meant."""
+    return [
+        Place(name, address, 20000 + 10 * number + index)
+        for index, (name, address) in enumerate(zip(NAMES, wan.FAR, strict=True))
+    ]
+
+
+class Distance:
+    """Regions that run; `authority` is the certificate (PEM) by which they are known."""
+
+    def __init__(self, wire: Connection, regions: Connection, authority: bytes) -> None:
+        self._wire = wire
+        self._regions = regions
+        self.authority = authority
+
+    def change(self, ways: Sequence[wan.Way], services: Sequence[Service]) -> None:
+        """Put the regions elsewhere, and let them serve otherwise."""
+        self._wire.send(ways)
+        self._regions.send(services)
+        self._regions.recv()
+
+
+@contextlib.contextmanager
+def running(sets: int, ways: Sequence[wan.Way], services: Sequence[Service]) -> Iterator[Distance]:
+    """Run `sets` sets of regions, each region as far away as `ways` says."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(*NAMES).configure_cert(context)
+    with wan.network(partial(_main, context, sets, services), ways) as (wire, regions):
+        regions.recv()
+        yield Distance(wire, regions, authority.cert_pem.bytes())
+
+
+def _main(context: ssl.SSLContext, sets: int, services: Sequence[Service], orders: Connection) -> None:
+    # select() waits to the microsecond, where epoll's milliseconds would be a tenth of an answer's time.
+    loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
+    asyncio.set_event_loop(loop)
+    loop.run_until_complete(_serve(context, sets, services, orders))
+
+
+async def _serve(context: ssl.SSLContext, sets: int, services: Sequence[Service], orders: Connection) -> None:
+    """Serve until the other end of `orders`, which takes new services, is gone; say True there once they hold."""
+    regions = [[Region(place) for place in places(number)] for number in range(sets)]
+    with contextlib.suppress(EOFError):
+        while True:
+            for each in regions:
+                for region, service in zip(each, services, strict=True):
+                    await region.become(service, context)
+            orders.send(True)
+            services = await asyncio.to_thread(orders.recv)
+
+
+class Region:
+    """One region of one set."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._service = Service(alive=False)
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.StreamWriter] = set()
+
+    async def become(self, service: Service, context: ssl.SSLContext) -> None:
+        """Serve like this from now on."""
+        self._service = service
+        if service.alive and not self._server:
+            self._server = await asyncio.start_server(
+                self._talk,
+                self._place.address,
+                self._place.port,
+                ssl=context,
+                backlog=1024,
+                # It does not wait for the other side to end TLS too, as few servers do.
+                ssl_shutdown_timeout=0.01,
+            )
+        elif not service.alive and self._server:
+            self._server.close()
+            self._server = None
+            for writer in self._connections:
+                writer.transport.abort()
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections.add(writer)
+        body = f"{self._place.name}\n".encode()
+        head = f"HTTP/1.1 200 OK\r\nupstream: {self._place.name}\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+        try:
+            while True:
+                async with asyncio.timeout(self._service.idle):
+                    request = (await reader.readuntil(b"\r\n\r\n")).lower()
+                await reader.readexactly(length(request))
+                late = LATE if random.random() < self._service.late else 0.0
+                await asyncio.sleep(self._service.seconds + late)
+                writer.write(head if request.startswith(b"head ") else head + body)
+                await writer.drain()
+                if b"\r\nconnection: close\r\n" in request:
+                    break
+        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):  # TimeoutError is an OSError
+            pass  # the other side went away, or the region closes what is idle
+        finally:
+            self._connections.discard(writer)
+            writer.close()
+
+
+def length(request: bytes) -> int:
+    """The length of a request's body; its head is in lower case."""
+    _, found, rest = request.partition(b"\r\ncontent-length:")
+    return int(rest.partition(b"\r\n")[0]) if found else 0

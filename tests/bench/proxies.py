@@ -1,0 +1,185 @@
+"""The programs that are compared: the shipped configuration, HAProxy's own algorithms, and nginx.
+
+All get the same regions, check or watch them about as often, try another region where one fails, and keep connections.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+from multicloud import demo
+from tests.edge import free_ports, listen_anywhere
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from tests.bench.distant import Place
+
+HAPROXY = """
+global
+    stats socket "${{MULTICLOUD_SOCKET}}" mode 600 level admin expose-fd listeners
+defaults
+    mode http
+    timeout client 30s
+    timeout server 30s
+    timeout connect 2s
+    retries 3
+    option redispatch 1
+    retry-on conn-failure empty-response
+frontend router
+    bind "127.0.0.1:${{PORT}}"
+    default_backend upstream
+backend upstream
+    balance {balance}
+    http-reuse always
+    http-request disable-l7-retry unless {{ method GET HEAD OPTIONS }}
+    option httpchk
+    default-server check inter 2s fastinter 500ms fall 2 rise 2 observe layer4 error-limit 5 on-error mark-down
+    default-server ssl verify required ca-file "${{UPSTREAM_CA}}"
+{servers}
+"""
+
+NGINX = """
+daemon off;
+user root;
+worker_processes 1;
+pid nginx.pid;
+events {{ worker_connections 4096; }}
+http {{
+    access_log off;
+    client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+    upstream regions {{
+        {balance};
+        {servers}
+        keepalive 64;
+    }}
+    server {{
+        listen 127.0.0.1:{port} backlog=1024;
+        location / {{
+            proxy_pass https://regions;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_connect_timeout 2s;
+            proxy_ssl_verify on;
+            proxy_ssl_trusted_certificate {authority};
+            proxy_ssl_server_name on;
+            proxy_ssl_name {name};
+            proxy_ssl_session_reuse on;
+            proxy_next_upstream error timeout;
+        }}
+    }}
+}}
+"""
+
+
+class Policy(NamedTuple):
+    """`balance` is the algorithm in the program's own words, and nothing for ours."""
+
+    name: str
+    program: str
+    balance: str = ""
+
+
+OURS = Policy("multicloud", "haproxy")
+KEPT = Policy("roundrobin", "haproxy", "roundrobin")
+
+POLICIES = (
+    OURS,
+    KEPT,
+    Policy("leastconn", "haproxy", "leastconn"),
+    Policy("random(2)", "haproxy", "random(2)"),
+    Policy("nginx least_conn", "nginx", "least_conn"),
+    Policy("nginx random two", "nginx", "random two least_conn"),
+)
+
+
+def nginx_binary() -> str | None:
+    """The system's nginx; the directory where Debian has it is not in everyone's PATH."""
+    return shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+
+
+@contextlib.contextmanager
+def started(policy: Policy, places: Sequence[Place], authority: bytes) -> Iterator[int]:
+    """Run a policy in front of these regions, whose authority's certificate (PEM) it trusts; gives its port."""
+    if policy.program == "nginx":
+        with _nginx(policy.balance, places, authority) as port:
+            yield port
+    else:
+        with router(haproxy(policy, places), authority) as (_, port):
+            yield port
+
+
+@contextlib.contextmanager
+def router(configuration: str, authority: bytes) -> Iterator[tuple[demo.Router, int]]:
+    """A HAProxy with this configuration, and its port."""
+    with tempfile.TemporaryDirectory(prefix="multicloud-bench-") as name:
+        bundle = Path(name, "authority.pem")
+        bundle.write_bytes(authority)
+        listening = listen_anywhere(bundle)
+        commands = {"MULTICLOUD_CA_FILE": str(bundle)}
+        environ = {**listening, "FLY_REGION": "bench"}
+        with demo.Router(Path(name), configuration, commands=commands, environ=environ) as running:
+            yield running, int(listening["PORT"])
+
+
+def haproxy(policy: Policy, places: Sequence[Place]) -> str:
+    """The shipped configuration, or one for an algorithm of HAProxy's own."""
+    if not policy.balance:
+        text = demo.configuration(cast("demo.Regions", places))  # it takes only names and ports from them
+        for place in places:
+            text = text.replace(f"127.0.0.1:{place.port}", f"{place.address}:{place.port}")
+        return text
+    servers = [f"    server {name} {address}:{port} sni str({name}) check-sni {name}" for name, address, port in places]
+    return HAPROXY.format(balance=policy.balance, servers="\n".join(servers))
+
+
+@contextlib.contextmanager
+def _nginx(balance: str, places: Sequence[Place], authority: bytes) -> Iterator[int]:
+    [port] = free_ports(1)
+    with tempfile.TemporaryDirectory(prefix="multicloud-bench-") as name:
+        directory = Path(name)
+        (directory / "authority.pem").write_bytes(authority)
+        (directory / "nginx.conf").write_text(
+            NGINX.format(
+                balance=balance,
+                servers=" ".join(f"server {place.address}:{place.port};" for place in places),
+                port=port,
+                authority=directory / "authority.pem",
+                name=places[0].name,
+            )
+        )
+        binary = nginx_binary()
+        assert binary
+        log = directory / "nginx.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [binary, "-p", name, "-c", "nginx.conf", "-e", "stderr"],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        try:
+            _await_listener(port, process, log)
+            yield port
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _await_listener(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 10
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise demo.DemoError(f"nginx did not start: {log.read_text().strip()}")
+        time.sleep(0.02)
