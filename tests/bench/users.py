@@ -253,6 +253,7 @@ def main() -> int:
             stack.enter_context(proxies.started(policy, distant.places(number), distance.authority))
             for number, policy in enumerate(policies(), start=1)
         ]
+        wan.go_first()
         runs = asyncio.run(drive(ports, distance, course, options))
     report(runs, course)
     return 0
