@@ -81,7 +81,6 @@ def running(sets: int, ways: Sequence[wan.Way], services: Sequence[Service]) -> 
 
 
 def _main(context: ssl.SSLContext, sets: int, services: Sequence[Service], orders: Connection) -> None:
-    wan.go_first()
     # select() waits to the microsecond, where epoll's milliseconds would be a tenth of an answer's time.
     loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
     asyncio.set_event_loop(loop)

@@ -204,7 +204,7 @@ def failed(found: Sequence[float]) -> str:
 
 
 def report(runs: Sequence[Run], course: Course) -> None:
-    """Print the tables."""
+    """Print the tables; that of the failures has only the phases with any."""
     rows = [(phase.name, [number]) for number, phase in enumerate(course.phases)]
     rows.insert(len(PHASES), ("overall", list(range(len(PHASES)))))
     rows.append(("overall, with these", list(range(len(course.phases)))))
@@ -213,11 +213,14 @@ def report(runs: Sequence[Run], course: Course) -> None:
         heading = ["limit, ms", *(run.name for run in runs), "settled, s"]
         print(f"\n| {title:<22} | {' | '.join(heading)} |\n|{'---|' * (len(heading) + 1)}")
         for name, numbers in rows:
+            found = [multiples(run, course, numbers) for run in runs]
             limit, settled = "", ""
             if len(numbers) == 1:
+                if cell is failed and not any(math.inf in each for each in found):
+                    continue
                 limit = f"{course.phases[numbers[0]].limit() * 1000:.0f}"
                 settled = wait(ours, course, numbers[0])
-            cells = [limit, *(cell(multiples(run, course, numbers)) for run in runs), settled]
+            cells = [limit, *map(cell, found), settled]
             aligned = (f"{each:>{len(over)}}" for each, over in zip(cells, heading, strict=True))
             print(f"| {name:<22} | {' | '.join(aligned)} |")
 
@@ -253,7 +256,6 @@ def main() -> int:
             stack.enter_context(proxies.started(policy, distant.places(number), distance.authority))
             for number, policy in enumerate(policies(), start=1)
         ]
-        wan.go_first()
         runs = asyncio.run(drive(ports, distance, course, options))
     report(runs, course)
     return 0
