@@ -149,28 +149,52 @@ SCHEME = Setting(
     "auto",
     _scheme,
     "auto, tcp, tls, http or https",
-    "what a check speaks; auto: https, or http where the server line has no `ssl`; tls or tcp in `mode tcp`",
+    "what a check speaks: tcp, tls, http, https, or auto, which is what HAProxy itself speaks to the server",
 )
-PATH = Setting("path", "/", _path, "a path that starts with / and has no blanks", "the path asked for")
-EXPECT = Setting("expect", "200", _statuses, "status codes: 200 or 200,204 or 200-399", "accepted status codes")
+PATH = Setting("path", "/", _path, "a path that starts with / and has no blanks", "the path that a check asks for")
+EXPECT = Setting(
+    "expect",
+    "200",
+    _statuses,
+    "status codes: 200 or 200,204 or 200-399",
+    "the status codes of a server that is up: 200, or 200,204, or 200-399",
+)
 HOST = Setting(
-    "host", "", _word, "a host name", "Host header, SNI and the name verified; where unset, the server's name"
+    "host",
+    "",
+    _word,
+    "a host name",
+    "the name in the Host header, in SNI and in the certificate; where unset, the server's name",
 )
-TIMEOUT = Setting("timeout", "10", _number(0.001, 3600), "seconds, 0.001 to 3600", "seconds for the whole probe")
-CA_FILE = Setting("ca_file", "", _text, "a file's path", "a CA bundle to verify with; where unset, the system's")
+TIMEOUT = Setting("timeout", "10", _number(0.001, 3600), "seconds, 0.001 to 3600", "seconds that a check may take")
+CA_FILE = Setting(
+    "ca_file",
+    "",
+    _text,
+    "a file's path",
+    "the CA bundle that certificates are verified with; where unset, the system's",
+)
 INSECURE = Setting("insecure", "0", _switch, "0 or 1", "1: do not verify the certificate")
-PERCENTILE = Setting("percentile", "90", _number(0, 100), "0 to 100", "the percentile that scores a server")
-MIN_SAMPLES = Setting(
-    "min_samples", "20", _whole(0, 10_000), "0 to 10000", "with this many samples or fewer, the mean scores instead"
+PERCENTILE = Setting(
+    "percentile", "90", _number(0, 100), "0 to 100", "the percentile of a server's samples that is its score"
 )
-WINDOW = Setting("window", "30", _whole(1, 10_000), "1 to 10000", "newest samples of a server that count")
+MIN_SAMPLES = Setting(
+    "min_samples", "20", _whole(0, 10_000), "0 to 10000", "with this many samples or fewer, their mean is the score"
+)
+WINDOW = Setting("window", "30", _whole(1, 10_000), "1 to 10000", "how many of a server's newest samples count")
 MAX_AGE = Setting(
     "max_age", "300", _number(0.001, 1e9), "seconds, above 0", "seconds after which a sample no longer counts"
 )
-FAVORITE = Setting("favorite", "256", _whole(1, 256), "1 to 256", "the favourite's weight")
-BACKUP = Setting("backup", "1", _whole(0, 256), "0 to 256", "the backup's weight")
+FAVORITE = Setting(
+    "favorite", "256", _whole(1, 256), "1 to 256", "the weight of the favourite, which is the fastest server"
+)
+BACKUP = Setting("backup", "1", _whole(0, 256), "0 to 256", "the weight of the backup, which is the second fastest")
 HYSTERESIS = Setting(
-    "hysteresis", "10", _number(0, 100), "0 to 100", "percent by which a challenger must beat the sitting favourite"
+    "hysteresis",
+    "10",
+    _number(0, 100),
+    "0 to 100",
+    "percent by which another server must be faster to take the favourite's place",
 )
 TOLERANCE = Setting(
     "tolerance",
