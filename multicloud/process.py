@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def run(main: Callable[[], int]) -> NoReturn:
-    """Run `main` and exit with what it returns; with 1 and one line where it fails in a way that nobody thought of.
+    """Run `main` and exit with what it returns; with 1 and one line where it fails unexpectedly.
 
     Ends without taking the interpreter apart, which would cost as much as the connection that was timed.
     """
@@ -34,7 +34,7 @@ def run(main: Callable[[], int]) -> NoReturn:
 
 
 def tell_of(error: Exception) -> None:
-    """One line, not a traceback, for what nobody thought of."""
+    """Write one line, not a traceback, for an error that should not happen."""
     tell(f"error: {type(error).__name__}: {error} ({_place(error)}); please report it")
 
 

@@ -1,4 +1,4 @@
-"""The human's face: the same functions that HAProxy starts, with every step shown."""
+"""The command `multicloud`, for people: what HAProxy starts all day, by hand, and with every step shown."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Command = Callable[..., None]
 
 WATCH = 2.0
-"""Seconds between two pictures of `status --watch`: as often as HAProxy checks."""
+"""Seconds between two tables of `status --watch`: as often as HAProxy checks."""
 
 
 class Failed(click.ClickException):
@@ -74,7 +74,7 @@ def with_settings(group: Sequence[settings.Setting]) -> Callable[[Command], Comm
 def cli() -> None:
     """Latency routing for HAProxy: the fastest healthy server gets the traffic.
 
-    HAProxy itself starts multicloud-check and multicloud-reweigh; these commands do and show the same by hand.
+    HAProxy itself starts multicloud-check and multicloud-reweigh. These commands do the same by hand, and show it.
 
     \b
     Examples:
@@ -87,9 +87,7 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("url", required=False)
-@click.option(
-    "--connect", metavar="ADDR[:PORT]", help="Go to this address, whatever the URL's host resolves to. Needs a URL."
-)
+@click.option("--connect", metavar="ADDR[:PORT]", help="Go to this address, but ask for the URL's host. Needs a URL.")
 @click.option("--count", type=click.IntRange(1), default=1, metavar="N", help="Probe N times and sum them up.")
 @click.option(
     "--record",
@@ -230,8 +228,8 @@ def reweigh(dry_run: bool, verbose: bool, values: settings.Settings) -> None:
 def status(watch: float | None, form: str, values: settings.Settings) -> None:
     """Show where traffic goes, and what is wrong.
 
-    That is state, weight and latency of every server that is measured, and problems in words. The
-    settings should be those of multicloud-reweigh, as some problems are found by what it would do with them.
+    It has the state, the weight and the times of every server that is measured, and under them the problems, in
+    words. Give it the settings of multicloud-reweigh: with others it would expect other weights.
 
     \b
     Examples:
@@ -386,7 +384,7 @@ def main() -> None:
     """The command `multicloud`."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # in a locale without the characters of the bars
+            stream.reconfigure(errors="replace")  # a locale may not have the characters of the bars
     try:
         code = cli.main(prog_name="multicloud", standalone_mode=False)
     except click.ClickException as error:

@@ -29,14 +29,14 @@ class ConfigurationError(Exception):
 
 
 class Section(NamedTuple):
-    """A section with its lines, each a list of words, what it inherits first."""
+    """A section with its lines, each a list of words. The lines that it inherits come first."""
 
     kind: str
     name: str
     lines: list[list[str]]
 
     def last(self, *words: str) -> list[str] | None:
-        """What follows `words` on the last line that begins with them; None where there is none."""
+        """What follows `words` on the last line that begins with them; None where no line does."""
         found = None
         for line in self.lines:
             if line[: len(words)] == list(words):
@@ -99,7 +99,7 @@ def _value(found: re.Match[str], environ: Mapping[str, str]) -> str:
 
 
 def seconds(text: str) -> float | None:
-    """A time as HAProxy writes it (`2s`, `500ms`, `500`); None for what is none."""
+    """A time as HAProxy writes it (`2s`, `500ms`, `500`); None where it is not one."""
     match = re.fullmatch(r"(\d+)(us|ms|s|m|h|d|)", text)
     return int(match[1]) * UNITS[match[2]] if match else None
 

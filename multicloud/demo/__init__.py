@@ -24,7 +24,7 @@ __all__ = ["Demo", "DemoError", "running"]
 
 PACE = {"MULTICLOUD_WINDOW": "4"}
 INTERVAL = "1s"
-"""The demo looks more often and less far back than the defaults do, since its regions change places so quickly."""
+"""The demo measures more often and counts fewer samples than the defaults, as its regions change places so quickly."""
 
 
 class Demo:
@@ -82,4 +82,4 @@ def _require_free(port: int, all_ports: list[int]) -> None:
             reason = getattr(error, "strerror", None) or str(error)
             raise DemoError(f"port {port}: {reason.lower()}; choose others with --port and --stats-port") from None
     if all_ports.count(port) > 1:
-        raise DemoError(f"port {port} is wanted twice; --port and --stats-port each need the next port too")
+        raise DemoError(f"port {port} is needed twice; --port and --stats-port each need the next port, too")

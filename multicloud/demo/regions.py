@@ -42,7 +42,7 @@ class Region:
         self._connections: set[asyncio.StreamWriter] = set()
 
     async def start(self, context: ssl.SSLContext | None) -> None:
-        """Listen on loopback, where there was an earlier port on that one again."""
+        """Listen on loopback, at the same port as before where there was one."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=context, backlog=1024)
         self.port = self._server.sockets[0].getsockname()[1]
 
