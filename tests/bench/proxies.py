@@ -15,12 +15,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from multicloud import demo
+from multicloud.demo.router import DemoError, Router
+from multicloud.demo.router import configuration as shipped
 from tests.edge import free_ports, listen_anywhere
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from multicloud.demo.regions import Regions
     from tests.bench.distant import Place
 
 HAPROXY = """
@@ -119,7 +121,7 @@ def started(policy: Policy, places: Sequence[Place], authority: bytes) -> Iterat
 
 
 @contextlib.contextmanager
-def router(configuration: str, authority: bytes) -> Iterator[tuple[demo.Router, int]]:
+def router(configuration: str, authority: bytes) -> Iterator[tuple[Router, int]]:
     """A HAProxy with this configuration, and its port."""
     with tempfile.TemporaryDirectory(prefix="multicloud-bench-") as name:
         bundle = Path(name, "authority.pem")
@@ -127,14 +129,14 @@ def router(configuration: str, authority: bytes) -> Iterator[tuple[demo.Router, 
         listening = listen_anywhere(bundle)
         commands = {"MULTICLOUD_CA_FILE": str(bundle)}
         environ = {**listening, "FLY_REGION": "bench"}
-        with demo.Router(Path(name), configuration, commands=commands, environ=environ) as running:
+        with Router(Path(name), configuration, commands=commands, environ=environ) as running:
             yield running, int(listening["PORT"])
 
 
 def haproxy(policy: Policy, places: Sequence[Place]) -> str:
     """The shipped configuration, or one for an algorithm of HAProxy's own."""
     if not policy.balance:
-        text = demo.configuration(cast("demo.Regions", places))  # it takes only names and ports from them
+        text = shipped(cast("Regions", places))  # it takes only names and ports from them
         for place in places:
             text = text.replace(f"127.0.0.1:{place.port}", f"{place.address}:{place.port}")
         return text
@@ -181,5 +183,5 @@ def _await_listener(port: int, process: subprocess.Popen[bytes], log: Path) -> N
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
         if process.poll() is not None or time.monotonic() > deadline:
-            raise demo.DemoError(f"nginx did not start: {log.read_text().strip()}")
+            raise DemoError(f"nginx did not start: {log.read_text().strip()}")
         time.sleep(0.02)

@@ -2,8 +2,8 @@
 
     HAPROXY_BINARY=/path/to/haproxy-3.3 python -m tests.bench.relay [REQUESTS]
 
-The same region is asked in turn (A B C A B C ...) over kept connections through one HAProxy: directly, with a fixed
-Host header; through the shipped relay for all regions; and through a relay of its own, on an abstract socket.
+The same region is asked in turn (A B A B ...) over kept connections through one HAProxy: directly, with a fixed Host
+header, and through the shipped relay.
 """
 
 from __future__ import annotations
@@ -21,31 +21,21 @@ REGION = "eu.demo"
 def main() -> None:
     """Measure and print."""
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
-    direct, own = free_ports(2)
+    (direct,) = free_ports(1)
 
     def more(configuration: str) -> str:
-        relay = configuration.partition("\nlisten relay from common\n")[2]
-        address = next(line.split()[2] for line in relay.splitlines() if line.startswith(f"    server {REGION}"))
-        tls = f'{address} ssl verify required ca-file "${{UPSTREAM_CA}}" sni str({REGION})'
+        upstream = configuration.partition("\nbackend upstream from regions\n")[2]
+        address = next(line.split()[2] for line in upstream.splitlines() if line.startswith(f"    server {REGION}"))
         return f"""{configuration}
 listen direct from common
     bind 127.0.0.1:{direct}
     http-request set-header Host {REGION}
     http-reuse always
-    server {REGION} {tls}
-listen own from common
-    bind 127.0.0.1:{own}
-    http-reuse always
-    server {REGION} abns@own
-listen own_relay from common
-    bind abns@own
-    http-request set-header Host {REGION}
-    http-reuse always
-    server {REGION} {tls}
+    server {REGION} {address} ssl verify required ca-file "${{UPSTREAM_CA}}" sni str({REGION})
 """
 
     with edge({REGION: 0.0}, configure=more) as running:
-        ways = {"direct": direct, "one relay for all": running.port, "a relay for each region": own}
+        ways = {"direct": direct, "relay": running.port}
         connections = {way: http.client.HTTPConnection("127.0.0.1", port) for way, port in ways.items()}
         times: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(count):

@@ -22,7 +22,7 @@ from tests.bench import distant, proxies, users, wan
 from tests.bench.distant import NAMES
 
 if TYPE_CHECKING:
-    from multicloud import demo
+    from multicloud.demo.router import Router
     from tests.bench.client import Answer
 
 START_UP = 30.0
@@ -32,7 +32,7 @@ PAUSE = 10.0
 RATE = 50.0
 
 
-async def drive(router: demo.Router, port: int, reloads: int) -> None:
+async def drive(router: Router, port: int, reloads: int) -> None:
     """Reload again and again while requests are sent; print what became of them."""
     print("|  reload | took, s | requests | failed | to a wrong region | first, s | last, s |")
     print(f"|{'---|' * 7}", flush=True)
