@@ -31,7 +31,7 @@ def main() -> int:
     try:
         values = settings.read(os.environ, settings.CHECK)
         target = haproxy_target(sys.argv[1:], os.environ, values)
-        result = probe.probe(target, values.timeout)
+        result = probe.probe(target, values.timeout, values.clock)
     except (settings.SettingError, UsageError) as error:
         process.tell(f"error: {error}")
         return 2

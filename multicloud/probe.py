@@ -1,10 +1,10 @@
 """One probe: open tcp, tls, http or https to an address, time it, judge the answer.
 
-The clock starts when the connection is started. It stops at the first byte of the answer (http, https), when the
-handshake is done (tls) or when the connection stands (tcp). What has nothing to do with the distance to the server
-stays outside of it: certificates are loaded before, and the rest of the answer is read after. One deadline bounds it
-all, so that a server that sends a byte a second cannot hold a probe. What goes wrong with
-the server is part of the result, never an exception.
+The clock stops at the first byte of the answer (http, https), when the handshake is done (tls) or when the connection
+stands (tcp). It starts with the request, since users wait for no more where connections are kept, or else with the
+connection. What has nothing to do with the distance to the server stays outside of it: certificates are loaded before,
+and the rest of the answer is read after. One deadline bounds it all, so that a server that sends a byte a second cannot
+hold a probe. What goes wrong with the server is part of the result, never an exception.
 
 The HTTP spoken is RFC 9112, as little of it as a health check needs: one GET, and the head of the answer.
 """
@@ -76,7 +76,7 @@ class Target:
 class Probe:
     """The result of a probe.
 
-    `rtt` is the round-trip time in seconds, and `error` None, if the server is up; else `error` says what came back.
+    `rtt` is the time that counts, in seconds, and `error` None, if the server is up; else `error` says what came back.
     `phases` has the seconds that each phase took, of those that were completed: connect, tls, first_byte (from the
     request to the first byte of the answer). `status` is the HTTP status; `tls_version` and `certificate` (as
     ssl.SSLSocket.getpeercert gives it) are those of the connection.
@@ -97,8 +97,11 @@ class ProbeError(Exception):
     """The server is not up. The text says why."""
 
 
-def probe(target: Target, timeout: float) -> Probe:
-    """Probe once, for at most `timeout` seconds. Raises SettingError where the CA bundle cannot be loaded."""
+def probe(target: Target, timeout: float, clock: str = "request") -> Probe:
+    """Probe once, for at most `timeout` seconds, and count what follows the start of the `clock`.
+
+    That is "connection" or, for http and https, "request". Raises SettingError where the CA bundle cannot be loaded.
+    """
     result = Probe()
     context = tls_context(target) if target.scheme in ("tls", "https") else None
     deadline = monotonic() + timeout
@@ -118,7 +121,8 @@ def probe(target: Target, timeout: float) -> Probe:
     except OSError as error:
         result.error = f"{_reason(error)}, {_stage(target, result)}"
     else:
-        result.rtt = sum(result.phases.values())
+        request = result.phases.get("first_byte") if clock == "request" else None
+        result.rtt = request or sum(result.phases.values())
     return result
 
 

@@ -5,10 +5,11 @@ and Fan, 1996), so that it is always a time that was really measured, and one sl
 assumes that the next answers will be like the newest ones. With few samples a high percentile would be the slowest of
 them, an accident; the mean is the better guess then. Without samples there is no score.
 
-A few slow samples raise a high percentile, and nearly all of the window must be fast before it falls again. So, where
-there are more than few, the window ends at a server's last recovery: where each of 4 samples in a row is faster, by
-more than a quarter, than each of the 4 before them, only what was measured since then counts. Chance hardly ever sorts
-8 samples so.
+It takes some slow samples to raise a high percentile, and nearly all of the window must be fast before it falls again.
+So the window ends at a server's last clear change, and only what was measured since then counts, however little it is.
+There are two: each of 4 samples in a row is faster, by more than a quarter, than each of the 4 before them; or each of
+2 in a row is slower, by more than a third, than all that the window has before them, which must be 8 or more. Chance
+hardly ever sorts samples so: an accident takes one of two, and a tail has shown itself before.
 """
 
 from __future__ import annotations
@@ -34,16 +35,19 @@ if TYPE_CHECKING:
 RUN = 4
 """Samples in a row that show a recovery, and samples before them that they are held against."""
 
+SLOW, CALM = 2, 8
+"""Samples in a row that show a slowdown, and how many there must be before them."""
+
 CHANGE = 0.75
-"""Of two times, one is faster by more than a quarter if it is less than this part of the other."""
+"""One time is clearly faster than another if it is less than this part of it, which is then slower by a third."""
 
 
 class Score:
     """What a server's users wait, in `seconds`, and what that was made of.
 
     `counted` has the seconds of the samples that count, newest first. `percentile` is the percentile of them that it
-    is, None for their mean. `since` is the UNIX time of the oldest of them where the window ends at a recovery, None
-    where it does not, or where the sample has no time.
+    is, None for their mean. `since` is the UNIX time of the oldest of them where the window ends at a change, and None
+    where it does not, or where that sample has no time.
     """
 
     __slots__ = ("counted", "percentile", "seconds", "since")
@@ -74,8 +78,8 @@ def scores(
 ) -> dict[Server, Score]:
     """A score for each (backend, server) that has samples that count; `series` has them newest first.
 
-    `percentile` is 0 to 100; with `min_samples` samples or fewer the mean scores; `now` and `max_age` are seconds.
-    A recovery as old as the window can be told only where `series` has RUN samples more than that.
+    `percentile` is 0 to 100; with `min_samples` samples or fewer, and without a change, the mean scores; `now` and
+    `max_age` are seconds. A recovery as old as the window can be told only where `series` has RUN samples more.
     """
     by_size: dict[int, list[tuple[Server, list[Sample]]]] = {}
     for server, samples in series.items():
@@ -85,11 +89,11 @@ def scores(
     result: dict[Server, Score] = {}
     for available, members in by_size.items():
         table = np.array([[seconds for seconds, _ in counting] for _, counting in members])
-        sizes = np.full(len(members), available) if available <= min_samples else since_recovery(table)
+        sizes = since_change(table, window)
         for size in set(sizes.tolist()):
             chosen = np.flatnonzero(sizes == size)
             newest = table[chosen, : min(size, window)]
-            mean = newest.shape[1] <= min_samples
+            mean = size == available and newest.shape[1] <= min_samples
             column = newest.mean(axis=1) if mean else np.percentile(newest, percentile, axis=1, method="inverted_cdf")
             for index, seconds, counted in zip(chosen.tolist(), column.tolist(), newest.tolist(), strict=True):
                 server, counting = members[index]
@@ -98,15 +102,22 @@ def scores(
     return result
 
 
-def since_recovery(table: NDArray[np.float64]) -> NDArray[np.intp]:
-    """How many samples of each row (servers by samples, newest first) were taken since the last recovery, or all."""
+def since_change(table: NDArray[np.float64], window: int) -> NDArray[np.intp]:
+    """How many samples of each row (servers by samples, newest first) were taken since the last change, or all."""
     size = table.shape[1]
-    if size < 2 * RUN:
-        return np.full(len(table), size)
-    runs = [table[:, start : size - RUN + 1 + start] for start in range(RUN)]
-    slowest, fastest = np.maximum.reduce(runs), np.minimum.reduce(runs)
-    recovered = slowest[:, :-RUN] < CHANGE * fastest[:, RUN:]
-    sizes: NDArray[np.intp] = np.where(recovered.any(axis=1), recovered.argmax(axis=1) + RUN, size)
+    changed = np.zeros((len(table), size + 1), dtype=bool)  # by how many samples were taken since
+    changed[:, size] = True
+    if size >= 2 * RUN:
+        runs = [table[:, start : size - RUN + 1 + start] for start in range(RUN)]
+        slowest, fastest = np.maximum.reduce(runs), np.minimum.reduce(runs)
+        changed[:, RUN : size - RUN + 1] = slowest[:, :-RUN] < CHANGE * fastest[:, RUN:]
+    inside = table[:, :window]
+    last = inside.shape[1] - CALM
+    if last >= SLOW:
+        before = np.maximum.accumulate(inside[:, ::-1], axis=1)[:, ::-1]  # the slowest from here back
+        pairs = np.minimum(inside[:, :-1], inside[:, 1:])
+        changed[:, SLOW : last + 1] |= before[:, SLOW : last + 1] < CHANGE * pairs[:, : last - SLOW + 1]
+    sizes: NDArray[np.intp] = changed.argmax(axis=1)
     return sizes
 
 

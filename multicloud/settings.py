@@ -46,6 +46,7 @@ class Settings:
     path: str
     expect: tuple[range, ...]
     host: str
+    clock: str
     timeout: float
     ca_file: str
     insecure: bool
@@ -119,6 +120,12 @@ def _scheme(text: str) -> str:
     return text
 
 
+def _clock(text: str) -> str:
+    if text not in ("request", "connection"):
+        raise ValueError
+    return text
+
+
 def _switch(text: str) -> bool:
     if text not in ("0", "1"):
         raise ValueError
@@ -166,6 +173,13 @@ HOST = Setting(
     "a host name",
     "the name in the Host header, in SNI and in the certificate; where unset, the server's name",
 )
+CLOCK = Setting(
+    "clock",
+    "request",
+    _clock,
+    "request or connection",
+    "when the clock of http and https starts: with the request, as for users over a kept connection, or the connection",
+)
 TIMEOUT = Setting("timeout", "10", _number(0.001, 3600), "seconds, 0.001 to 3600", "seconds that a check may take")
 CA_FILE = Setting(
     "ca_file",
@@ -204,6 +218,6 @@ TOLERANCE = Setting(
     "milliseconds: servers this close to the fastest share the favourite's weight",
 )
 
-CHECK = (TIMES, SCHEME, PATH, EXPECT, HOST, TIMEOUT, CA_FILE, INSECURE)
+CHECK = (TIMES, SCHEME, PATH, EXPECT, HOST, CLOCK, TIMEOUT, CA_FILE, INSECURE)
 SCORING = (TIMES, PERCENTILE, MIN_SAMPLES, WINDOW, MAX_AGE)
 REWEIGH = (*SCORING, SOCKET, FAVORITE, BACKUP, HYSTERESIS, TOLERANCE)

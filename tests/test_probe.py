@@ -45,7 +45,8 @@ def probed(
     result = probe.probe(probe.Target(scheme, *at, host, **given), timeout)
     assert time.monotonic() - start < timeout + HANG
     assert (result.rtt is None) != (result.error is None)
-    assert result.rtt is None or result.rtt == sum(result.phases.values()) > 0
+    counts = result.phases.get("first_byte") or sum(result.phases.values())
+    assert result.rtt is None or result.rtt == counts > 0
     assert result.error is None or result.error.isprintable()
     return result
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multicloud.scores import CHANGE, RUN, Score, percentiles, scores
+from multicloud.scores import CALM, CHANGE, RUN, SLOW, Score, percentiles, scores
 
 EU = ("upstream", "eu")
 NOW = 1_763_870_000.0
@@ -41,19 +41,25 @@ def test_the_mean_scores_up_to_the_minimum_of_samples(values: list[float]) -> No
     assert score(values) == pytest.approx(sum(values) / len(values))
 
 
-def since_recovery(newest_first: list[float]) -> list[float]:
-    """The samples since the last recovery, by its definition."""
-    for size in range(RUN, len(newest_first) - RUN + 1):
-        after, before = newest_first[size - RUN : size], newest_first[size : size + RUN]
-        if max(after) < CHANGE * min(before):
+def since_change(newest_first: list[float], window: int) -> list[float]:
+    """The samples since the last change, by its definition."""
+    for size in range(1, len(newest_first)):
+        four, four_before = newest_first[max(0, size - RUN) : size], newest_first[size : size + RUN]
+        two, all_before = newest_first[max(0, size - SLOW) : size], newest_first[size:window]
+        recovered = len(four) == len(four_before) == RUN and max(four) < CHANGE * min(four_before)
+        slowed = len(two) == SLOW and len(all_before) >= CALM and CHANGE * min(two) > max(all_before)
+        if recovered or slowed:
             return newest_first[:size]
     return newest_first
 
 
 @given(st.lists(st.sampled_from([0.02, 0.021, 0.027, 0.03, 0.3]), min_size=1, max_size=60), st.integers(1, 50))
-def test_only_what_was_measured_since_the_last_recovery_counts(values: list[float], window: int) -> None:
-    counted = since_recovery(values[: window + RUN])[:window]
-    expected = nearest_rank(counted, 50) if len(counted) > 3 else sum(counted) / len(counted)
+def test_only_what_was_measured_since_the_last_change_counts(values: list[float], window: int) -> None:
+    available = values[: window + RUN]
+    since = since_change(available, window)
+    counted = since[:window]
+    few = len(counted) <= 3 and len(since) == len(available)
+    expected = sum(counted) / len(counted) if few else nearest_rank(counted, 50)
     assert score(values, window=window, percentile=50, min_samples=3) == pytest.approx(expected)
 
 
@@ -76,6 +82,34 @@ def test_four_fast_samples_are_a_recovery_and_it_is_never_taken_back(window: int
 )
 def test_less_is_no_recovery(newest_first: list[float]) -> None:
     assert score(newest_first) >= 0.23
+
+
+@pytest.mark.parametrize("fast", [8, 17, 28])
+def test_two_samples_that_are_slower_than_all_before_are_a_slowdown(fast: int) -> None:
+    assert score([0.3, 0.02] + [0.02] * fast) < 0.05
+    for slow in range(SLOW, 10):
+        assert score([0.3] * slow + [0.02] * fast) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    "newest_first",
+    [
+        [0.3] * 2 + [0.02] * 7,
+        [0.3, 0.02, 0.3] + [0.02] * 27,
+        [0.026] * 2 + [0.02] * 28,
+        [0.3] * 2 + [0.02] * 20 + [0.25] + [0.02] * 7,
+    ],
+    ids=["too few before", "not in a row", "not by a third", "there was one as slow"],
+)
+def test_less_is_no_slowdown(newest_first: list[float]) -> None:
+    counted = scores({EU: [(value, NOW) for value in newest_first]}, now=NOW)[EU]
+    assert (len(counted.counted), counted.since) == (min(30, len(newest_first)), None)
+
+
+def test_a_score_says_since_when_it_counts() -> None:
+    newest_first = [(0.3 if age < 3 else 0.02, NOW - age) for age in range(30)]
+    scored = scores({EU: newest_first}, now=NOW)[EU]
+    assert (scored.counted, scored.percentile, scored.since) == ([0.3] * 3, 90, NOW - 2)
 
 
 def test_the_twenty_first_sample_changes_from_the_mean_to_the_percentile() -> None:

@@ -17,6 +17,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "MULTICLOUD_PATH": "/",
         "MULTICLOUD_EXPECT": "200",
         "MULTICLOUD_HOST": "",
+        "MULTICLOUD_CLOCK": "request",
         "MULTICLOUD_TIMEOUT": "10",
         "MULTICLOUD_CA_FILE": "",
         "MULTICLOUD_INSECURE": "0",

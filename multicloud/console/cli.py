@@ -128,7 +128,7 @@ def check(url: str | None, connect: str | None, count: int, record: bool, form: 
             click.echo(target)
         results = []
         for number in range(1, count + 1):
-            result = probe.probe(target, values.timeout)
+            result = probe.probe(target, values.timeout, values.clock)
             results.append(result)
             if form == "text":
                 _show(result, resolved, number if count > 1 else None)
@@ -157,7 +157,7 @@ def _show(result: probe.Probe, resolved: float | None, number: int | None) -> No
     for line in (*waterfall.waterfall(phases, shutil.get_terminal_size().columns), *waterfall.facts(result)):
         click.echo(line)
     if result.rtt is not None:
-        click.echo(_green(f"up: {result.rtt * 1000:.1f} ms from the start of the connection, which is what counts"))
+        click.echo(_green(waterfall.verdict(result)))
 
 
 def _sum_up(results: Sequence[probe.Probe]) -> None:

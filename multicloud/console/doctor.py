@@ -200,7 +200,7 @@ def _probe(server: runtime.Server, values: Settings) -> str:
     }
     try:
         target = check.haproxy_target((), environ, values)
-        result = probe.probe(target, min(values.timeout, PROBE_TIME))
+        result = probe.probe(target, min(values.timeout, PROBE_TIME), values.clock)
     except (SettingError, check.UsageError) as error:
         return str(error)
     if result.rtt is not None:

@@ -114,6 +114,17 @@ def one_line(number: int, result: probe.Probe) -> str:
     return f"{number:>5}  up {result.rtt * 1000:9.1f} ms  {phases}"
 
 
+def verdict(result: probe.Probe) -> str:
+    """Of a probe that found the server up, the time that counts, and the other one where there are two."""
+    counts, whole = result.rtt or 0.0, sum(result.phases.values())
+    connection = f"{whole * 1000:.1f} ms from the start of the connection"
+    if "first_byte" not in result.phases:
+        return f"up: {connection}, which counts"
+    request = f"{result.phases['first_byte'] * 1000:.1f} ms from the request to the first byte of its answer"
+    first, second = (request, connection) if counts < whole else (connection, request)
+    return f"up: {first}, which counts; {second}"
+
+
 def facts(result: probe.Probe) -> list[str]:
     """What else is known of the connection: status, TLS version, certificate."""
     lines = []

@@ -104,6 +104,8 @@ PHASES: Mapping[str, Phase] = {
     "dies": Phase(300, (lambda t: np.where(abs(t - 151) < 30, np.inf, 20), 30, 50, 80)),
     "near tie": Phase(3600, (20, 20.4, 50, 80), jitter=0.15),
     "drift": Phase(1200, (lambda t: 30 - 10 * np.cos(t / 120), lambda t: 30 + 10 * np.cos(t / 120), 50, 80)),
+    "1 % tail": Phase(3600, (20, 60, 110, 150), tail=0.01),
+    "2 % tail": Phase(3600, (20, 60, 110, 150), tail=0.02),
     "5 % tail": Phase(3600, (20, 28, 50, 80), tail=0.05),
     "10 % tail": Phase(3600, (20, 28, 50, 80), tail=0.10),
     "20 % tail": Phase(3600, (20, 28, 50, 80), tail=0.20),
