@@ -51,6 +51,16 @@ def probed(
     return result
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_the_clock_starts_with_the_request_or_with_the_connection(scheme: str, ca_file: str) -> None:
+    tls = servers.good() if scheme == "https" else None
+    with servers.Server(servers.answers(servers.OK), tls=tls) as server:
+        target = probe.Target(scheme, server.address, server.port, EU, ca_file=ca_file)
+        request, connection = (probe.probe(target, 10, clock) for clock in ("request", "connection"))
+    assert request.rtt == request.phases["first_byte"]
+    assert connection.rtt == sum(connection.phases.values()) > connection.phases["first_byte"]
+
+
 def probed_server(
     scheme: str, behaviour: servers.Behaviour, *, tls: ssl.SSLContext | None = None, **given: Any
 ) -> tuple[probe.Probe, servers.Server]:

@@ -120,7 +120,7 @@ def verdict(result: probe.Probe) -> str:
     connection = f"{whole * 1000:.1f} ms from the start of the connection"
     if "first_byte" not in result.phases:
         return f"up: {connection}, which counts"
-    request = f"{result.phases['first_byte'] * 1000:.1f} ms from the request to the first byte of its answer"
+    request = f"{result.phases['first_byte'] * 1000:.1f} ms from the request"
     first, second = (request, connection) if counts < whole else (connection, request)
     return f"up: {first}, which counts; {second}"
 

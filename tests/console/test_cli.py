@@ -129,7 +129,10 @@ def test_a_check_shows_its_phases_as_a_waterfall(router: Edge) -> None:
     assert lines[8].startswith("  certificate eu and 2 more, ")
     assert lines[8].endswith(" days left")
     assert lines[9].startswith("up: ")
+    assert " ms from the request, which counts; " in lines[9]
     assert GREEN not in done.stdout
+    counting = run("check", url, "--connect", "127.0.0.1", "--clock", "connection", environ=router.router.settings)
+    assert " ms from the start of the connection, which counts; " in counting.stdout
 
 
 @pytest.mark.parametrize(("environ", "colored"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)])
