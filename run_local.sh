@@ -9,6 +9,6 @@ if [ "${1-}" = --docker ]; then
     docker build --tag multicloud .
     exec docker run --rm --name multicloud --env FLY_REGION=localhost1 --publish 8080:8080 --publish 9000:9000 multicloud
 fi
-. .ci/venv.sh
+. deploy/venv.sh
 make_venv demo
 exec .venv/bin/multicloud demo "$@"

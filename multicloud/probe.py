@@ -277,6 +277,7 @@ def tls_context(target: Target) -> ssl.SSLContext:
     import ssl  # tcp and http do without; it is half of what a check costs
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2  # as HAProxy's own; Debian's Python leaves it to OpenSSL
     if target.scheme == "https":
         context.set_alpn_protocols(["http/1.1"])
     if target.insecure:

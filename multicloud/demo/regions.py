@@ -115,6 +115,7 @@ class Regions:
         self.run(_cancel_others())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.close()
 
     def __iter__(self) -> Iterator[Region]:
         return iter(self._regions)

@@ -1,6 +1,7 @@
 # shellcheck shell=sh
-# Sourced by run_local.sh and tests/run.sh: make_venv EXTRA makes .venv and installs the package in it with the extra,
-# unless that was done before, at this place, with this Python and this pyproject.toml. PYTHON names another python3.
+# Installs the package into .venv for what runs from a checkout: run_local.sh, tests/run.sh and tests/container.sh source
+# this. make_venv EXTRA makes .venv and installs the package in it with the extra, unless that was done before, at this
+# place, with this Python and this pyproject.toml. PYTHON names another python3.
 
 make_venv() {
     python=${PYTHON:-python3}
