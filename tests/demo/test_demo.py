@@ -53,12 +53,14 @@ def start(temporary: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def upstream(port: int) -> str | None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
         connection.request("GET", "/")
         return connection.getresponse().headers["upstream"]
     except OSError:
         return None
+    finally:
+        connection.close()
 
 
 def processes_with(text: str) -> list[str]:
