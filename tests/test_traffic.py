@@ -1,4 +1,4 @@
-"""What users notice of a fault, with the shipped configuration and 200 requests a second: the README's promises."""
+"""What users notice of a fault, with the shipped configuration and 200 requests a second: docs/promises.md."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def at_shipped_pace() -> AbstractContextManager[Edge]:
 
 
 def failures(traffic: Traffic, fault: float | None = None) -> list[Answer]:
-    """The requests that were not answered with a 200; prints the figures for the README (pytest -rP shows them)."""
+    """The requests that were not answered with a 200; prints the figures of docs/promises.md (pytest -rP shows them)."""
     failed = sorted(answer for answer in traffic.answers if answer.status != 200)
     slowest = max(answer.seconds for answer in traffic.answers if answer.status == 200)
     span = ""
@@ -143,17 +143,17 @@ def test_no_request_fails_for_a_kept_connection_that_turns_out_closed(method: st
     assert failures(traffic) == []
 
 
-def test_when_the_favourite_is_killed_no_post_fails() -> None:
+def test_when_the_favourite_is_killed_no_post_fails_but_those_that_it_has() -> None:
     with at_shipped_pace() as running:
         settle(running)
         with Traffic(running.port, rate=50, method="POST") as traffic:
             time.sleep(1)
             running.regions.stop(running.region["eu.demo"])
+            killed = time.monotonic()
             wait_until(lambda: running.weights("upstream-once")["us.demo"] == 256, 20, "us.demo as favourite")
             time.sleep(1)
-    # In flight are those that the region had when it was killed: whether it did what they ask for, nobody knows.
-    assert [failure for failure in failures(traffic) if failure.status != 502] == []
-    assert len(failures(traffic)) <= 2
+    # Whether the region did what those ask for, nobody knows.
+    assert [failure for failure in failures(traffic, killed) if failure.sent > killed] == []
 
 
 def test_after_a_cold_start_the_first_request_is_served_and_soon_by_the_fastest() -> None:
