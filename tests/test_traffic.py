@@ -24,7 +24,7 @@ def at_shipped_pace() -> AbstractContextManager[Edge]:
 
 
 def failures(traffic: Traffic, fault: float | None = None) -> list[Answer]:
-    """The requests that were not answered with a 200; prints the figures of docs/promises.md (pytest -rP shows them)."""
+    """The requests that were not answered with a 200; prints their figures (pytest -rP shows them)."""
     failed = sorted(answer for answer in traffic.answers if answer.status != 200)
     slowest = max(answer.seconds for answer in traffic.answers if answer.status == 200)
     span = ""
