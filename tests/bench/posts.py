@@ -1,6 +1,6 @@
 """Do requests fail when regions close connections that were idle, and how many round trips do the others take?
 
-    python -m tests.bench.posts                   two minutes, some 400 requests of each kind
+    python -m tests.bench.posts                   two minutes, some 300 requests of each kind
     python -m tests.bench.posts --seconds 400     more of them
 
 A region 100 ms away closes each connection that was idle for a second. A new client about every second sends a GET, and
