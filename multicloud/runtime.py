@@ -23,11 +23,15 @@ TIMEOUT = 1.5
 
 PROMPT = b"\n> "
 MAINT_BITS = 0x01 | 0x02 | 0x04  # forced, inherited, or configured
+INHERITED_BIT = 0x02
 UNRESOLVED_BIT = 0x20
 DRAIN_BITS = 0x08 | 0x10  # forced, inherited
 STOPPED, STOPPING = 0, 3
 
-STATE_COLUMNS = ("be_name", "srv_name", "srv_op_state", "srv_admin_state", "srv_uweight", "srv_addr", "srv_port")
+STATE_COLUMNS = (
+    *("be_name", "srv_name", "srv_op_state", "srv_admin_state"),
+    *("srv_uweight", "srv_addr", "srv_port", "srv_fqdn"),
+)
 STAT_COLUMNS = ("pxname", "svname", "tracked", "lastchg", "check_status", "check_code", "check_duration", "mode")
 QUOTED = re.compile('"(?:[^"]|"")*"')
 
@@ -41,14 +45,15 @@ class Server(ranking.Server):
 
     `address`, `port` and `tls` ("1", "0", or "" where HAProxy does not say) are what it tells a check of it. `mode` is
     its backend's. `since_change` and `check_seconds` are seconds, None where there was no check; `check` is the status
-    of the last check, "" without one, and `code` its exit code or status.
+    of the last check, "" without one, and `code` its exit code or status. `host` is the name that HAProxy finds the
+    address by, "" where it is told the address.
     """
 
-    __slots__ = ("address", "check", "check_seconds", "code", "mode", "port", "since_change", "tls")
+    __slots__ = ("address", "check", "check_seconds", "code", "host", "mode", "port", "since_change", "tls")
 
     def __init__(self, backend: str, name: str, state: str, weight: int, *, unresolved: bool = False) -> None:
         super().__init__(backend, name, state, weight, unresolved=unresolved)
-        self.address = self.port = self.tls = self.check = self.code = ""
+        self.address = self.host = self.port = self.tls = self.check = self.code = ""
         self.mode = "http"
         self.since_change = 0.0
         self.check_seconds: float | None = None
@@ -165,16 +170,18 @@ def rows(table: str, separator: str, columns: Sequence[str], optional: Sequence[
 
 
 def _server(row: Sequence[str]) -> Server:
-    backend, name, op_state, admin_state, weight, address, port, tls = row
+    backend, name, op_state, admin_state, weight, address, port, host, tls = row
     bits = int(admin_state)
     server = Server(
         backend,
         name,
         _state(int(op_state), bits),
         int(weight),
-        unresolved=bool(bits & UNRESOLVED_BIT and not bits & MAINT_BITS),
+        # One that tracks another whose name does not resolve has inherited that maintenance, beside its own.
+        unresolved=bool(bits & UNRESOLVED_BIT and not bits & MAINT_BITS & ~INHERITED_BIT),
     )
     server.address, server.port, server.tls = address, port, tls
+    server.host = host.removeprefix("-")  # which stands for none
     return server
 
 

@@ -143,7 +143,7 @@ def _samples(instance: Instance | None, values: Settings, user: User | None) -> 
     for problem in wrong:
         yield Finding("problem", problem)
     measured = sum(server.key in found.series for server in instance.servers)
-    if not measured:
+    if not measured and not any(server.unresolved for server in instance.servers):
         yield Finding(
             "problem",
             f"{values.times} has no samples of a server that HAProxy knows: do its servers have "
@@ -179,13 +179,13 @@ def _checks(instance: Instance, values: Settings) -> Iterator[Finding]:
             f"the check of {server.backend}/{server.name} fails with exit code {server.code}: "
             + (observe.EXIT_CODES.get(server.code) or said or "HAProxy's log has its reason"),
         )
-    if not checked:
+    if not checked and not any(server.unresolved for server in instance.servers):  # which is not checked
         yield Finding(
             "problem",
             "no server has an external check: write `option external-check` and `external-check command "
             "multicloud-check` into its backend, and `check` on its line",
         )
-    elif not failing and all(server.check == observe.PASSED for server in checked):
+    elif checked and not failing and all(server.check == observe.PASSED for server in checked):
         yield Finding("ok", f"the checks of all {len(checked)} servers pass")
 
 

@@ -33,7 +33,7 @@ def problems(instance: Instance, found: Samples, values: Settings, now: float) -
         backends.setdefault(server.backend, []).append(server)
     checked = {server.backend for server in instance.checked()}
     routed = {backend: members for backend, members in backends.items() if backend in checked or _has(members, found)}
-    lines = _reweigh(instance)
+    lines = _reweigh(instance) + _unresolved(instance.servers)
     for backend, members in routed.items():
         if any(server.source == server.key for server in members):  # else the tracked ones have the same problem
             lines += _unserved(backend, members)
@@ -59,6 +59,16 @@ def _reweigh(instance: Instance) -> list[str]:
         f"{server.backend}/{server.name} is DOWN, so nobody sets weights: " + observe.EXIT_CODES.get(server.code, why)
         for server in instance.servers
         if server.name == observe.REWEIGH and server.state == DOWN
+    ]
+
+
+def _unresolved(servers: list[Server]) -> list[str]:
+    """A line for each name, however many servers have it, in however many backends."""
+    first = {server.host: server for server in reversed(servers) if server.unresolved}
+    return [
+        f"the name {host} does not resolve, so HAProxy has put {server.backend}/{server.name} into maintenance, "
+        "until it does: is it spelt right, and do HAProxy's name servers, which read no /etc/hosts, know it?"
+        for host, server in reversed(first.items())
     ]
 
 

@@ -1,0 +1,71 @@
+"""Regions by their host names, with the shipped configuration, and what becomes of them when DNS goes away."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.command import run
+from tests.edge import Edge, edge, wait_until
+from tests.names import by_name, name_server
+from tests.test_traffic import failures
+from tests.traffic import Traffic
+
+DELAYS = {"eu.demo": 0.010, "us.demo": 0.040, "ap.demo": 0.070}
+
+SILENCE = 40.0
+"""Seconds: with HAProxy's own `hold` times, every request fails after 30 seconds and three attempts."""
+
+
+def said(running: Edge, command: str) -> str:
+    """What a command tells, as one line."""
+    return " ".join(run(command, environ=running.router.settings).stdout.split())
+
+
+@pytest.mark.slow
+def test_when_dns_goes_away_no_request_fails_and_the_last_addresses_are_kept() -> None:
+    with (
+        name_server() as names,
+        edge(DELAYS, interval="2s", reweigh_interval="3s", configure=by_name(names.address)) as running,
+    ):
+        wait_until(lambda: running.weights() == {"eu.demo": 256, "us.demo": 1, "ap.demo": 0}, 30, "all are ranked")
+        with Traffic(running.port, rate=100) as traffic:
+            names.answers = False
+            time.sleep(SILENCE)
+            names.unknown = set(DELAYS)
+            names.answers = True
+            time.sleep(8)
+        for backend in ("upstream", "upstream-once", "last-resort"):
+            assert set(running.states(backend).values()) == {"UP"}
+    assert failures(traffic) == []
+
+
+def test_a_name_that_never_resolved_is_told_once_and_its_server_comes_up_when_it_does() -> None:
+    with name_server() as names:
+        names.unknown = {"us.demo"}
+        with edge(DELAYS, configure=by_name(names.address)) as running:
+            wait_until(lambda: running.weights()["eu.demo"] == 256, 30, "the others are ranked")
+            for command in ("status", "doctor"):
+                told = said(running, command)
+                assert told.count("the name us.demo does not resolve, so HAProxy has put upstream/us.demo into") == 1
+                assert told.count("does not resolve") == 1
+            assert "operator" not in said(running, "reweigh")
+            names.unknown = set()
+            wait_until(lambda: running.states()["us.demo"] == "UP", 30, "us.demo is UP")
+            assert "does not resolve" not in said(running, "status")
+
+
+def test_where_no_name_resolves_doctor_tells_that_and_nothing_that_follows_from_it() -> None:
+    with name_server() as names:
+        names.unknown = set(DELAYS)
+        with edge(DELAYS, configure=by_name(names.address)) as running:
+            wait_until(lambda: set(running.states().values()) == {"MAINT"}, 30, "all names are unknown")
+            told = said(running, "doctor")
+            for name in DELAYS:
+                assert f"the name {name} does not resolve" in told
+            assert "no server has an external check" not in told
+            assert "has no samples of a server" not in told
+            names.unknown = set()
+            wait_until(lambda: set(running.states().values()) == {"UP"}, 30, "all regions are UP")
+            assert running.get()[0] == 200
