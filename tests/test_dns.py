@@ -30,9 +30,10 @@ def test_when_dns_goes_away_no_request_fails_and_the_last_addresses_are_kept() -
         edge(DELAYS, interval="2s", reweigh_interval="3s", configure=by_name(names.address)) as running,
     ):
         wait_until(lambda: running.weights() == {"eu.demo": 256, "us.demo": 1, "ap.demo": 0}, 30, "all are ranked")
-        with Traffic(running.port, rate=100) as traffic:
+        with Traffic(running.port) as traffic:
             names.answers = False
             time.sleep(SILENCE)
+            assert "does not answer from here" in said(running, "doctor")
             names.unknown = set(DELAYS)
             names.answers = True
             time.sleep(8)
@@ -69,3 +70,17 @@ def test_where_no_name_resolves_doctor_tells_that_and_nothing_that_follows_from_
             names.unknown = set()
             wait_until(lambda: set(running.states().values()) == {"UP"}, 30, "all regions are UP")
             assert running.get()[0] == 200
+
+
+def test_doctor_tells_a_name_that_resolves_no_more_although_its_last_address_is_kept() -> None:
+    with name_server() as names, edge(DELAYS, configure=by_name(names.address)) as running:
+        wait_until(lambda: set(running.states().values()) == {"UP"}, 30, "all regions are UP")
+        assert "the name servers know the names of all 3 hosts" in said(running, "doctor")
+        names.unknown = {"us.demo"}
+        told = said(running, "doctor")
+        assert f"the name us.demo does not resolve any more, says {names.address}: HAProxy keeps its last" in told
+        assert "the name eu.demo" not in told
+        names.answers = False
+        told = said(running, "doctor")
+        assert f"the name server {names.address} does not answer from here" in told
+        assert "us.demo" in told

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud import check, probe, runtime, samples
-from multicloud.console import configuration, observe, problems
+from multicloud.console import configuration, names, observe, problems
 from multicloud.console.configuration import ConfigurationError, Section
 from multicloud.settings import SettingError
 
@@ -51,6 +51,7 @@ class Finding(NamedTuple):
 def examine(values: Settings, files: Sequence[str]) -> list[Finding]:
     """All findings. `files` are HAProxy's configuration files, or none. Raises ConfigurationError."""
     findings = []
+    sections: list[Section] = []
     instance, environ, user = None, dict(os.environ), None
     try:
         with runtime.RuntimeAPI(values.socket) as api:
@@ -59,15 +60,18 @@ def examine(values: Settings, files: Sequence[str]) -> list[Finding]:
                 environ = dict(line.split("=", 1) for line in api.ask("show env").splitlines() if "=" in line)
     except runtime.RuntimeAPIError as error:
         findings.append(_unreachable(values.socket, error))
+    if files:
+        sections = configuration.read(files, environ)
     if instance is not None:
         user = observe.user_of(instance.pid)
         findings += _process(instance, values, user)
         findings += _checks(instance, values)
+        findings += _names(instance, sections)
         if not files:  # the configuration tells whether the algorithm is a consistent hash, HAProxy does not
             findings += _algorithms(instance)
     findings += _samples(instance, values, user)
     if files:
-        findings += _configuration(configuration.read(files, environ), instance, user)
+        findings += _configuration(sections, instance, user)
     else:
         findings.append(Finding("unknown", "the configuration was not looked at: name it with -f haproxy.cfg"))
     return findings
@@ -206,6 +210,39 @@ def _probe(server: runtime.Server, values: Settings) -> str:
     if result.rtt is not None:
         return f"{target} is up from here; HAProxy's log has the reason, and its checks may have other settings"
     return f"{target}: {result.error}"
+
+
+def _names(instance: Instance, sections: list[Section]) -> Iterator[Finding]:
+    """Names of servers for which HAProxy may have a last address only. Of those in maintenance `problems` tells."""
+    lines = [line for section in sections if section.kind == "resolvers" for line in section.lines]
+    configured = {line[1]: line[2] for line in lines if line[0] == "nameserver" and len(line) > 2}
+    hosts = {server.host: server.address for server in instance.servers if server.host and not server.unresolved}
+    resolving: set[str] = set()
+    answering = []
+    for name in instance.nameservers if hosts else ():
+        address = names.address(configured.get(name, name))
+        if address is None:
+            yield Finding("unknown", f"the address of the name server {name} was not found: -f haproxy.cfg may have it")
+            return
+        known = names.known(list(hosts), address)
+        if known is None:
+            yield Finding(
+                "problem",
+                f"the name server {name} does not answer from here: HAProxy keeps the last address of each name that "
+                f"no other one knows ({', '.join(hosts)})",
+            )
+        else:
+            resolving |= known
+            answering.append(name)
+    for host in hosts if answering else ():
+        if host not in resolving:
+            yield Finding(
+                "problem",
+                f"the name {host} does not resolve any more, says {' and '.join(answering)}: HAProxy keeps its last "
+                f"address {hosts[host]}, and does not read /etc/hosts",
+            )
+    if answering and resolving == set(hosts):
+        yield Finding("ok", f"the name servers know the names of all {len(hosts)} hosts")
 
 
 def _algorithms(instance: Instance) -> Iterator[Finding]:

@@ -1,7 +1,7 @@
 """What a running HAProxy says of itself beyond its servers' weights, and what its user may do with a file.
 
-It asks the Runtime API for `show info`, `show stat` and the level of the connection (HAProxy's management guide,
-section 9.3), which change nothing.
+It asks the Runtime API for `show info`, `show stat`, `show resolvers` and the level of the connection (HAProxy's
+management guide, section 9.3), which change nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import re
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,6 +25,8 @@ REWEIGH = "multicloud-reweigh"
 PASSED, TIMED_OUT, EXTERNAL = "PROCOK", "PROCTOUT", "PROC"
 """Check statuses of external checks, and how they all begin."""
 
+NAMESERVER = re.compile(r"^ nameserver (\S+):\n  sent: +[1-9]", re.MULTILINE)
+"""A name server in `show resolvers` to which HAProxy has sent queries."""
 
 EXIT_CODES = {
     "2": "wrong settings, which the line in HAProxy's log names",
@@ -44,13 +47,18 @@ class User(NamedTuple):
 
 
 class Instance(NamedTuple):
-    """A running HAProxy. `algorithms` are the balance algorithms by backend, empty where the level is `user`."""
+    """A running HAProxy. `algorithms` are the balance algorithms by backend, empty where the level is `user`.
+
+    `nameservers` are the names, in its configuration, of the name servers that it asks: their addresses where it has
+    them from /etc/resolv.conf.
+    """
 
     version: str
     pid: int
     level: str
     servers: list[Server]
     algorithms: dict[str, str]
+    nameservers: tuple[str, ...] = ()
 
     def checked(self) -> list[Server]:
         """The servers that have an external check other than the reweigh."""
@@ -62,7 +70,8 @@ def instance(api: RuntimeAPI) -> Instance:
     info = dict(line.split(": ", 1) for line in api.ask("show info").splitlines() if ": " in line)
     backends = runtime.rows(api.ask("show stat -1 2 -1"), ",", ("pxname", "algo"))
     algorithms = {backend: algorithm for backend, algorithm in backends if algorithm}
-    return Instance(info["Version"], int(info["Pid"]), api.ask("show cli level"), api.servers(), algorithms)
+    asked = tuple(dict.fromkeys(NAMESERVER.findall(api.ask("show resolvers"))))
+    return Instance(info["Version"], int(info["Pid"]), api.ask("show cli level"), api.servers(), algorithms, asked)
 
 
 def user_of(pid: int) -> User | None:
