@@ -67,6 +67,10 @@ def test_where_no_name_resolves_doctor_tells_that_and_nothing_that_follows_from_
                 assert f"the name {name} does not resolve" in told
             assert "no server has an external check" not in told
             assert "has no samples of a server" not in told
+            assert "any more" not in told
+            names.answers = False
+            assert f"the name server {names.address} does not answer from here" in said(running, "doctor")
+            names.answers = True
             names.unknown = set()
             wait_until(lambda: set(running.states().values()) == {"UP"}, 30, "all regions are UP")
             assert running.get()[0] == 200

@@ -216,7 +216,8 @@ def _names(instance: Instance, sections: list[Section]) -> Iterator[Finding]:
     """Names of servers for which HAProxy may have a last address only. Of those in maintenance `problems` tells."""
     lines = [line for section in sections if section.kind == "resolvers" for line in section.lines]
     configured = {line[1]: line[2] for line in lines if line[0] == "nameserver" and len(line) > 2}
-    hosts = {server.host: server.address for server in instance.servers if server.host and not server.unresolved}
+    hosts = {server.host: server.address for server in instance.servers if server.host}
+    lost = {server.host for server in instance.servers if server.unresolved}
     resolving: set[str] = set()
     answering = []
     for name in instance.nameservers if hosts else ():
@@ -228,14 +229,14 @@ def _names(instance: Instance, sections: list[Section]) -> Iterator[Finding]:
         if known is None:
             yield Finding(
                 "problem",
-                f"the name server {name} does not answer from here: HAProxy keeps the last address of each name that "
-                f"no other one knows ({', '.join(hosts)})",
+                f"the name server {name} does not answer from here: a name that no other one knows keeps its last "
+                f"address in HAProxy, if it had one ({', '.join(hosts)})",
             )
         else:
             resolving |= known
             answering.append(name)
     for host in hosts if answering else ():
-        if host not in resolving:
+        if host not in resolving | lost:
             yield Finding(
                 "problem",
                 f"the name {host} does not resolve any more, says {' and '.join(answering)}: HAProxy keeps its last "
