@@ -153,11 +153,12 @@ def _choose(
         elif server not in leaders:
             decisions.append(Decision(server, weight, Reason.BACKUP if server is second else Reason.SLOWER))
         elif scores[server.source] > scores[fastest.source]:
-            reason = Reason.WITHIN_TOLERANCE if tolerance else Reason.KEPT
+            within = scores[server.source] <= scores[fastest.source] + tolerance / 1000
+            reason = Reason.WITHIN_TOLERANCE if within else Reason.KEPT
             decisions.append(Decision(server, weight, reason, fastest, _percent(fastest, server, scores)))
         else:
             beaten = None
-            if server.weight != favorite and not tolerance:
+            if server.weight != favorite != backup and not tolerance:
                 beaten = next((other for other in others if other.weight == favorite and other.source in scores), None)
             percent = _percent(server, beaten, scores) if beaten else 0.0
             decisions.append(Decision(server, weight, Reason.FASTEST, beaten, percent))

@@ -117,8 +117,8 @@ class RuntimeAPI:
                     while tracked:  # which may track another in turn; HAProxy refuses circles
                         backend, _, name = tracked.partition("/")
                         server.source = backend, name
-                        tracked = found[server.source][0]
-        except (ValueError, KeyError):
+                        tracked = found.get(server.source, ("",))[0]
+        except ValueError:
             raise RuntimeAPIError(f"{self.address}: no statistics in the answer {stats[:100]!r}") from None
         return servers
 
@@ -157,12 +157,12 @@ def rows(table: str, separator: str, columns: Sequence[str], optional: Sequence[
     An `optional` column that is not there is "". A quoted field, which only HAProxy's texts for people are, is "" too.
     Raises ValueError where it is no such table.
     """
-    header, *lines = table.splitlines() or [""]
+    header, *lines = QUOTED.sub("", table).rstrip("\n").split("\n")  # a server's words may hold any other line's end
     names = header.removeprefix("# ").split(separator)
     places = [names.index(name) for name in columns]
     places += [names.index(name) if name in names else len(names) for name in optional]
     for line in lines:
-        fields = QUOTED.sub("", line).split(separator)
+        fields = line.split(separator)
         if len(fields) < len(names):
             raise ValueError
         fields[len(names) :] = [""]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from multicloud import ranking, runtime
+from tests import servers
 from tests.edge import free_ports, wait_until
 from tests.haproxy import haproxy, listening, recording, tell, weights
 
@@ -33,7 +34,7 @@ def router() -> Iterator[str]:
         yield address
 
 
-def servers(address: str) -> list[tuple[str, str, str, int]]:
+def told(address: str) -> list[tuple[str, str, str, int]]:
     with runtime.RuntimeAPI(address) as api:
         return [(server.backend, server.name, server.state, server.weight) for server in api.servers()]
 
@@ -76,9 +77,9 @@ backend {LONG}
 """
         ) as address,
     ):
-        wait_until(lambda: servers(address)[1][2] == "DOWN", 10, "the server is DOWN")
+        wait_until(lambda: told(address)[1][2] == "DOWN", 10, "the server is DOWN")
         tell(address, "set server zzz/node2 state drain")
-        assert servers(address) == [
+        assert told(address) == [
             ("zzz", "up", "UP", 7),
             ("zzz", "down", "DOWN", 3),
             ("zzz", "maint", "MAINT", 1),
@@ -92,19 +93,34 @@ backend {LONG}
             (LONG, LONG, "UP", 1),
         ]
         with runtime.RuntimeAPI(address) as api:
-            told = {server.name: server for server in api.servers()}
-        assert [server.name for server in told.values() if server.unresolved] == ["unresolved"]
-        assert (told["up"].address, told["down"].port, told["up"].mode) == ("127.0.0.1", str(port), "http")
-        assert (told["up"].check, told["down"].check, told["unchecked"].check) == ("L4OK", "L4CON", "")
-        assert told["up"].check_seconds is not None
+            found = {server.name: server for server in api.servers()}
+        assert [server.name for server in found.values() if server.unresolved] == ["unresolved"]
+        assert (found["up"].address, found["down"].port, found["up"].mode) == ("127.0.0.1", str(port), "http")
+        assert (found["up"].check, found["down"].check, found["unchecked"].check) == ("L4OK", "L4CON", "")
+        assert found["up"].check_seconds is not None
         set_weights(address, {"3:4": 5}, "1:2")
         set_weights(address, {LONG: 6}, LONG)
         assert (weights(address, "1:2"), weights(address, LONG)) == ({"3:4": 5}, {LONG: 6})
 
 
+@pytest.mark.parametrize("words", ["O\x85K", "O\x0cK", 'a",\u2028b'])
+def test_what_a_server_answers_to_a_check_of_haproxys_own_is_never_taken_for_a_table(words: str) -> None:
+    answer = f"HTTP/1.1 404 {words}\r\ncontent-length: 0\r\n\r\n".encode()
+    with servers.Server(servers.answers(answer)) as server:
+        check = f"server a {server.address}:{server.port} check inter 50ms"
+        with haproxy(f"backend b\n    option httpchk\n    {check}") as address:
+            wait_until(lambda: told(address)[0] == ("b", "a", "DOWN", 1), 10, "the server is DOWN")
+
+
+def test_a_server_that_tracks_one_of_a_disabled_backend_is_as_any_other() -> None:
+    backends = "server a 127.0.0.1:1 track d/a\nbackend d\n    disabled\n    server a 127.0.0.1:1 check"
+    with haproxy(f"backend b\n    {backends}") as address:
+        assert ("b", "a") in [each[:2] for each in told(address)]
+
+
 def test_a_haproxy_without_servers_has_none() -> None:
     with haproxy("") as address:
-        assert servers(address) == []
+        assert told(address) == []
 
 
 def test_weights_are_set(router: str) -> None:
@@ -154,14 +170,14 @@ def fail(use: Callable[[], object]) -> str:
 def test_a_socket_that_is_missing_or_that_nobody_listens_at_is_an_error(tmp_path: Path) -> None:
     path = str(tmp_path / "haproxy.sock")
     asks = "is it the `stats socket` of a running HAProxy?"
-    assert fail(lambda: servers(path)) == f"{path}: no such file or directory; {asks}"
+    assert fail(lambda: told(path)) == f"{path}: no such file or directory; {asks}"
     with socket.socket(socket.AF_UNIX) as left_behind:
         left_behind.bind(path)
-    assert fail(lambda: servers(path)) == f"{path}: connection refused; {asks}"
+    assert fail(lambda: told(path)) == f"{path}: connection refused; {asks}"
     (port,) = free_ports(1)
-    assert fail(lambda: servers(f"127.0.0.1:{port}")) == f"127.0.0.1:{port}: connection refused; {asks}"
+    assert fail(lambda: told(f"127.0.0.1:{port}")) == f"127.0.0.1:{port}: connection refused; {asks}"
     too_long = "/" + "x" * 200
-    assert fail(lambda: servers(too_long)) == f"{too_long}: af_unix path too long; {asks}"
+    assert fail(lambda: told(too_long)) == f"{too_long}: af_unix path too long; {asks}"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
@@ -169,7 +185,7 @@ def test_a_socket_of_another_user_is_an_error(router: str) -> None:
     os.chmod(os.path.dirname(router), 0o755)
     os.seteuid(65534)
     try:
-        message = fail(lambda: servers(router))
+        message = fail(lambda: told(router))
     finally:
         os.seteuid(0)
     assert message == f"{router}: permission denied; is it the `stats socket` of a running HAProxy?"

@@ -136,11 +136,19 @@ def test_a_kept_connection_serves_every_client() -> None:
 def test_no_request_fails_for_a_kept_connection_that_turns_out_closed(method: str) -> None:
     with at_shipped_pace() as running:
         settle(running)
+        before = sum(region.accepted for region in running.regions)
         for region in running.regions:
             region.stale = 5
         with Traffic(running.port, rate=50, method=method) as traffic:
             time.sleep(5)
+        cut = sum(region.cut for region in running.regions)
+        accepted = sum(region.accepted for region in running.regions) - before
     assert failures(traffic) == []
+    if method == "GET":
+        assert cut > 10
+    else:
+        assert cut == 0
+        assert accepted >= len(traffic.answers)
 
 
 def test_when_the_favourite_is_killed_no_post_fails_but_those_that_it_has() -> None:

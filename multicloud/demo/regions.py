@@ -26,7 +26,7 @@ class Region:
     """A server whose answers take `delay` seconds, have `status` and say what was asked.
 
     `accepted` counts the connections that were made to it. With `stale` N it closes a kept connection at each Nth
-    request that comes over one, unanswered, as a server does whose patience has ended just then.
+    request that comes over one, unanswered, as a server does whose patience has ended just then; `cut` counts those.
     """
 
     def __init__(self, name: str, delay: float = 0.0) -> None:
@@ -35,7 +35,7 @@ class Region:
         self.status = 200
         self.stale = 0
         self._kept = 0
-        self.accepted = 0
+        self.accepted = self.cut = 0
         self.port = 0
         self._server: asyncio.Server | None = None
         self._frozen: list[socket.socket] = []
@@ -72,6 +72,7 @@ class Region:
                 head = await reader.readuntil(b"\r\n\r\n")
                 self._kept += not first
                 if not first and self.stale and self._kept % self.stale == 0:
+                    self.cut += 1
                     break
                 first = False
                 await asyncio.sleep(self.delay)
