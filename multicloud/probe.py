@@ -20,7 +20,10 @@ from multicloud.settings import CA_FILE, SettingError
 TYPE_CHECKING = False  # `typing` costs a check more than this whole module does
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 MAX_HEAD = 64 * 1024
 """Bytes of status line and headers that an answer may have."""
@@ -106,14 +109,16 @@ def probe(target: Target, timeout: float, clock: str = "request") -> Probe:
     context = tls_context(target) if target.scheme in ("tls", "https") else None
     deadline = monotonic() + timeout
     try:
-        connection = _connect(target, deadline, result)
+        plain = _connect(target, deadline, result)
+        connection: socket.socket | _TLS = plain
         try:
             if context is not None:
-                connection = _shake_hands(connection, context, target, deadline, result)
+                connection = _TLS(plain, context, target.host)
+                _shake_hands(connection, deadline, result)
             if target.scheme in ("http", "https"):
                 _ask(connection, target, deadline, result)
         finally:
-            _close(connection)
+            connection.close()
     except ProbeError as error:
         result.error = str(error)
     except TimeoutError:
@@ -124,6 +129,80 @@ def probe(target: Target, timeout: float, clock: str = "request") -> Probe:
         request = result.phases.get("first_byte") if clock == "request" else None
         result.rtt = request or sum(result.phases.values())
     return result
+
+
+class _TLS:
+    """TLS over a connection, for what is done with a socket.
+
+    What comes is given to OpenSSL piece by piece. From a socket it would read on for as long as key updates or session
+    tickets follow each other, and come back to nobody who could see that the time is over.
+    """
+
+    __slots__ = ("_deadline", "_incoming", "_outgoing", "_socket", "_ssl", "object")
+
+    def __init__(self, connection: socket.socket, context: ssl.SSLContext, host: str) -> None:
+        import ssl
+
+        self._ssl = ssl
+        self._socket = connection
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        # As bytes where it can be: of a string, even an ASCII one, Python makes IDNA with three more modules.
+        name = host.encode() if host.isascii() else host
+        try:
+            self.object = context.wrap_bio(self._incoming, self._outgoing, server_hostname=name)
+        except ValueError:
+            raise ProbeError(f"{host!r} cannot be a TLS server name; set MULTICLOUD_HOST") from None
+
+    def settimeout(self, seconds: float) -> None:
+        """The time for all that follows, until it is set again."""
+        self._deadline = monotonic() + seconds
+
+    def do_handshake(self) -> None:
+        self._until_done(self.object.do_handshake)
+
+    def sendall(self, data: bytes) -> None:
+        self._until_done(self.object.write, data)
+
+    def recv(self, size: int) -> bytes:
+        try:
+            return self._until_done(self.object.read, size)
+        except self._ssl.SSLEOFError:  # without a goodbye
+            return b""
+
+    def close(self) -> None:
+        """Say goodbye, without waiting for the answer, where there is a connection to say it on."""
+        try:
+            self._socket.settimeout(0)
+            self.object.unwrap()
+        except (OSError, ValueError):
+            pass
+        try:
+            said = self._outgoing.read()  # the goodbye, or what was wrong with the handshake
+            self._socket.send(said)
+        except OSError:
+            pass
+        self._socket.close()
+
+    def _until_done(self, do: Callable[..., T], *arguments: object) -> T:
+        while True:
+            try:
+                done = do(*arguments)
+            except self._ssl.SSLWantReadError:
+                self._flush()
+            else:
+                self._flush()
+                return done
+            self._socket.settimeout(_remaining(self._deadline))
+            received = self._socket.recv(CHUNK)
+            if received:
+                self._incoming.write(received)
+            else:
+                self._incoming.write_eof()
+
+    def _flush(self) -> None:
+        if self._outgoing.pending:
+            self._socket.settimeout(_remaining(self._deadline))
+            self._socket.sendall(self._outgoing.read())
 
 
 def _connect(target: Target, deadline: float, result: Probe) -> socket.socket:
@@ -151,29 +230,16 @@ def _connect(target: Target, deadline: float, result: Probe) -> socket.socket:
     return connection
 
 
-def _shake_hands(
-    connection: socket.socket, context: ssl.SSLContext, target: Target, deadline: float, result: Probe
-) -> ssl.SSLSocket:
+def _shake_hands(connection: _TLS, deadline: float, result: Probe) -> None:
     start = monotonic()
-    try:
-        # As bytes where it can be: of a string, even an ASCII one, Python makes IDNA with three more modules.
-        name = target.host.encode() if target.host.isascii() else target.host
-        tls = context.wrap_socket(connection, server_hostname=name, do_handshake_on_connect=False)
-    except ValueError:
-        raise ProbeError(f"{target.host!r} cannot be a TLS server name; set MULTICLOUD_HOST") from None
-    try:
-        tls.settimeout(_remaining(deadline))
-        tls.do_handshake()
-    except BaseException:
-        tls.close()
-        raise
+    connection.settimeout(_remaining(deadline))
+    connection.do_handshake()
     result.phases["tls"] = monotonic() - start
-    result.tls_version = tls.version()
-    result.certificate = tls.getpeercert()
-    return tls
+    result.tls_version = connection.object.version()
+    result.certificate = connection.object.getpeercert()
 
 
-def _ask(connection: socket.socket, target: Target, deadline: float, result: Probe) -> None:
+def _ask(connection: socket.socket | _TLS, target: Target, deadline: float, result: Probe) -> None:
     """Send the request, time the answer, drain it and judge its status."""
     start = monotonic()
     connection.settimeout(_remaining(deadline))
@@ -228,7 +294,7 @@ def _status(answer: bytes) -> int:
     return int(status)
 
 
-def _drain(connection: socket.socket, deadline: float, status: int, head: bytes, body: bytes) -> None:
+def _drain(connection: socket.socket | _TLS, deadline: float, status: int, head: bytes, body: bytes) -> None:
     """Read the rest of the answer as far as it is short and comes soon. Never fails."""
     left = MAX_DRAIN
     if status in (204, 304):
@@ -249,7 +315,7 @@ def _drain(connection: socket.socket, deadline: float, status: int, head: bytes,
         return
 
 
-def _receive(connection: socket.socket, deadline: float) -> bytes:
+def _receive(connection: socket.socket | _TLS, deadline: float) -> bytes:
     connection.settimeout(_remaining(deadline))
     return connection.recv(CHUNK)
 
@@ -259,17 +325,6 @@ def _remaining(deadline: float) -> float:
     if left <= 0:
         raise TimeoutError
     return left
-
-
-def _close(connection: socket.socket) -> None:
-    unwrap = getattr(connection, "unwrap", None)
-    if unwrap:
-        try:
-            connection.settimeout(0)
-            unwrap()  # says goodbye, without waiting for the answer
-        except (OSError, ValueError):
-            pass
-    connection.close()
 
 
 def tls_context(target: Target) -> ssl.SSLContext:

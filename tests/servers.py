@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hmac
 import itertools
 import os
 import socket
@@ -19,9 +20,11 @@ import warnings
 from typing import TYPE_CHECKING
 
 import trustme
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
     from typing import Self
 
     Behaviour = Callable[["Connection"], None]
@@ -229,6 +232,38 @@ def endless(head: bytes, block: bytes, *, pause: float = 0) -> Behaviour:
             time.sleep(pause)
 
     return behave
+
+
+def key_updates(keys: Path) -> Behaviour:
+    """Hears the request, and changes its TLS 1.3 key without end instead of an answer (RFC 8446, section 4.6.3).
+
+    `keys` is where the server's context, which must send no session tickets, logs the secrets of its handshakes.
+    """
+
+    def behave(connection: Connection) -> None:
+        connection.request()
+        logged = [line.split() for line in keys.read_text().splitlines()]
+        secret = bytes.fromhex(next(line[2] for line in logged if line[0] == "SERVER_TRAFFIC_SECRET_0"))
+        records = _key_updates(secret)
+        for _ in range(2000):  # more than a client reads in many seconds
+            socket.socket.sendall(connection.socket, b"".join(itertools.islice(records, 256)))
+
+    return behave
+
+
+def _key_updates(secret: bytes) -> Iterator[bytes]:
+    """Records of one KeyUpdate each, encrypted with one key after the other, from the server's first secret on."""
+    digest, key_size = ("sha256", 16) if len(secret) == 32 else ("sha384", 32)
+
+    def expand(label: bytes, size: int) -> bytes:
+        info = struct.pack("!HB", size, 6 + len(label)) + b"tls13 " + label + b"\0\1"
+        return hmac.digest(secret, info, digest)[:size]
+
+    head = b"\x17\x03\x03" + struct.pack("!H", 6 + 16)
+    while True:
+        key_update = b"\x18\0\0\1\0" + b"\x16"  # the message, and its record's real type
+        yield head + AESGCM(expand(b"key", key_size)).encrypt(expand(b"iv", 12), key_update, head)
+        secret = expand(b"traffic upd", len(secret))
 
 
 @contextlib.contextmanager

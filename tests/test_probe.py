@@ -196,6 +196,13 @@ def test_https_is_http_over_tls(name: str, ca_file: str) -> None:
     assert (result.error, list(result.phases)) == (error, ["connect", "tls", *phases[1:]])
 
 
+def test_endless_key_updates_do_not_hold_a_probe(ca_file: str, tmp_path: Path) -> None:
+    tls, keys = servers.good(), tmp_path / "keys"
+    tls.num_tickets, tls.keylog_filename = 0, str(keys)
+    result, _ = probed_server("https", servers.key_updates(keys), tls=tls, ca_file=ca_file, timeout=1)
+    assert (result.error, list(result.phases)) == ("timed out after 1 s, waiting for the answer", CONNECT_TLS)
+
+
 def test_endless_1xx_is_an_endless_head() -> None:
     result, _ = probed_server("http", servers.endless(b"", INTERIM * 50))
     assert result.error == "headers of more than 64 KiB"
