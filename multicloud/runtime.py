@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import socket
-from time import monotonic
+from time import monotonic, sleep
 
 from multicloud import ranking
 from multicloud.ranking import DOWN, DRAIN, MAINT, UP
@@ -66,9 +66,11 @@ class RuntimeAPI:
         self.address = address
         self._deadline = monotonic() + timeout
         try:
-            self._socket = _connect(address, timeout)
+            self._socket = _connect(address, self._deadline)
         except OSError as error:
             raise self._broken(error) from None
+        except UnicodeError:
+            raise RuntimeAPIError(f"{address}: not a host name") from None
         try:
             self.ask("prompt")
         except BaseException:
@@ -200,15 +202,22 @@ def _state(op_state: int, admin_state: int) -> str:
     return DOWN if op_state == STOPPED else UP
 
 
-def _connect(address: str, timeout: float) -> socket.socket:
+def _connect(address: str, deadline: float) -> socket.socket:
     host, colon, port = address.rpartition(":")
-    if "/" in address or not colon:
-        connection = socket.socket(socket.AF_UNIX)
-        connection.settimeout(timeout)
-        try:
-            connection.connect(address)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-    return socket.create_connection((host.strip("[]"), int(port)), timeout)
+    timeout = deadline - monotonic()
+    if "/" not in address and colon:
+        return socket.create_connection((host.strip("[]"), int(port)), timeout)
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(timeout)
+    try:
+        while True:
+            try:
+                connection.connect(address)
+                return connection
+            except BlockingIOError:  # its queue is full, for which the kernel does not wait as in TCP
+                if monotonic() >= deadline:
+                    raise TimeoutError from None
+                sleep(0.005)
+    except BaseException:
+        connection.close()
+        raise

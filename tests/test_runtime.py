@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import os
 import socket
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -13,6 +16,7 @@ from multicloud import ranking, runtime
 from tests import servers
 from tests.edge import free_ports, wait_until
 from tests.haproxy import haproxy, listening, recording, tell, weights
+from tests.servers import frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -207,6 +211,41 @@ def test_a_socket_of_another_user_is_an_error(router: str) -> None:
 def test_what_haproxy_does_not_allow_is_refused(level: str, balance: str, message: str) -> None:
     with haproxy(UPSTREAM.replace("roundrobin", balance), level=level) as address:
         assert set_weights(address, {"eu": 5}) == [f"{address}: {message}"]
+
+
+def test_a_full_queue_is_waited_for(tmp_path: Path) -> None:
+    path = str(tmp_path / "haproxy.sock")
+
+    def answer_once() -> None:
+        with frozen(path) as listener:
+            ready.set()
+            time.sleep(0.2)
+            for _ in range(8):
+                accepted, _ = listener.accept()
+                with accepted, contextlib.suppress(TimeoutError):  # of those that only fill the queue
+                    accepted.settimeout(0.5)
+                    if accepted.recv(64):
+                        accepted.sendall(PROMPT)
+                        return
+
+    ready = threading.Event()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        done = pool.submit(answer_once)
+        assert ready.wait(10)
+        with runtime.RuntimeAPI(path, timeout=10):
+            pass
+        done.result()
+
+
+def test_a_queue_that_stays_full_is_no_answer_in_time(tmp_path: Path) -> None:
+    path = str(tmp_path / "haproxy.sock")
+    with frozen(path):
+        message = fail(lambda: runtime.RuntimeAPI(path, timeout=0.2))
+    assert message == f"{path}: no answer in time; is it the `stats socket` of a running HAProxy?"
+
+
+def test_a_host_that_cannot_be_looked_up_is_an_error() -> None:
+    assert fail(lambda: servers("a..b:99")) == "a..b:99: not a host name"
 
 
 PROMPT = b"\n> "
