@@ -50,9 +50,12 @@ def haproxy_target(arguments: Sequence[str], environ: Mapping[str, str], values:
         raise UsageError(f"usage: {USAGE}")
     address = arguments[2] if arguments else environ.get("HAPROXY_SERVER_ADDR", "")
     port_text = arguments[3] if arguments else environ.get("HAPROXY_SERVER_PORT", "")
-    if not address:
-        raise UsageError(f"no server address, neither as an argument nor in HAPROXY_SERVER_ADDR; usage: {USAGE}")
+    if "@" in address.partition("/")[0]:
+        raise UsageError(f"cannot probe {address!r}; give an IP address, or the path of a UNIX socket")
     name = environ.get("HAPROXY_SERVER_NAME", "")
+    if not address:
+        named = f" of {name!r} (HAProxy gives none of one such as abns@name)" if name else ""
+        raise UsageError(f"no server address, neither as an argument nor in HAPROXY_SERVER_ADDR{named}; usage: {USAGE}")
     try:
         settings.HOST.parse(name)
     except ValueError:
@@ -98,6 +101,7 @@ def record(environ: Mapping[str, str], path: str, seconds: float) -> str | None:
 def _port(text: str) -> int | None:
     if text in ("", "0", "NOT_USED"):
         return None
-    if not (text.isascii() and text.isdigit() and int(text) <= 65535):
-        raise UsageError(f"not a port: {text!r}")
-    return int(text)
+    try:
+        return settings.port(text)
+    except ValueError:
+        raise UsageError(f"not a port: {text!r}") from None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # `typing` costs a check more than this whole module does
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
 
 class SettingError(Exception):
@@ -60,16 +60,38 @@ class Settings:
     tolerance: float
 
 
-def read(environ: Mapping[str, str], settings: Iterable[Setting]) -> Settings:
+def read(environ: Mapping[str, str], settings: Collection[Setting]) -> Settings:
     """Read `settings` from `environ`. Raises SettingError at the first value that cannot be read."""
     values = Settings()
     for setting in settings:
         setattr(values, setting.name, setting.read(environ))
+    if FAVORITE in settings and BACKUP in settings and values.favorite < values.backup:
+        raise SettingError(
+            f"{BACKUP.variable}: {values.backup} is above {FAVORITE.variable}, which is {values.favorite}; "
+            "accepted: 0 to the favourite's weight"
+        )
     return values
+
+
+def whole(text: str) -> int:
+    """Of ASCII digits alone: Python would take signs, blanks, underscores and other scripts' digits too."""
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError
+    return int(text)  # which refuses thousands of digits
+
+
+def port(text: str) -> int:
+    """A port, 0 too. Raises ValueError."""
+    number = whole(text)
+    if number > 65535:
+        raise ValueError
+    return number
 
 
 def _number(low: float, high: float) -> Callable[[str], float]:
     def parse(text: str) -> float:
+        for digits in text.split(".", 1):
+            whole(digits)
         value = float(text)
         if not low <= value <= high:
             raise ValueError
@@ -80,7 +102,7 @@ def _number(low: float, high: float) -> Callable[[str], float]:
 
 def _whole(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        value = int(text)
+        value = whole(text)
         if not low <= value <= high:
             raise ValueError
         return value
@@ -108,9 +130,11 @@ def _path(text: str) -> str:
 
 
 def _address(text: str) -> str:
-    host, colon, port = text.rpartition(":")
-    if "/" not in text and colon and not (host and port.isascii() and port.isdigit() and int(port) <= 65535):
-        raise ValueError
+    host, colon, number = text.rpartition(":")
+    if "/" not in text and colon:
+        port(number)
+        if not host:
+            raise ValueError
     return _text(text)
 
 
@@ -135,8 +159,8 @@ def _switch(text: str) -> bool:
 def _statuses(text: str) -> tuple[range, ...]:
     ranges = []
     for part in text.split(","):
-        first, _, last = part.partition("-")
-        low, high = int(first), int(last or first)
+        first, dash, last = part.partition("-")
+        low, high = whole(first), whole(last if dash else first)
         if not 100 <= low <= high <= 599:
             raise ValueError
         ranges.append(range(low, high + 1))

@@ -260,6 +260,8 @@ def test_a_wrong_setting_is_one_line(variables: dict[str, str], error: str, time
         ([], {"HAPROXY_SERVER_ADDR": None}, "no server address, neither as an argument nor in HAPROXY_SERVER_ADDR"),
         ([NOT_USED, NOT_USED, "127.0.0.1", "http"], {}, "not a port: 'http'"),
         ([NOT_USED, NOT_USED, "127.0.0.1", "65536"], {}, "not a port: '65536'"),
+        ([NOT_USED, NOT_USED, "127.0.0.1", "9" * 5000], {}, "not a port: '999"),
+        ([NOT_USED, NOT_USED, "abns@name", NOT_USED], {}, "cannot probe 'abns@name'; give an IP address"),
         (
             [NOT_USED, NOT_USED, "127.0.0.1", "0"],
             {"HAPROXY_SERVER_PROTO": "tcp"},

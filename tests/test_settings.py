@@ -33,6 +33,10 @@ def test_the_defaults_are_the_documented_ones() -> None:
     assert {setting.variable: setting.default for setting in ALL} == documented
 
 
+NUMBERS = ("MULTICLOUD_TIMEOUT", "MULTICLOUD_WINDOW")
+NO_NUMBERS = ("1_0", " 10", "10\n", "+10", "1e1", "\u0661\u0662", "9" * 5000)
+
+
 @pytest.mark.parametrize(
     ("variable", "text", "value"),
     [
@@ -78,6 +82,11 @@ def test_values_are_read(variable: str, text: str, value: object) -> None:
         ("MULTICLOUD_BACKUP", "-1"),
         ("MULTICLOUD_SOCKET", "localhost:port"),
         ("MULTICLOUD_SOCKET", ":9999"),
+        ("MULTICLOUD_SOCKET", "localhost:" + "9" * 5000),
+        *((variable, text) for variable in NUMBERS for text in NO_NUMBERS),
+        ("MULTICLOUD_EXPECT", "2_00"),
+        ("MULTICLOUD_EXPECT", "200-"),
+        ("MULTICLOUD_EXPECT", "200\n"),
     ],
 )
 def test_a_value_that_cannot_be_read_names_variable_value_and_what_is_accepted(variable: str, text: str) -> None:
@@ -89,3 +98,12 @@ def test_a_value_that_cannot_be_read_names_variable_value_and_what_is_accepted(v
 
 def test_a_command_reads_only_its_own_settings() -> None:
     assert settings.read({"MULTICLOUD_PERCENTILE": "mistyped"}, settings.CHECK).timeout == 10
+
+
+def test_a_backup_above_the_favourite_is_refused() -> None:
+    with pytest.raises(settings.SettingError) as caught:
+        settings.read({"MULTICLOUD_FAVORITE": "1", "MULTICLOUD_BACKUP": "100"}, settings.REWEIGH)
+    assert str(caught.value) == (
+        "MULTICLOUD_BACKUP: 100 is above MULTICLOUD_FAVORITE, which is 1; accepted: 0 to the favourite's weight"
+    )
+    assert settings.read({"MULTICLOUD_FAVORITE": "7", "MULTICLOUD_BACKUP": "7"}, settings.REWEIGH).backup == 7

@@ -80,9 +80,11 @@ def _host_and_port(text: str) -> tuple[str, int | None]:
         host, colon, port = text.partition(":")
         if colon and not port:
             return "", None
-    if port and not (port.isascii() and port.isdigit() and 0 < int(port) <= 65535):
+    try:
+        number = settings.port(port) if port else None
+    except ValueError:
         return "", None
-    return host, int(port) if port else None
+    return ("", None) if number == 0 else (host, number)
 
 
 def waterfall(phases: Mapping[str, float], width: int) -> list[str]:
