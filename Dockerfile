@@ -74,7 +74,7 @@ RUN haproxy -c -f /usr/local/etc/haproxy/haproxy.cfg && multicloud --version
 EXPOSE 8080 8081 9000 9001
 # HAProxy accepts and answers: its own page does. Whether the servers behind it are well is not this container's health.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5s \
-    CMD multicloud check --expect 200 --timeout 2 "http://${ADDRESS:-127.0.0.1}:${STATS_PORT:-9000}/"
+    CMD multicloud check --expect 200 --timeout 2 --connect "${ADDRESS:-127.0.0.1}" "http://localhost:${STATS_PORT:-9000}/"
 # The base asks for SIGUSR1, with which HAProxy waits for its clients, longer than `docker stop` waits before it kills.
 # To let them finish: docker stop --signal SIGUSR1 -t 60
 STOPSIGNAL SIGTERM

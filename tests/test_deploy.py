@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 import posixpath
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,9 @@ import kubernetes_validate
 import pytest
 import yaml
 from kubernetes_validate.utils import all_versions
+
+from tests import servers
+from tests.command import BARE
 
 ROOT = Path(__file__).parent.parent
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -143,6 +149,17 @@ def test_nomad_mounts_the_configuration_and_what_is_written_over_a_read_only_roo
 def test_kubernetes_and_nomad_run_the_same_image_and_tell_the_region() -> None:
     assert CONTAINER["image"] == TASK["config"][0]["image"]
     assert {variable["name"] for variable in CONTAINER["env"]} == TASK["env"][0].keys() == {"FLY_REGION"}
+
+
+@pytest.mark.parametrize("address", ["", "127.0.0.1", "0.0.0.0", "::", "::1"])
+def test_the_image_is_healthy_wherever_haproxy_listens(address: str) -> None:
+    command = re.findall(r"^HEALTHCHECK .*\\\n +CMD (.*)$", IMAGE, re.MULTILINE)[0]
+    at = "::1" if ":" in address else "127.0.0.1"
+    with servers.Server(servers.answers(servers.OK), address=at) as server:
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        environ = {**BARE, "PATH": path, "ADDRESS": address, "STATS_PORT": str(server.port)}
+        done = subprocess.run(["sh", "-c", command], env=environ, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_fly_sends_traffic_to_the_ports_that_take_the_proxy_protocol() -> None:
