@@ -48,9 +48,16 @@ def say(line: str) -> None:
     _write(line, sys.stdout)
 
 
+def printable(text: str) -> str:
+    """The text with what would control a terminal escaped: a server or a certificate may have said it."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 def _write(line: str, stream: TextIO) -> None:
     try:
-        print(line, file=stream)
+        print(printable(line), file=stream)
     except OSError:  # a file on a full disk, or a pipe whose reader has gone
         return
 

@@ -27,6 +27,9 @@ WATCH = 2.0
 class Failed(click.ClickException):
     """One line on standard error, and exit code 1: a server is down, or HAProxy does not do what it is told."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(process.printable(message))
+
     def show(self, file: Any = None) -> None:
         """Say it as the light commands do."""
         click.echo(f"error: {self.message}", err=True, file=file)
@@ -135,7 +138,7 @@ def check(url: str | None, connect: str | None, count: int, record: bool, form: 
             if result.rtt is not None and record:
                 warning = checks.record(os.environ, values.times, result.rtt)
                 if warning:
-                    click.echo(f"warning: not recorded: {warning}", err=True)
+                    process.tell(f"warning: not recorded: {warning}")
     except (settings.SettingError, checks.UsageError) as error:
         raise Unusable(str(error)) from None
     except waterfall.ResolveError as error:
@@ -309,7 +312,7 @@ def doctor(files: tuple[str, ...], values: settings.Settings) -> None:
         raise Unusable(str(error)) from None
     colors = {"ok": "green", "problem": "red"} if terminal.colorful() else {}
     for finding in findings:
-        click.echo(click.style(f"{finding.kind:<8}", fg=colors.get(finding.kind)) + finding.text)
+        click.echo(click.style(f"{finding.kind:<8}", fg=colors.get(finding.kind)) + process.printable(finding.text))
     if any(finding.kind == "problem" for finding in findings):
         sys.exit(1)
 

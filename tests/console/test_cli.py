@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from multicloud import ranking, reweigh, samples, settings
+from multicloud import probe, ranking, reweigh, samples, settings
 from multicloud.check import UsageError
 from multicloud.console import explain, waterfall
 from multicloud.ranking import DOWN, DRAIN, MAINT, UP, Server
@@ -168,10 +168,10 @@ def test_a_check_can_be_read_by_a_script(router: Edge) -> None:
     assert (told["scheme"], told["host"], told["address"], told["path"]) == ("https", "us", "127.0.0.1", "/")
     assert told["up"] is True
     assert len(told["probes"]) == 3
-    for probe in told["probes"]:
-        assert probe["rtt"] >= 0.08
-        assert list(probe["phases"]) == ["connect", "tls", "first_byte"]
-        assert probe["certificate"]["names"] == ["eu", "us", "asia"]
+    for probed in told["probes"]:
+        assert probed["rtt"] >= 0.08
+        assert list(probed["phases"]) == ["connect", "tls", "first_byte"]
+        assert probed["certificate"]["names"] == ["eu", "us", "asia"]
     assert told["rtt"]["min"] <= told["rtt"]["p50"] <= told["rtt"]["p90"] <= told["rtt"]["max"]
     failed = run("check", "us", *where, "--expect", "404", environ=router.router.settings)
     assert failed.returncode == 1
@@ -235,6 +235,19 @@ def test_with_haproxys_environment_and_record_it_does_what_haproxys_call_does(
     for times in (by_haproxy, by_hand):
         lines = times.read_text().splitlines() if times.exists() else []
         assert [line.split()[:2] for line in lines] == [["upstream", "eu"]] * recorded
+
+
+def test_what_a_certificate_says_does_not_control_the_terminal() -> None:
+    result = probe.Probe()
+    result.tls_version = "TLSv1.3"
+    result.error = "\x9b2J"
+    result.certificate = {
+        "subject": ((("commonName", "eu\x1b]0;title\x07\n\u202e"),),),
+        "notAfter": "Jan  1 00:00:00 2030 GMT",
+    }
+    shown = [*waterfall.facts(result), waterfall.one_line(1, result)]
+    assert all(line.isprintable() for line in shown)
+    assert r"eu\x1b]0;title\x07\n\u202e" in shown[1]
 
 
 def test_a_sample_file_that_cannot_be_written_is_a_warning(router: Edge, tmp_path: Path) -> None:
