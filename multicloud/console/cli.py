@@ -136,7 +136,7 @@ def check(url: str | None, connect: str | None, count: int, record: bool, form: 
             if form == "text":
                 _show(result, resolved, number if count > 1 else None)
             if result.rtt is not None and record:
-                warning = checks.record(os.environ, values.times, result.rtt)
+                warning = _not_for_root(values.times) or checks.record(os.environ, values.times, result.rtt)
                 if warning:
                     process.tell(f"warning: not recorded: {warning}")
     except (settings.SettingError, checks.UsageError) as error:
@@ -150,6 +150,19 @@ def check(url: str | None, connect: str | None, count: int, record: bool, form: 
     for result in results:
         if result.rtt is None:
             raise Failed(f"{target}: {result.error}")
+
+
+def _not_for_root(path: str) -> str | None:
+    """Why root makes no sample file there: HAProxy's user, who may make one, could not write root's. None if it may."""
+    if os.geteuid() != 0 or os.path.lexists(path):
+        return None
+    try:
+        directory = os.stat(os.path.dirname(path) or ".")
+    except OSError:
+        return None
+    if directory.st_uid == 0 and not directory.st_mode & 0o022:  # nobody but root can make a file there
+        return None
+    return f"{path}: not there yet, and HAProxy's user could not write one of root's; run this as that user"
 
 
 def _show(result: probe.Probe, resolved: float | None, number: int | None) -> None:

@@ -237,6 +237,21 @@ def test_with_haproxys_environment_and_record_it_does_what_haproxys_call_does(
         assert [line.split()[:2] for line in lines] == [["upstream", "eu"]] * recorded
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's file would be in the way")
+def test_root_makes_no_sample_file_where_haproxys_user_would(router: Edge, tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    times = tmp_path / "times.txt"
+    done = run("check", "--record", environ=haproxy(router, "eu", MULTICLOUD_TIMES=str(times)))
+    assert done.returncode == 0
+    assert done.stderr.startswith(f"warning: not recorded: {times}: not there yet, ")
+    assert not times.exists()
+    times.touch()
+    os.chown(times, 65534, 65534)
+    done = run("check", "--record", environ=haproxy(router, "eu", MULTICLOUD_TIMES=str(times)))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (times.stat().st_uid, len(times.read_text().splitlines())) == (65534, 1)
+
+
 def test_what_a_certificate_says_does_not_control_the_terminal() -> None:
     result = probe.Probe()
     result.tls_version = "TLSv1.3"
