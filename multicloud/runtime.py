@@ -7,11 +7,12 @@ servers. In that mode too, silence is success and any text is a refusal.
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from time import monotonic, sleep
 
-from multicloud import ranking
+from multicloud import ranking, settings
 from multicloud.ranking import DOWN, DRAIN, MAINT, UP
 
 TYPE_CHECKING = False  # `typing` is not needed at run time
@@ -145,6 +146,9 @@ class RuntimeAPI:
 
     def _broken(self, error: OSError) -> RuntimeAPIError:
         reason = "no answer in time" if isinstance(error, TimeoutError) else (error.strerror or str(error)).lower()
+        missing = self.address == settings.SOCKET.default and isinstance(error, FileNotFoundError)
+        if missing and not any(map(os.path.exists, settings.SOCKET.others)):
+            reason += f"; nor is there {' or '.join(settings.SOCKET.others)}"
         return RuntimeAPIError(f"{self.address}: {reason}; is it the `stats socket` of a running HAProxy?")
 
 

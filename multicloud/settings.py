@@ -6,6 +6,8 @@ them. Each command reads only the settings it uses, so that a mistyped ranking s
 
 from __future__ import annotations
 
+import os
+
 TYPE_CHECKING = False  # `typing` costs a check more than this whole module does
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -16,25 +18,42 @@ class SettingError(Exception):
 
 
 class Setting:
-    """One setting. `parse` turns the text into a value, or raises ValueError."""
+    """One setting. `parse` turns the text into a value, or raises ValueError.
 
-    __slots__ = ("accepts", "default", "meaning", "name", "parse", "variable")
+    `others` are the paths, one after the other, that are the default where the default itself is not there.
+    """
 
-    def __init__(self, name: str, default: str, parse: Callable[[str], object], accepts: str, meaning: str) -> None:
+    __slots__ = ("accepts", "default", "meaning", "name", "others", "parse", "variable")
+
+    def __init__(
+        self,
+        name: str,
+        default: str,
+        parse: Callable[[str], object],
+        accepts: str,
+        meaning: str,
+        others: tuple[str, ...] = (),
+    ) -> None:
         self.name = name
         self.variable = f"MULTICLOUD_{name.upper()}"
         self.default = default
         self.parse = parse
         self.accepts = accepts
         self.meaning = meaning
+        self.others = others
 
     def read(self, environ: Mapping[str, str]) -> object:
         """The value that `environ` gives, or the default where it is unset or empty. Raises SettingError."""
-        text = environ.get(self.variable) or self.default
+        text = environ.get(self.variable) or self._default()
         try:
             return self.parse(text)
         except ValueError:
             raise SettingError(f"{self.variable}: cannot read {text!r}; accepted: {self.accepts}") from None
+
+    def _default(self) -> str:
+        if self.others:
+            return next((path for path in (self.default, *self.others) if os.path.exists(path)), self.default)
+        return self.default
 
 
 class Settings:
@@ -173,7 +192,9 @@ SOCKET = Setting(
     "/var/run/haproxy.sock",
     _address,
     "a UNIX socket's path, or host:port",
-    "HAProxy's Runtime API: a UNIX socket's path, or host:port",
+    "HAProxy's Runtime API: a UNIX socket's path, or host:port; where unset and the default is not there, "
+    "/run/haproxy/admin.sock or /var/lib/haproxy/haproxy.sock",
+    others=("/run/haproxy/admin.sock", "/var/lib/haproxy/haproxy.sock"),
 )
 SCHEME = Setting(
     "scheme",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from multicloud import ranking, runtime
+from multicloud import ranking, runtime, settings
 from tests import servers
 from tests.edge import free_ports, wait_until
 from tests.haproxy import haproxy, listening, recording, tell, weights
@@ -242,6 +242,14 @@ def test_a_queue_that_stays_full_is_no_answer_in_time(tmp_path: Path) -> None:
     with frozen(path):
         message = fail(lambda: runtime.RuntimeAPI(path, timeout=0.2))
     assert message == f"{path}: no answer in time; is it the `stats socket` of a running HAProxy?"
+
+
+def test_what_was_tried_is_in_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, third = (str(tmp_path / name) for name in ("first", "second", "third"))
+    monkeypatch.setattr(settings.SOCKET, "default", first)
+    monkeypatch.setattr(settings.SOCKET, "others", (second, third))
+    message = fail(lambda: servers(first))
+    assert message.startswith(f"{first}: no such file or directory; nor is there {second} or {third}; is it the")
 
 
 def test_a_host_that_cannot_be_looked_up_is_an_error() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from multicloud import settings
@@ -107,3 +109,28 @@ def test_a_backup_above_the_favourite_is_refused() -> None:
         "MULTICLOUD_BACKUP: 100 is above MULTICLOUD_FAVORITE, which is 1; accepted: 0 to the favourite's weight"
     )
     assert settings.read({"MULTICLOUD_FAVORITE": "7", "MULTICLOUD_BACKUP": "7"}, settings.REWEIGH).backup == 7
+
+
+def test_the_socket_is_the_first_that_is_there_unless_it_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = (str(tmp_path / name) for name in ("first", "second", "third"))
+    monkeypatch.setattr(settings.SOCKET, "default", first)
+    monkeypatch.setattr(settings.SOCKET, "others", (second, third))
+    found = []
+    for made in (None, third, second, first):
+        if made:
+            Path(made).touch()
+        found.append(settings.SOCKET.read({}))
+    assert found == [first, third, second, first]
+    Path(first).unlink()
+    assert settings.SOCKET.read({"MULTICLOUD_SOCKET": first}) == first
+
+
+def test_the_socket_is_looked_for_where_it_usually_is() -> None:
+    assert (settings.SOCKET.default, *settings.SOCKET.others) == (
+        "/var/run/haproxy.sock",
+        "/run/haproxy/admin.sock",
+        "/var/lib/haproxy/haproxy.sock",
+    )
+    assert all(path in settings.SOCKET.meaning for path in settings.SOCKET.others)
