@@ -220,6 +220,7 @@ def test_a_full_queue_is_waited_for(tmp_path: Path) -> None:
         with frozen(path) as listener:
             ready.set()
             time.sleep(0.2)
+            listener.settimeout(5)
             for _ in range(8):
                 accepted, _ = listener.accept()
                 with accepted, contextlib.suppress(TimeoutError):  # of those that only fill the queue
