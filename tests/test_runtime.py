@@ -249,12 +249,12 @@ def test_what_was_tried_is_in_the_error(tmp_path: Path, monkeypatch: pytest.Monk
     first, second, third = (str(tmp_path / name) for name in ("first", "second", "third"))
     monkeypatch.setattr(settings.SOCKET, "default", first)
     monkeypatch.setattr(settings.SOCKET, "others", (second, third))
-    message = fail(lambda: servers(first))
+    message = fail(lambda: told(first))
     assert message.startswith(f"{first}: no such file or directory; nor is there {second} or {third}; is it the")
 
 
 def test_a_host_that_cannot_be_looked_up_is_an_error() -> None:
-    assert fail(lambda: servers("a..b:99")) == "a..b:99: not a host name"
+    assert fail(lambda: told("a..b:99")) == "a..b:99: not a host name"
 
 
 PROMPT = b"\n> "
