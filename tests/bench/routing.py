@@ -5,9 +5,9 @@
     python -m tests.bench.routing --herding       regions that slow down under load, with several tolerances: 13 minutes
 
 Each policy gets the same rate of requests, open loop: a slow answer delays no other request. `multicloud` is the
-shipped configuration with its defaults; the others are it too, with HAProxy's own checks and another `balance`. The
-oracle is a HAProxy whose weights are set by the schedule itself, so that what HAProxy and this machine cost is in its
-figures as it is in all others. It prints a table for each phase, and writes routing.json and routing.png (or
+shipped configuration with its defaults; the others have HAProxy's own checks and algorithms, and keep connections, too.
+The oracle is a HAProxy whose weights are set by the schedule itself, so that what HAProxy and this machine cost is in
+its figures as it is in all others. It prints a table for each phase, and writes routing.json and routing.png (or
 herding.json and herding.png) to the directory of --out. Needs the extras `test` and `bench`.
 """
 
@@ -22,14 +22,13 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud import ranking, runtime
-from multicloud.demo.regions import Regions
 from multicloud.demo.router import Router
-from multicloud.demo.router import configuration as shipped
 from multicloud.scores import percentiles
-from tests.bench import client, regions
+from tests.bench import client, proxies, regions
+from tests.bench.distant import Place
 from tests.bench.regions import NAMES, Phase, Schedule
 from tests.edge import listen_anywhere
 
@@ -156,25 +155,11 @@ class Run:
             api.set_weights(decisions)
 
 
-class _Place(NamedTuple):
-    name: str
-    port: int
-
-
 def configuration(policy: Policy, ports: Sequence[int]) -> str:
-    """The shipped configuration; for HAProxy's own algorithms with HAProxy's own checks and without the reweigh."""
-    places = [_Place(name, port) for name, port in zip(NAMES, ports, strict=True)]
-    text = shipped(cast("Regions", places))  # it takes only names and ports from them
-    if not policy.balance:
-        return text
-    upstream, mark, _ = text.partition("# No traffic ever comes here")
-    before, first, rest = upstream.partition("    option external-check\n")
-    after = rest.partition('multicloud-check}"\n')[2]
-    assert mark
-    assert first
-    assert after
-    assert "balance roundrobin" in before
-    return before.replace("balance roundrobin", f"balance {policy.balance}") + "    option httpchk\n" + after
+    """The shipped configuration; for HAProxy's own algorithms one with HAProxy's own checks (tests.bench.proxies)."""
+    places = [Place(name, "127.0.0.1", port) for name, port in zip(NAMES, ports, strict=True)]
+    text = proxies.haproxy(proxies.Policy(policy.name, "haproxy", policy.balance), places)
+    return text.replace("    option httpchk\n", "    option httpchk\n    http-response set-header Upstream %s\n")
 
 
 @contextlib.contextmanager
