@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import socket
 import ssl
@@ -39,33 +40,35 @@ class Region:
         self.port = 0
         self._server: asyncio.Server | None = None
         self._frozen: list[socket.socket] = []
-        self._connections: set[asyncio.StreamWriter] = set()
+        self._connections: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
 
     async def start(self, context: ssl.SSLContext | None) -> None:
         """Listen on loopback, at the same port as before where there was one."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=context, backlog=1024)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, ssl=context, backlog=1024)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
         """Stop listening and cut all connections, as a process that dies does."""
         if self._server:
-            self._server.close()
-            for writer in self._connections:
-                writer.transport.abort()
+            await _close(self._server)
             for listening in self._frozen:
                 listening.close()
             self._server = None
+        for writer in self._connections:
+            writer.transport.abort()
 
     async def freeze(self) -> None:
         """Keep the connections and the port, and never answer again, as a process that hangs does."""
         self.delay = math.inf
         if self._server:
             self._frozen = [listening.dup() for listening in self._server.sockets]
-            self._server.close()
+            await _close(self._server)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        self._connections[writer] = asyncio.ensure_future(self._serve(reader, writer))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._connections.add(writer)
-        self.accepted += 1
         try:
             first = True
             while True:
@@ -81,11 +84,20 @@ class Region:
                 await writer.drain()
                 if b"\r\nconnection: close\r\n" in head.lower():
                     break
-        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.CancelledError):
+        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # the other side went away, or the region does
-        finally:
-            self._connections.discard(writer)
-            writer.close()
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+        del self._connections[writer]
+
+
+async def _close(server: asyncio.Server) -> None:
+    """Close a server as soon as no connection is half accepted, since asyncio forgets those."""
+    for listening in server.sockets:
+        asyncio.get_running_loop().remove_reader(listening)
+    await asyncio.sleep(0)
+    server.close()
 
 
 class Regions:
@@ -114,6 +126,8 @@ class Regions:
         for region in self._regions:
             self.stop(region)
         self.run(_cancel_others())
+        for region in self._regions:
+            self.stop(region)  # connections whose handshake has ended since
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
