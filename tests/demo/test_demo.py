@@ -44,7 +44,8 @@ def temporary() -> Iterator[Path]:
 
 def start(temporary: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [MULTICLOUD, "demo", *arguments],
+        # Where the tests run in the background, Ctrl-C is ignored, and so it would be by what they start.
+        ["env", "--default-signal=INT", MULTICLOUD, "demo", *arguments],
         env={**os.environ, "TMPDIR": str(temporary)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
