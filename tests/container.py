@@ -114,7 +114,8 @@ def container(
         directory = Path(name)
         for each in ("files", "work", "root"):
             (directory / each).mkdir()
-        for path, text in (files or {}).items():
+        # It has no network, and HAProxy warns of a name server to which there is no way.
+        for path, text in {"etc/resolv.conf": "nameserver 127.0.0.1\n", **(files or {})}.items():
             (directory / "files" / path).parent.mkdir(parents=True, exist_ok=True)
             (directory / "files" / path).write_text(text)
         words = ["sh", "-c", command] if command else [*CONFIG["Entrypoint"], *CONFIG["Cmd"]]
