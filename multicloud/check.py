@@ -29,7 +29,7 @@ class UsageError(Exception):
 def main() -> int:
     """Do what HAProxy asks for; return the exit code."""
     try:
-        values = settings.read(os.environ, settings.CHECK)
+        values = settings.Sources(os.environ).read(settings.CHECK, *sections(os.environ))
         target = haproxy_target(sys.argv[1:], os.environ, values)
         result = probe.probe(target, values.timeout, values.clock)
     except (settings.SettingError, UsageError) as error:
@@ -42,6 +42,12 @@ def main() -> int:
     if warning:
         process.tell(f"warning: not recorded: {warning}")
     return 0
+
+
+def sections(environ: Mapping[str, str]) -> tuple[str, str]:
+    """The sections of the settings file that hold for the server that HAProxy named, the narrower one first."""
+    backend, server = environ.get("HAPROXY_PROXY_NAME", ""), environ.get("HAPROXY_SERVER_NAME", "")
+    return f"{backend}/{server}", backend
 
 
 def haproxy_target(arguments: Sequence[str], environ: Mapping[str, str], values: settings.Settings) -> probe.Target:

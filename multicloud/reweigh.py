@@ -43,8 +43,7 @@ class Outcome:
 def main() -> int:
     """Do what HAProxy asks for; return the exit code."""
     try:
-        values = settings.read(os.environ, settings.REWEIGH)
-        outcome = reweigh(values, trim=True)
+        outcome = reweigh(settings.Sources(os.environ), trim=True)
     except (settings.SettingError, samples.SampleFileError) as error:
         process.tell(f"error: {error}")
         return 2
@@ -60,55 +59,84 @@ def main() -> int:
     return 0
 
 
-def reweigh(values: settings.Settings, *, dry_run: bool = False, trim: bool = False) -> Outcome:
+def reweigh(sources: settings.Sources, *, dry_run: bool = False, trim: bool = False) -> Outcome:
     """Read, score, rank and, unless it is a dry run, send the weights that differ; `trim` the file if it is long.
 
-    Raises SampleFileError and RuntimeAPIError.
+    Raises SettingError, SampleFileError and RuntimeAPIError.
     """
-    found = samples.read(values.times, values.window + scores.RUN)
+    values = sources.read(settings.REWEIGH)
+    newest = longest_window(sources) + scores.RUN
+    found = samples.read(values.times, newest)
     try:
         with runtime.RuntimeAPI(values.socket) as api:
             servers = api.servers()
             known = {server.source for server in servers}
             series = {server: newest for server, newest in found.series.items() if server in known}
-            scored = score(series, values, time.time())
-            decisions = rank(servers, scored, values)
+            scored = score(series, sources, time.time())
+            decisions = rank(servers, scored, sources)
             changes = ranking.changes(decisions)
             refusals: list[str] = []
             if not dry_run:
                 changes, refusals = api.set_weights(changes)
     finally:
         if trim:
-            keep_short(values, found)  # last, since no weight should wait for it, and also where HAProxy is away
+            # Last, since no weight should wait for it, and also where HAProxy is away.
+            keep_short(values.times, max(samples.KEEP, newest), found)
     return Outcome(found, scored, decisions, changes, refusals)
 
 
+def longest_window(sources: settings.Sources) -> int:
+    """Of all backends. Raises SettingError at the first value of any of them that cannot be read."""
+    return max(sources.read(settings.REWEIGH, backend).window for backend in ("", *sources.backends()))
+
+
 def score(
-    series: Mapping[tuple[str, str], Sequence[tuple[float, float | None]]], values: settings.Settings, now: float
+    series: Mapping[tuple[str, str], Sequence[tuple[float, float | None]]], sources: settings.Sources, now: float
 ) -> dict[tuple[str, str], scores.Score]:
-    """scores.scores with the settings."""
-    return scores.scores(
-        series,
-        now=now,
-        percentile=values.percentile,
-        min_samples=values.min_samples,
-        window=values.window,
-        max_age=values.max_age,
-    )
+    """scores.scores with the settings of each backend. Raises SettingError."""
+    sections: dict[str, dict[tuple[str, str], Sequence[tuple[float, float | None]]]] = {}
+    for server, newest in series.items():
+        section = server[0] if server[0] in sources.sections else ""
+        sections.setdefault(section, {})[server] = newest
+    scored: dict[tuple[str, str], scores.Score] = {}
+    for section, members in sections.items():
+        values = sources.read(settings.SCORING, section)
+        scored |= scores.scores(
+            members,
+            now=now,
+            percentile=values.percentile,
+            min_samples=values.min_samples,
+            window=values.window,
+            max_age=values.max_age,
+        )
+    return scored
 
 
 def rank(
-    servers: Iterable[ranking.Server], scored: Mapping[tuple[str, str], scores.Score], values: settings.Settings
+    servers: Iterable[ranking.Server], scored: Mapping[tuple[str, str], scores.Score], sources: settings.Sources
 ) -> list[ranking.Decision]:
-    """ranking.rank with the settings."""
-    return ranking.rank(
-        servers,
-        {server: score.seconds for server, score in scored.items()},
-        favorite=values.favorite,
-        backup=values.backup,
-        hysteresis=values.hysteresis,
-        tolerance=values.tolerance,
-    )
+    """ranking.rank with the settings of each backend. Raises SettingError."""
+    backends: dict[str, list[ranking.Server]] = {}
+    for server in servers:
+        backends.setdefault(server.backend, []).append(server)
+    seconds = {server: score.seconds for server, score in scored.items()}
+    decisions = []
+    for members in backends.values():
+        values = sources.read(settings.RANKING, *sections(members))
+        decisions += ranking.rank(
+            members,
+            seconds,
+            favorite=values.favorite,
+            backup=values.backup,
+            hysteresis=values.hysteresis,
+            tolerance=values.tolerance,
+        )
+    return decisions
+
+
+def sections(members: Sequence[ranking.Server]) -> tuple[str, str]:
+    """The sections of the settings file that hold for a backend with these servers: its own, and the tracked one's."""
+    return members[0].backend, members[0].source[0]
 
 
 def refused(outcome: Outcome) -> str:
@@ -117,11 +145,10 @@ def refused(outcome: Outcome) -> str:
     return f"{first} (and {len(others)} more refusals)" if others else first
 
 
-def keep_short(values: settings.Settings, found: samples.Samples) -> None:
+def keep_short(path: str, keep: int, found: samples.Samples) -> None:
     """Trim the sample file when it has grown to twice what is kept. That it cannot be is no reason not to route."""
-    keep = max(samples.KEEP, values.window + scores.RUN)
     if found.lines > 2 * keep * max(1, len(found.series)) or found.size > samples.MAX_BYTES // 2:
         try:
-            samples.trim(values.times, keep)
+            samples.trim(path, keep)
         except samples.SampleFileError as error:
             process.tell(f"warning: not trimmed: {error}")

@@ -19,6 +19,8 @@ import os
 import stat
 import time
 
+from multicloud.settings import NAME_CHARACTERS, is_name
+
 TYPE_CHECKING = False  # `typing` costs a check more than this whole module does
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,9 +37,6 @@ MAX_SERVERS = 20_000
 MAX_BYTES = 64 << 20
 MAX_GARBAGE = 100_000
 BLOCK = 256 << 10
-
-NAME_CHARACTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.:_-"
-"""What HAProxy allows in the name of a backend or a server (its configuration manual, section 2.2)."""
 
 
 class SampleFileError(Exception):
@@ -67,7 +66,7 @@ class Samples:
 
 def append(path: str, backend: str, server: str, seconds: float, when: float) -> None:
     """Add one sample, making the file where there is none. Raises SampleFileError, and then nothing was added."""
-    if not _is_name(os.fsencode(backend)) or not _is_name(os.fsencode(server)):
+    if not is_name(backend) or not is_name(server):
         raise SampleFileError(f"{path}: not the names of a backend and a server: {backend!r} {server!r}")
     line = f"{backend} {server} {seconds:.6f} {when:.3f}\n".encode()
     fd = _lock(path, LOCK_WAIT, create=True)
@@ -245,7 +244,7 @@ def _names(line: bytes) -> bytes | None:
 
 
 def _is_name(name: bytes) -> bool:
-    return name != b"" and not name.translate(None, NAME_CHARACTERS)
+    return not name.translate(None, NAME_CHARACTERS)
 
 
 def _sample(numbers: list[bytes]) -> tuple[float, float | None] | None:

@@ -1,20 +1,33 @@
-"""Every setting: its variable, default, accepted values and meaning. Written once, here, and read by all.
+"""Every setting: its name, variable, default, accepted values and meaning. Written once, here, and read by all.
 
-Settings are environment variables, because HAProxy's checks can be given nothing else: a two-line wrapper script sets
-them. Each command reads only the settings it uses, so that a mistyped ranking setting never takes a server down.
+A setting is read from the first of four places that has it: an option of a command for people, the environment, the
+settings file, its default. HAProxy gives its checks an environment of its own, so the file is what an operator writes:
+`name = value`, and below `[backend]` or `[backend/server]` what holds for that backend, or that server, alone.
+
+Each command reads only the settings it uses, so that a mistyped ranking setting never takes a server down. A name that
+no setting has is an error for all of them, since nobody can know what it was meant for.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 
 TYPE_CHECKING = False  # `typing` costs a check more than this whole module does
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
+CONF = "MULTICLOUD_CONF"
+"""The variable that names the settings file."""
+
+CONF_DEFAULT = "/etc/multicloud.conf"
+
+NAME_CHARACTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.:_-"
+"""What HAProxy allows in the name of a backend or a server (its configuration manual, section 2.2)."""
+
 
 class SettingError(Exception):
-    """A value that cannot be read. The text names the variable, the value and what is accepted."""
+    """A value that cannot be read. The text names the setting, where it stands, and what is accepted."""
 
 
 class Setting:
@@ -42,15 +55,8 @@ class Setting:
         self.meaning = meaning
         self.others = others
 
-    def read(self, environ: Mapping[str, str]) -> object:
-        """The value that `environ` gives, or the default where it is unset or empty. Raises SettingError."""
-        text = environ.get(self.variable) or self._default()
-        try:
-            return self.parse(text)
-        except ValueError:
-            raise SettingError(f"{self.variable}: cannot read {text!r}; accepted: {self.accepts}") from None
-
-    def _default(self) -> str:
+    def found_default(self) -> str:
+        """The default, or the first of `others` that is there where it is not."""
         if self.others:
             return next((path for path in (self.default, *self.others) if os.path.exists(path)), self.default)
         return self.default
@@ -77,19 +83,135 @@ class Settings:
     backup: int
     hysteresis: float
     tolerance: float
+    backends: tuple[str, ...]
+    interval: float
 
 
-def read(environ: Mapping[str, str], settings: Collection[Setting]) -> Settings:
-    """Read `settings` from `environ`. Raises SettingError at the first value that cannot be read."""
-    values = Settings()
-    for setting in settings:
-        setattr(values, setting.name, setting.read(environ))
-    if FAVORITE in settings and BACKUP in settings and values.favorite < values.backup:
-        raise SettingError(
-            f"{BACKUP.variable}: {values.backup} is above {FAVORITE.variable}, which is {values.favorite}; "
-            "accepted: 0 to the favourite's weight"
-        )
-    return values
+class Sources:
+    """The places that settings are read from.
+
+    `sections` are those of the settings file, by their names: "" for what stands before the first one, `backend` and
+    `backend/server`. Each has the text and the number of the line by the name of a setting.
+    """
+
+    __slots__ = ("environ", "path", "sections")
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        """Read the settings file, if there is one. Options are in `environ`, as variables. Raises SettingError."""
+        self.environ = environ
+        self.path = environ.get(CONF) or CONF_DEFAULT
+        self.sections = _sections(self.path, required=bool(environ.get(CONF)))
+
+    def read(self, settings: Collection[Setting], *sections: str) -> Settings:
+        """The settings as they are in the first of the sections that has each, or before the first section.
+
+        Raises SettingError at the first value that cannot be read.
+        """
+        values = Settings()
+        for setting in settings:
+            setattr(values, setting.name, self._value(setting, sections))
+        if FAVORITE in settings and BACKUP in settings and values.favorite < values.backup:
+            raise SettingError(
+                f"{self.where(BACKUP, *sections)}: {values.backup} is above {self.where(FAVORITE, *sections)}, "
+                f"which is {values.favorite}; accepted: 0 to the favourite's weight"
+            )
+        return values
+
+    def backends(self) -> list[str]:
+        """The backends that have a section of their own, less those of their servers."""
+        return [name for name in self.sections if name and "/" not in name]
+
+    def where(self, setting: Setting, *sections: str) -> str:
+        """The place that `read` takes the setting from: a variable, a line of the file, or "default"."""
+        return self._find(setting, sections)[1] or "default"
+
+    def _value(self, setting: Setting, sections: tuple[str, ...]) -> object:
+        text, where = self._find(setting, sections)
+        try:
+            return setting.parse(text)
+        except ValueError:
+            raise SettingError(f"{where}: cannot read {text!r}; accepted: {setting.accepts}") from None
+
+    def _find(self, setting: Setting, sections: tuple[str, ...]) -> tuple[str, str]:
+        """The text of a setting, and where it stands; "" for the default."""
+        if self.environ.get(setting.variable):
+            return self.environ[setting.variable], setting.variable
+        for section in (*sections, ""):
+            if setting.name in self.sections.get(section, ()):
+                text, number = self.sections[section][setting.name]
+                return text or setting.found_default(), f"{self.path}:{number}: {setting.name}"
+        return setting.found_default(), ""
+
+
+def _sections(path: str, *, required: bool) -> dict[str, dict[str, tuple[str, int]]]:
+    """The sections of a settings file; none where there is no file, unless it is required. Raises SettingError."""
+    sections: dict[str, dict[str, tuple[str, int]]] = {"": {}}
+    section = ""
+    for number, line in enumerate(_text_of(path, required=required).split("\n"), 1):
+        words = f" {line}".replace("\t", " ").partition(" #")[0].strip()
+        try:
+            if words.startswith("["):
+                section = _section(words)
+                sections.setdefault(section, {})
+            elif words:
+                name, equals, text = (part.strip() for part in words.partition("="))
+                if not equals:
+                    raise SettingError(f"cannot read {words!r}; accepted: name = value, [backend] or [backend/server]")
+                _check_place(name, section)
+                sections[section][name] = text, number
+        except SettingError as error:
+            raise SettingError(f"{path}:{number}: {error}") from None
+    return sections
+
+
+def _section(words: str) -> str:
+    """The name of a section from its line. Raises SettingError."""
+    section = words[1:-1].strip()
+    names = section.split("/")
+    if not words.endswith("]") or len(names) > 2 or not all(map(is_name, names)):
+        raise SettingError(f"cannot read {words!r}; accepted: [backend] or [backend/server]")
+    return section
+
+
+def _check_place(name: str, section: str) -> None:
+    """Whether a setting of that name may stand in the section. Raises SettingError."""
+    setting = next((each for each in ALL if each.name == name), None)
+    if setting is None:
+        raise SettingError(f"{name!r} is no setting; accepted: {', '.join(each.name for each in ALL)}")
+    if section and setting in WHOLE:
+        raise SettingError(f"{name} cannot be set in [{section}]; accepted: before the first section")
+    if "/" in section and setting not in CHECK:
+        raise SettingError(f"{name} cannot be set in [{section}]; accepted: [{section.partition('/')[0]}]")
+
+
+def _text_of(path: str, *, required: bool) -> str:
+    if path == os.devnull:  # no file, said aloud
+        return ""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode):
+                raise SettingError(f"{path}: not a regular file; accepted: a file of settings")
+            if found.st_mode & 0o022:
+                raise SettingError(f"{path}: others than its owner may write it; accepted: chmod go-w {path}")
+            data = b""
+            while chunk := os.read(fd, 1 << 16):
+                data += chunk
+            return os.fsdecode(data)
+        finally:
+            os.close(fd)
+    except FileNotFoundError:
+        if required:
+            raise SettingError(f"{path}: no such file, which {CONF} names; accepted: a file of settings") from None
+        return ""
+    except OSError as error:
+        raise SettingError(f"{path}: {(error.strerror or str(error)).lower()}; accepted: a file to be read") from None
+
+
+def is_name(name: str) -> bool:
+    """Whether a backend or a server can have that name."""
+    return name != "" and name.isascii() and not name.encode().translate(None, NAME_CHARACTERS)
 
 
 def whole(text: str) -> int:
@@ -173,6 +295,13 @@ def _switch(text: str) -> bool:
     if text not in ("0", "1"):
         raise ValueError
     return text == "1"
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",")) if text else ()
+    if not all(map(is_name, names)):
+        raise ValueError
+    return names
 
 
 def _statuses(text: str) -> tuple[range, ...]:
@@ -262,7 +391,23 @@ TOLERANCE = Setting(
     "milliseconds, 0 or more",
     "milliseconds: servers this close to the fastest share the favourite's weight",
 )
+BACKENDS = Setting(
+    "backends",
+    "",
+    _names,
+    "names of backends: app,api",
+    "`multicloud run`: the backends whose own checks are the samples: app,api",
+)
+INTERVAL = Setting(
+    "interval", "1", _number(0.1, 3600), "seconds, 0.1 to 3600", "`multicloud run`: seconds between two reweighs"
+)
 
 CHECK = (TIMES, SCHEME, PATH, EXPECT, HOST, CLOCK, TIMEOUT, CA_FILE, INSECURE)
 SCORING = (TIMES, PERCENTILE, MIN_SAMPLES, WINDOW, MAX_AGE)
-REWEIGH = (*SCORING, SOCKET, FAVORITE, BACKUP, HYSTERESIS, TOLERANCE)
+RANKING = (FAVORITE, BACKUP, HYSTERESIS, TOLERANCE)
+REWEIGH = (*SCORING, SOCKET, *RANKING)
+RUN = (*REWEIGH, BACKENDS, INTERVAL)
+ALL = (*CHECK, *RUN[1:])
+
+WHOLE = (TIMES, SOCKET, BACKENDS, INTERVAL)
+"""What cannot differ from backend to backend."""

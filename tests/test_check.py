@@ -458,3 +458,32 @@ def test_a_failure_that_nobody_thought_of_is_one_line(times: Path, tmp_path: Pat
         result = check("127.0.0.1", port, HAPROXY_SERVER_SSL="1", PYTHONPATH=str(tmp_path), MULTICLOUD_TIMES=str(times))
     assert (result.returncode, result.stdout) == (1, "")
     assert re.fullmatch(r"error: ImportError: no OpenSSL \(ssl\.py:1\); please report it\n", result.stderr)
+
+
+def test_the_settings_of_a_backend_and_of_a_server_are_read_from_the_file(times: Path, tmp_path: Path) -> None:
+    conf = tmp_path / "multicloud.conf"
+    conf.write_text(f"times = {times}\nexpect = 500\n[upstream]\nexpect = 204\n[upstream/{EU}]\nexpect = 201\n")
+    codes = {}
+    for code, name, backend in ((201, EU, "upstream"), (204, "us", "upstream"), (500, "us", "other")):
+        with servers.Server(status(code)) as server:
+            result = check(
+                server.address,
+                server.port,
+                MULTICLOUD_CONF=str(conf),
+                HAPROXY_SERVER_NAME=name,
+                HAPROXY_PROXY_NAME=backend,
+            )
+        codes[code] = said(result)
+    assert codes == dict.fromkeys((201, 204, 500), (0, "", ""))
+    assert len(times.read_text().splitlines()) == 3
+
+
+def test_a_settings_file_that_cannot_be_read_is_one_line_and_exit_code_2(times: Path, tmp_path: Path) -> None:
+    conf = tmp_path / "multicloud.conf"
+    conf.write_text("[upstream\npath = /healthz\n")
+    result = check("127.0.0.1", 1, MULTICLOUD_CONF=str(conf), MULTICLOUD_TIMES=str(times))
+    assert said(result) == (
+        2,
+        "",
+        f"error: {conf}:1: cannot read '[upstream'; accepted: [backend] or [backend/server]\n",
+    )

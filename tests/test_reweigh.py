@@ -295,12 +295,33 @@ def test_weights_do_not_wait_for_the_trim(router: str, times: Path, monkeypatch:
     times.write_text(FAST_EU * 1000)
     seen: list[dict[str, int]] = []
     monkeypatch.setattr(samples, "trim", lambda *_: seen.append(weights(router)))
-    reweigh.reweigh(values(router, times), trim=True)
+    reweigh.reweigh(sources(router, times), trim=True)
     assert seen == [EU_IS_FAVORITE]
 
 
-def values(address: str, times: Path) -> settings.Settings:
-    return settings.read({"MULTICLOUD_SOCKET": address, "MULTICLOUD_TIMES": str(times)}, settings.REWEIGH)
+def sources(address: str, times: Path) -> settings.Sources:
+    return settings.Sources({"MULTICLOUD_SOCKET": address, "MULTICLOUD_TIMES": str(times)})
+
+
+def test_each_backend_is_ranked_with_its_own_settings_and_one_that_tracks_it_too(tmp_path: Path, times: Path) -> None:
+    times.write_text("one eu 0.010\none us 0.020\ntwo eu 0.010\ntwo us 0.020\n")
+    conf = tmp_path / "multicloud.conf"
+    conf.write_text("favorite = 200\n[two]\nfavorite = 100\nbackup = 2\n")
+    servers = "    server eu 127.0.0.1:1{0}/eu weight 1\n    server us 127.0.0.1:2{0}/us weight 1\n"
+    checked = "    server eu 127.0.0.1:1 weight 1\n    server us 127.0.0.1:2 weight 1\n"
+    backends = f"backend one\n{checked}backend two\n    option tcp-check\n{checked.replace('weight', 'check weight')}"
+    backends += f"backend two-once\n{servers.format(' track two')}"
+    with haproxy(backends) as address:
+        tell(address, "set server two/eu health up", "set server two/us health up")
+        outcome = reweigh.reweigh(settings.Sources({**sources(address, times).environ, "MULTICLOUD_CONF": str(conf)}))
+    assert {(each.server.backend, each.server.name): each.weight for each in outcome.decisions} == {
+        ("one", "eu"): 200,
+        ("one", "us"): 1,
+        ("two", "eu"): 100,
+        ("two", "us"): 2,
+        ("two-once", "eu"): 100,
+        ("two-once", "us"): 2,
+    }
 
 
 HOSTILE = [
@@ -356,7 +377,7 @@ def test_no_content_sends_a_command_for_a_server_that_haproxy_did_not_list(
     with tempfile.TemporaryDirectory() as name:
         times = Path(name, "times.txt")
         times.write_bytes(data + b"\n" + FAST_EU.encode())
-        outcome = reweigh.reweigh(values(address, times))
+        outcome = reweigh.reweigh(sources(address, times))
     assert {("upstream", "eu"), ("upstream", "us"), ("upstream", "ap")} <= outcome.scores.keys()
     listed = [
         f"set server {server.backend}/{server.name} weight "

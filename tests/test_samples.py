@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multicloud import samples
+from multicloud import samples, settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -110,7 +110,7 @@ def test_any_bytes_are_read_without_an_error_and_leave_the_valid_lines(data: byt
         found = read_text(Path(name), good + data + b"\n" + good)
     assert found.series[EU][0] == found.series[EU][-1] == (0.1, 5.0)
     for backend, server in found.series:
-        assert not set((backend + server).encode()) - set(samples.NAME_CHARACTERS)
+        assert not set((backend + server).encode()) - set(settings.NAME_CHARACTERS)
 
 
 @pytest.mark.parametrize("size", [samples.BLOCK - 1, samples.BLOCK, samples.BLOCK + 1, 10_000_000])

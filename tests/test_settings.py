@@ -8,7 +8,7 @@ import pytest
 
 from multicloud import settings
 
-ALL = (*settings.CHECK, *settings.REWEIGH)
+ALL = settings.ALL
 
 
 def test_the_defaults_are_the_documented_ones() -> None:
@@ -31,6 +31,8 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "MULTICLOUD_BACKUP": "1",
         "MULTICLOUD_HYSTERESIS": "10",
         "MULTICLOUD_TOLERANCE": "0",
+        "MULTICLOUD_BACKENDS": "",
+        "MULTICLOUD_INTERVAL": "1",
     }
     assert {setting.variable: setting.default for setting in ALL} == documented
 
@@ -56,7 +58,7 @@ NO_NUMBERS = ("1_0", " 10", "10\n", "+10", "1e1", "\u0661\u0662", "9" * 5000)
 )
 def test_values_are_read(variable: str, text: str, value: object) -> None:
     setting = next(setting for setting in ALL if setting.variable == variable)
-    assert getattr(settings.read({variable: text}, ALL), setting.name) == value
+    assert getattr(settings.Sources({variable: text}).read(ALL), setting.name) == value
 
 
 @pytest.mark.parametrize(
@@ -94,21 +96,21 @@ def test_values_are_read(variable: str, text: str, value: object) -> None:
 def test_a_value_that_cannot_be_read_names_variable_value_and_what_is_accepted(variable: str, text: str) -> None:
     setting = next(setting for setting in ALL if setting.variable == variable)
     with pytest.raises(settings.SettingError) as caught:
-        settings.read({variable: text}, ALL)
+        settings.Sources({variable: text}).read(ALL)
     assert str(caught.value) == f"{variable}: cannot read {text!r}; accepted: {setting.accepts}"
 
 
 def test_a_command_reads_only_its_own_settings() -> None:
-    assert settings.read({"MULTICLOUD_PERCENTILE": "mistyped"}, settings.CHECK).timeout == 10
+    assert settings.Sources({"MULTICLOUD_PERCENTILE": "mistyped"}).read(settings.CHECK).timeout == 10
 
 
 def test_a_backup_above_the_favourite_is_refused() -> None:
     with pytest.raises(settings.SettingError) as caught:
-        settings.read({"MULTICLOUD_FAVORITE": "1", "MULTICLOUD_BACKUP": "100"}, settings.REWEIGH)
+        settings.Sources({"MULTICLOUD_FAVORITE": "1", "MULTICLOUD_BACKUP": "100"}).read(settings.REWEIGH)
     assert str(caught.value) == (
         "MULTICLOUD_BACKUP: 100 is above MULTICLOUD_FAVORITE, which is 1; accepted: 0 to the favourite's weight"
     )
-    assert settings.read({"MULTICLOUD_FAVORITE": "7", "MULTICLOUD_BACKUP": "7"}, settings.REWEIGH).backup == 7
+    assert settings.Sources({"MULTICLOUD_FAVORITE": "7", "MULTICLOUD_BACKUP": "7"}).read(settings.REWEIGH).backup == 7
 
 
 def test_the_socket_is_the_first_that_is_there_unless_it_is_set(
@@ -121,10 +123,10 @@ def test_the_socket_is_the_first_that_is_there_unless_it_is_set(
     for made in (None, third, second, first):
         if made:
             Path(made).touch()
-        found.append(settings.SOCKET.read({}))
+        found.append(settings.Sources({}).read((settings.SOCKET,)).socket)
     assert found == [first, third, second, first]
     Path(first).unlink()
-    assert settings.SOCKET.read({"MULTICLOUD_SOCKET": first}) == first
+    assert settings.Sources({"MULTICLOUD_SOCKET": first}).read((settings.SOCKET,)).socket == first
 
 
 def test_the_socket_is_looked_for_where_it_usually_is() -> None:
@@ -134,3 +136,126 @@ def test_the_socket_is_looked_for_where_it_usually_is() -> None:
         "/var/lib/haproxy/haproxy.sock",
     )
     assert all(path in settings.SOCKET.meaning for path in settings.SOCKET.others)
+
+
+FILE = """\
+# for all
+path = /all        # a comment may follow
+window=10
+
+[api]                      # for one backend
+path = /healthz
+hysteresis = 20
+	expect	=	200,204
+[api/eu1]
+host = eu.example.com
+[other]
+host = www.example.com
+"""
+
+
+def sources(path: Path, text: str, **environ: str) -> settings.Sources:
+    path.write_text(text)
+    return settings.Sources({"MULTICLOUD_CONF": str(path), **environ})
+
+
+@pytest.fixture
+def conf(tmp_path: Path) -> Path:
+    return tmp_path / "multicloud.conf"
+
+
+def test_the_narrower_section_of_the_file_wins(conf: Path) -> None:
+    found = sources(conf, FILE)
+    everywhere = found.read(settings.ALL)
+    assert (everywhere.path, everywhere.window, everywhere.hysteresis, everywhere.host) == ("/all", 10, 10, "")
+    eu = found.read(settings.CHECK, "api/eu1", "api")
+    assert (eu.path, eu.host, eu.expect) == ("/healthz", "eu.example.com", (range(200, 201), range(204, 205)))
+    us = found.read(settings.CHECK, "api/us1", "api")
+    assert (us.path, us.host) == ("/healthz", "")
+    assert found.read(settings.RANKING, "api").hysteresis == 20
+    assert found.backends() == ["api", "other"]
+
+
+def test_the_environment_wins_over_the_file(conf: Path) -> None:
+    found = sources(conf, FILE, MULTICLOUD_PATH="/here", MULTICLOUD_HOST="")
+    values = found.read(settings.CHECK, "api/eu1", "api")
+    assert (values.path, values.host) == ("/here", "eu.example.com")
+
+
+def test_it_is_known_where_a_value_stands(conf: Path) -> None:
+    found = sources(conf, FILE, MULTICLOUD_WINDOW="5")
+    assert found.where(settings.PATH, "api/eu1", "api") == f"{conf}:6: path"
+    assert found.where(settings.PATH) == f"{conf}:2: path"
+    assert found.where(settings.WINDOW, "api") == "MULTICLOUD_WINDOW"
+    assert found.where(settings.CLOCK, "api") == "default"
+
+
+def test_an_empty_value_in_the_file_is_the_default(conf: Path) -> None:
+    assert sources(conf, "path = /all\n[api]\npath =\n").read(settings.CHECK, "api").path == "/"
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "said"),
+    [
+        ("\nhysterisis = 20\n", 2, "'hysterisis' is no setting; accepted: times, scheme, path, "),
+        ("Path = /\n", 1, "'Path' is no setting; accepted: times, "),
+        ("MULTICLOUD_PATH = /\n", 1, "'MULTICLOUD_PATH' is no setting; accepted: times, "),
+        ("= /\n", 1, "'' is no setting; accepted: times, "),
+        ("path /healthz\n", 1, "cannot read 'path /healthz'; accepted: name = value, [backend] or [backend/server]"),
+        ("[api\npath = /\n", 1, "cannot read '[api'; accepted: [backend] or [backend/server]"),
+        ("[]\n", 1, "cannot read '[]'; accepted: [backend] or [backend/server]"),
+        ("[a/b/c]\n", 1, "cannot read '[a/b/c]'; accepted: [backend] or [backend/server]"),
+        ("[my api]\n", 1, "cannot read '[my api]'; accepted: [backend] or [backend/server]"),
+        ("[api]\nsocket = /x\n", 2, "socket cannot be set in [api]; accepted: before the first section"),
+        ("[api]\ntimes = /x\n", 2, "times cannot be set in [api]; accepted: before the first section"),
+        ("[api]\nbackends = a\n", 2, "backends cannot be set in [api]; accepted: before the first section"),
+        ("[api]\ninterval = 1\n", 2, "interval cannot be set in [api]; accepted: before the first section"),
+        ("[api/eu]\nhysteresis = 1\n", 2, "hysteresis cannot be set in [api/eu]; accepted: [api]"),
+    ],
+)
+def test_what_cannot_be_read_in_the_file_is_named_with_its_line(conf: Path, text: str, number: int, said: str) -> None:
+    with pytest.raises(settings.SettingError) as caught:
+        sources(conf, text)
+    assert str(caught.value).startswith(f"{conf}:{number}: {said}")
+
+
+def test_a_value_of_the_file_that_cannot_be_read_is_an_error_for_who_uses_it_alone(conf: Path) -> None:
+    found = sources(conf, "[api]\nexpect = ok\nhysteresis = much\n[other]\nclock = \xe9\n")
+    with pytest.raises(settings.SettingError) as caught:
+        found.read(settings.CHECK, "api/eu1", "api")
+    assert str(caught.value) == (
+        f"{conf}:2: expect: cannot read 'ok'; accepted: status codes: 200 or 200,204 or 200-399"
+    )
+    assert found.read(settings.CHECK, "app").expect == (range(200, 201),)
+    with pytest.raises(settings.SettingError, match=r":3: hysteresis: cannot read 'much'; accepted: 0 to 100"):
+        found.read(settings.RANKING, "api")
+
+
+def test_two_lines_of_the_file_that_contradict_each_other_are_both_named(conf: Path) -> None:
+    found = sources(conf, "favorite = 5\n[api]\nbackup = 9\n")
+    with pytest.raises(settings.SettingError) as caught:
+        found.read(settings.RANKING, "api")
+    assert str(caught.value) == (
+        f"{conf}:3: backup: 9 is above {conf}:1: favorite, which is 5; accepted: 0 to the favourite's weight"
+    )
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+def test_a_file_that_others_may_write_is_refused(conf: Path, mode: int) -> None:
+    conf.touch()
+    conf.chmod(mode)
+    with pytest.raises(settings.SettingError, match="others than its owner may write it; accepted: chmod go-w"):
+        settings.Sources({"MULTICLOUD_CONF": str(conf)})
+
+
+def test_a_file_that_is_named_must_be_there_and_be_a_file(tmp_path: Path) -> None:
+    for path, said in ((tmp_path / "none", "no such file"), (tmp_path, "not a regular file")):
+        with pytest.raises(settings.SettingError, match=said):
+            settings.Sources({"MULTICLOUD_CONF": str(path)})
+    assert settings.Sources({"MULTICLOUD_CONF": "/dev/null"}).sections == {"": {}}
+
+
+def test_the_names_of_all_settings_can_stand_in_the_file(conf: Path) -> None:
+    found = sources(conf, "".join(f"{setting.name} = {setting.default}\n" for setting in settings.ALL))
+    assert len(found.sections[""]) == len(settings.ALL)
+    found.read(settings.ALL)

@@ -42,20 +42,19 @@ class Unusable(Failed):
 
 
 def with_settings(group: Sequence[settings.Setting]) -> Callable[[Command], Command]:
-    """Give a command an option for each setting of the group; it gets them, read, as its argument `values`."""
+    """Give a command an option for each setting of the group; it reads them from its argument `sources`."""
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
-        def with_values(**arguments: Any) -> None:
+        def with_sources(**arguments: Any) -> None:
             given = {setting.variable: arguments.pop(setting.name) for setting in group}
             environ = {**os.environ, **{variable: text for variable, text in given.items() if text is not None}}
             try:
-                values = settings.read(environ, group)
+                command(sources=settings.Sources(environ), **arguments)
             except settings.SettingError as error:
                 raise Unusable(str(error)) from None
-            command(values=values, **arguments)
 
-        decorated: Command = with_values
+        decorated: Command = with_sources
         for setting in reversed(group):
             switch = setting.accepts == "0 or 1"
             decorated = click.option(
@@ -99,7 +98,7 @@ def cli() -> None:
 )
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @with_settings(settings.CHECK)
-def check(url: str | None, connect: str | None, count: int, record: bool, form: str, values: settings.Settings) -> None:
+def check(url: str | None, connect: str | None, count: int, record: bool, form: str, sources: settings.Sources) -> None:
     """Probe a server and show where the time goes.
 
     URL is https://host/path, http://…, tls://host:port, tcp://host:port, host or host:port. Without it, the server is
@@ -124,8 +123,10 @@ def check(url: str | None, connect: str | None, count: int, record: bool, form: 
                 "--record needs HAPROXY_PROXY_NAME and HAPROXY_SERVER_NAME, to say whose sample it is"
             )
         if url:
+            values = sources.read(settings.CHECK)
             target, resolved = waterfall.resolve(url, connect, values)
         else:
+            values = sources.read(settings.CHECK, *checks.sections(os.environ))
             target = checks.haproxy_target((), os.environ, values)
         if form == "text":
             click.echo(target)
@@ -139,7 +140,7 @@ def check(url: str | None, connect: str | None, count: int, record: bool, form: 
                 warning = _not_for_root(values.times) or checks.record(os.environ, values.times, result.rtt)
                 if warning:
                     process.tell(f"warning: not recorded: {warning}")
-    except (settings.SettingError, checks.UsageError) as error:
+    except checks.UsageError as error:
         raise Unusable(str(error)) from None
     except waterfall.ResolveError as error:
         raise Failed(str(error)) from None
@@ -192,7 +193,7 @@ def _green(text: str) -> str:
 @click.option("--dry-run", is_flag=True, help="Send nothing; print the commands, one a line, and nothing else.")
 @click.option("-v", "--verbose", is_flag=True, help="With --dry-run: explain every decision on standard error.")
 @with_settings(settings.REWEIGH)
-def reweigh(dry_run: bool, verbose: bool, values: settings.Settings) -> None:
+def reweigh(dry_run: bool, verbose: bool, sources: settings.Sources) -> None:
     """Set the weights once, and explain every decision.
 
     It is what HAProxy's fake backend does.
@@ -210,13 +211,13 @@ def reweigh(dry_run: bool, verbose: bool, values: settings.Settings) -> None:
     from multicloud.console import explain
 
     try:
-        outcome = reweighs.reweigh(values, dry_run=dry_run)
+        outcome = reweighs.reweigh(sources, dry_run=dry_run)
     except samples.SampleFileError as error:
         raise Unusable(str(error)) from None
     except runtime.RuntimeAPIError as error:
         raise Failed(str(error)) from None
     if verbose or not dry_run:
-        for line in explain.explain(outcome, values):
+        for line in explain.explain(outcome, sources):
             click.echo(line, err=dry_run)
         if not outcome.changes and not outcome.refusals:
             click.echo("nothing to send: the weights are what they should be", err=dry_run)
@@ -241,7 +242,7 @@ def reweigh(dry_run: bool, verbose: bool, values: settings.Settings) -> None:
     "--format", "form", type=click.Choice(["table", "json", "prometheus"]), default="table", show_default=True
 )
 @with_settings(settings.REWEIGH)
-def status(watch: float | None, form: str, values: settings.Settings) -> None:
+def status(watch: float | None, form: str, sources: settings.Sources) -> None:
     """Show where traffic goes, and what is wrong.
 
     It has the state, the weight and the times of every server that is measured, and under them the problems, in
@@ -256,33 +257,33 @@ def status(watch: float | None, form: str, values: settings.Settings) -> None:
     Exit code: 0 shown, 1 HAProxy unreachable, 2 wrong settings.
     """
     if watch is None:
-        click.echo(_status(values, form), nl=False)
+        click.echo(_status(sources, form), nl=False)
     elif form != "table":
         raise Unusable(f"--watch shows the table only; repeat `multicloud status --format {form}` instead")
     else:
-        watch_status(values, interval=watch)
+        watch_status(sources, interval=watch)
 
 
 def watch_status(
-    values: settings.Settings, *, interval: float, duration: float | None = None, heading: Callable[[], str] = str
+    sources: settings.Sources, *, interval: float, duration: float | None = None, heading: Callable[[], str] = str
 ) -> None:
     """Show the table again and again, under what `heading` returns; until Ctrl-C. An error does not end it."""
 
     def draw() -> str:
         try:
-            return heading() + _status(values, "table")
+            return heading() + _status(sources, "table")
         except Failed as error:
             return f"{heading()}error: {error.message}\n"
 
     terminal.watch(draw, interval=interval, duration=duration)
 
 
-def _status(values: settings.Settings, form: str) -> str:
+def _status(sources: settings.Sources, form: str) -> str:
     from multicloud import runtime
     from multicloud.console import status as statuses
 
     try:
-        found = statuses.collect(values)
+        found = statuses.collect(sources)
     except samples.SampleFileError as error:
         raise Unusable(str(error)) from None
     except runtime.RuntimeAPIError as error:
@@ -304,7 +305,7 @@ def _status(values: settings.Settings, form: str) -> str:
     help="HAProxy's configuration, to be looked at too; several as for HAProxy.",
 )
 @with_settings(tuple(dict.fromkeys((*settings.REWEIGH, *settings.CHECK))))
-def doctor(files: tuple[str, ...], values: settings.Settings) -> None:
+def doctor(files: tuple[str, ...], sources: settings.Sources) -> None:
     """Find what usually goes wrong, and say how to mend it.
 
     It looks at the running HAProxy, at the sample file and, with -f, at the configuration, and changes nothing. It sees
@@ -320,7 +321,7 @@ def doctor(files: tuple[str, ...], values: settings.Settings) -> None:
     from multicloud.console import doctor as doctors
 
     try:
-        findings = doctors.examine(values, files)
+        findings = doctors.examine(sources, files)
     except doctors.ConfigurationError as error:
         raise Unusable(str(error)) from None
     colors = {"ok": "green", "problem": "red"} if terminal.colorful() else {}
@@ -341,7 +342,7 @@ def doctor(files: tuple[str, ...], values: settings.Settings) -> None:
     help="Where to draw: a .png or .svg file.",
 )
 @with_settings(settings.SCORING)
-def plot(output: str, values: settings.Settings) -> None:
+def plot(output: str, sources: settings.Sources) -> None:
     """Draw the round-trip times over time, with the score that decides.
 
     Needs the extra `plot`: pip install 'multicloud[plot]'.
@@ -360,7 +361,7 @@ def plot(output: str, values: settings.Settings) -> None:
     except ImportError as error:
         raise Unusable(f"{error.name} is missing; install it: pip install 'multicloud[plot]'") from None
     try:
-        plots.draw(values, output)
+        plots.draw(sources, output)
     except samples.SampleFileError as error:
         raise Unusable(str(error)) from None
     except plots.PlotError as error:
@@ -390,8 +391,8 @@ def demo(duration: float | None, port: int, stats_port: int) -> None:
         raise Unusable(f"{error.name} is missing; the demo needs more: pip install 'multicloud[demo]'") from None
     try:
         with demos.running(port, stats_port) as running:
-            values = settings.read({**os.environ, **running.router.settings}, settings.REWEIGH)
-            watch_status(values, interval=1.0, duration=duration, heading=running.heading)
+            sources = settings.Sources({**os.environ, **running.router.settings})
+            watch_status(sources, interval=1.0, duration=duration, heading=running.heading)
     except demos.DemoError as error:
         raise Failed(str(error)) from None
 

@@ -11,7 +11,7 @@ import shutil
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from multicloud import check, probe, runtime, samples
+from multicloud import check, probe, reweigh, runtime, samples, settings
 from multicloud.console import configuration, names, observe, problems
 from multicloud.console.configuration import ConfigurationError, Section
 from multicloud.settings import SettingError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from multicloud.console.observe import Instance, User
-    from multicloud.settings import Settings
+    from multicloud.settings import Settings, Sources
 
 __all__ = ["ConfigurationError", "Finding", "examine"]
 
@@ -48,8 +48,9 @@ class Finding(NamedTuple):
     text: str
 
 
-def examine(values: Settings, files: Sequence[str]) -> list[Finding]:
-    """All findings. `files` are HAProxy's configuration files, or none. Raises ConfigurationError."""
+def examine(sources: Sources, files: Sequence[str]) -> list[Finding]:
+    """All findings. `files` are HAProxy's configuration files, or none. Raises SettingError and ConfigurationError."""
+    values = sources.read(settings.REWEIGH)
     findings = []
     sections: list[Section] = []
     instance, environ, user = None, dict(os.environ), None
@@ -65,11 +66,11 @@ def examine(values: Settings, files: Sequence[str]) -> list[Finding]:
     if instance is not None:
         user = observe.user_of(instance.pid)
         findings += _process(instance, values, user)
-        findings += _checks(instance, values)
+        findings += _checks(instance, sources)
         findings += _names(instance, sections)
         if not files:  # the configuration tells whether the algorithm is a consistent hash, HAProxy does not
             findings += _algorithms(instance)
-    findings += _samples(instance, values, user)
+    findings += _samples(instance, sources, user)
     if files:
         findings += _configuration(sections, instance, user)
     else:
@@ -131,9 +132,10 @@ def _surroundings(pid: int, directory: str) -> Iterator[Finding]:
         )
 
 
-def _samples(instance: Instance | None, values: Settings, user: User | None) -> Iterator[Finding]:
+def _samples(instance: Instance | None, sources: Sources, user: User | None) -> Iterator[Finding]:
+    values = sources.read(settings.REWEIGH)
     try:
-        found = samples.read(values.times, values.window + problems.LOOK_BACK)
+        found = samples.read(values.times, reweigh.longest_window(sources) + problems.LOOK_BACK)
     except samples.SampleFileError as error:
         yield Finding("problem", f"{error}: remove it, or name another in MULTICLOUD_TIMES")
         return
@@ -143,7 +145,7 @@ def _samples(instance: Instance | None, values: Settings, user: User | None) -> 
         yield Finding("ok", f"HAProxy's user {user.name} can write the sample file {values.times}")
     if instance is None:
         return
-    wrong = problems.problems(instance, found, values, time.time())
+    wrong = problems.problems(instance, found, sources, time.time())
     for problem in wrong:
         yield Finding("problem", problem)
     measured = sum(server.key in found.series for server in instance.servers)
@@ -163,7 +165,7 @@ def _samples(instance: Instance | None, values: Settings, user: User | None) -> 
         )
 
 
-def _checks(instance: Instance, values: Settings) -> Iterator[Finding]:
+def _checks(instance: Instance, sources: Sources) -> Iterator[Finding]:
     checked = instance.checked()
     failing = []
     for server in checked:
@@ -177,7 +179,7 @@ def _checks(instance: Instance, values: Settings) -> Iterator[Finding]:
         elif server.check != observe.PASSED:
             failing.append(server)
     for number, server in enumerate(failing):
-        said = _probe(server, values) if number < PROBES else ""
+        said = _probe(server, sources) if number < PROBES else ""
         yield Finding(
             "problem",
             f"the check of {server.backend}/{server.name} fails with exit code {server.code}: "
@@ -193,9 +195,10 @@ def _checks(instance: Instance, values: Settings) -> Iterator[Finding]:
         yield Finding("ok", f"the checks of all {len(checked)} servers pass")
 
 
-def _probe(server: runtime.Server, values: Settings) -> str:
-    """What a check of the server says now, told of it as by HAProxy, with this command's settings."""
+def _probe(server: runtime.Server, sources: Sources) -> str:
+    """What a check of the server says now, told of it as by HAProxy, with the settings that it finds here."""
     environ = {
+        "HAPROXY_PROXY_NAME": server.backend,
         "HAPROXY_SERVER_NAME": server.name,
         "HAPROXY_SERVER_ADDR": server.address,
         "HAPROXY_SERVER_PORT": server.port,
@@ -203,6 +206,7 @@ def _probe(server: runtime.Server, values: Settings) -> str:
         "HAPROXY_SERVER_PROTO": server.mode,
     }
     try:
+        values = sources.read(settings.CHECK, *check.sections(environ))
         target = check.haproxy_target((), environ, values)
         result = probe.probe(target, min(values.timeout, PROBE_TIME), values.clock)
     except (SettingError, check.UsageError) as error:

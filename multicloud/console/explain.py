@@ -6,11 +6,13 @@ import time
 from typing import TYPE_CHECKING
 
 from multicloud.ranking import Reason
+from multicloud.reweigh import sections
+from multicloud.settings import REWEIGH, TIMES
 
 if TYPE_CHECKING:
     from multicloud.ranking import Decision
     from multicloud.reweigh import Outcome
-    from multicloud.settings import Settings
+    from multicloud.settings import Settings, Sources
 
 WORDS = {
     Reason.BACKUP: "backup: the fastest after the favourite",
@@ -25,10 +27,10 @@ WORDS = {
 """The reasons that need no facts."""
 
 
-def explain(outcome: Outcome, values: Settings) -> list[str]:
+def explain(outcome: Outcome, sources: Sources) -> list[str]:
     """A paragraph for each backend that has samples: what each server has, what becomes of it and why.
 
-    `values` are the settings that were decided with.
+    `sources` are the settings that were decided with.
     """
     backends: dict[str, list[Decision]] = {}
     for decision in outcome.decisions:
@@ -42,8 +44,10 @@ def explain(outcome: Outcome, values: Settings) -> list[str]:
             lines.append(f"{backend}: the same, since its servers track those of {tracked}")
         else:
             lines.append(f"{backend}:")
+            values = sources.read(REWEIGH, *sections([decision.server for decision in members]))
             lines += _columns([_cells(decision, outcome, values) for decision in members])
-    return lines or [f"{values.times} has no samples of any server that HAProxy knows: weights stay as they are"]
+    times = sources.read((TIMES,)).times
+    return lines or [f"{times} has no samples of any server that HAProxy knows: weights stay as they are"]
 
 
 def _alike(members: list[Decision], tracked: list[Decision]) -> bool:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from multicloud import reweigh, scores
 from multicloud.console import observe
 from multicloud.ranking import DOWN, UP, changes
+from multicloud.settings import TIMES
 
 if TYPE_CHECKING:
     from multicloud.console.observe import Instance
     from multicloud.runtime import Server
     from multicloud.samples import Samples
-    from multicloud.settings import Settings
+    from multicloud.settings import Sources
 
 PATIENCE = 10.0
 """Seconds for which a sample may be missing, or a weight not be set, before that is a problem."""
@@ -26,8 +27,9 @@ STEP = 5
 """Seconds between the moments that are judged."""
 
 
-def problems(instance: Instance, found: Samples, values: Settings, now: float) -> list[str]:
+def problems(instance: Instance, found: Samples, sources: Sources, now: float) -> list[str]:
     """A line for each problem. `now` is the UNIX time at which both were read, `found` has samples of LOOK_BACK too."""
+    times = sources.read((TIMES,)).times
     backends: dict[str, list[Server]] = {}
     for server in instance.servers:
         backends.setdefault(server.backend, []).append(server)
@@ -39,13 +41,13 @@ def problems(instance: Instance, found: Samples, values: Settings, now: float) -
             lines += _unserved(backend, members)
         if _has(members, found) or len(members) > 1:  # else it may be a reweigh under another name
             lines += _unmeasured(members, found, now)
-        lines += _unweighed(backend, members, found, values, now)
+        lines += _unweighed(backend, members, found, sources, now)
     user = observe.user_of(instance.pid)
-    unwritable = observe.unwritable(user, values.times) if user else None
+    unwritable = observe.unwritable(user, times) if user else None
     if unwritable:
         lines.append(unwritable)
     if found.garbage:
-        lines.append(f"{values.times} has lines that are no samples ({found.garbage}): who else writes there?")
+        lines.append(f"{times} has lines that are no samples ({found.garbage}): who else writes there?")
     return lines
 
 
@@ -113,7 +115,7 @@ def _usual_gap(times: list[float]) -> float:
     return scores.percentiles(gaps, (50,))[0] if gaps else 0.0
 
 
-def _unweighed(backend: str, members: list[Server], found: Samples, values: Settings, now: float) -> list[str]:
+def _unweighed(backend: str, members: list[Server], found: Samples, sources: Sources, now: float) -> list[str]:
     """Whether a reweigh at any moment of the last seconds would have set other weights: then there was none.
 
     The servers' states are known of now only, so it is not judged for longer than they are what they are, nor where
@@ -126,7 +128,7 @@ def _unweighed(backend: str, members: list[Server], found: Samples, values: Sett
     late = -1
     for ago in range(0, int(known) + 1, STEP):
         then = {key: [sample for sample in newest if (sample[1] or 0) <= now - ago] for key, newest in series.items()}
-        if not changes(reweigh.rank(members, reweigh.score(then, values, now - ago), values)):
+        if not changes(reweigh.rank(members, reweigh.score(then, sources, now - ago), sources)):
             break
         late = ago
     if late < PATIENCE:

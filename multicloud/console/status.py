@@ -9,13 +9,13 @@ import time
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-from multicloud import ranking, reweigh, runtime, samples, scores
+from multicloud import ranking, reweigh, runtime, samples, scores, settings
 from multicloud.console import observe, problems
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from multicloud.settings import Settings
+    from multicloud.settings import Sources
 
 PERCENTS = (50, 90, 99)
 BARS = "▁▂▃▄▅▆▇█"
@@ -62,15 +62,16 @@ class Status(NamedTuple):
     alike: Mapping[str, str] = MappingProxyType({})
 
 
-def collect(values: Settings) -> Status:
-    """Read the sample file and ask HAProxy. Raises SampleFileError and RuntimeAPIError."""
+def collect(sources: Sources) -> Status:
+    """Read the sample file and ask HAProxy. Raises SettingError, SampleFileError and RuntimeAPIError."""
+    values = sources.read(settings.REWEIGH)
     with runtime.RuntimeAPI(values.socket) as api:
         instance = observe.instance(api)
     # After HAProxy's answer, so that a sample is never missing of which HAProxy has told the consequence.
-    found = samples.read(values.times, values.window + problems.LOOK_BACK)
+    found = samples.read(values.times, reweigh.longest_window(sources) + problems.LOOK_BACK)
     now = time.time()
     routed = {server.backend for server in instance.servers if server.source in found.series}
-    scored = reweigh.score(found.series, values, now)
+    scored = reweigh.score(found.series, sources, now)
     backends: dict[str, list[runtime.Server]] = {}
     for server in instance.servers:
         if server.backend in routed:
@@ -81,21 +82,20 @@ def collect(values: Settings) -> Status:
         if members[0].source != members[0].key and _known(members) == _known(backends.get(members[0].source[0], []))
     }
     rows = [
-        _row(server, found, scored.get(server.source), values, now)
+        _row(server, found, scored.get(server.source), favorite, now)
         for backend, members in backends.items()
         if backend not in alike
+        for favorite in [sources.read(settings.RANKING, *reweigh.sections(members)).favorite]
         for server in members
     ]
-    return Status(rows, problems.problems(instance, found, values, now), alike)
+    return Status(rows, problems.problems(instance, found, sources, now), alike)
 
 
 def _known(servers: Iterable[runtime.Server]) -> list[tuple[str, str, int]]:
     return [(server.name, server.state, server.weight) for server in servers]
 
 
-def _row(
-    server: ranking.Server, found: samples.Samples, score: scores.Score | None, values: Settings, now: float
-) -> Row:
+def _row(server: ranking.Server, found: samples.Samples, score: scores.Score | None, favorite: int, now: float) -> Row:
     newest = found.series.get(server.source, [])
     counted = score.counted if score else ()
     last, when = newest[0] if newest else (None, None)
@@ -104,7 +104,7 @@ def _row(
         server.name,
         server.state,
         server.weight,
-        server.state == ranking.UP and server.weight == values.favorite,
+        server.state == ranking.UP and server.weight == favorite,
         len(counted),
         tuple(scores.percentiles(counted, PERCENTS)) if counted else None,
         last,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 GREEN = "\x1b[32m"
 COMMANDS = ("check", "reweigh", "status", "doctor", "plot", "demo")
-CHECK = settings.read({}, settings.CHECK)
+CHECK = settings.Sources({}).read(settings.CHECK)
 
 
 @pytest.fixture(scope="module")
@@ -455,7 +455,7 @@ STATES = {"U": UP, "D": DOWN, "M": MAINT, "R": DRAIN}
 def test_every_decision_is_explained(
     states: str, milliseconds: list[float | None], weights: list[int], environ: dict[str, str], expected: list[str]
 ) -> None:
-    values = settings.read(environ, settings.REWEIGH)
+    sources = settings.Sources(environ)
     servers = [
         Server("upstream", name, STATES[state], weight)
         for name, state, weight in zip(NAMES, states, weights, strict=False)
@@ -465,44 +465,44 @@ def test_every_decision_is_explained(
     for server, time_ms in zip(servers, milliseconds, strict=True):
         if time_ms is not None:
             found.series[server.key] = [(time_ms / 1000, now)]
-    scored = reweigh.score(found.series, values, now)
-    decisions = reweigh.rank(servers, scored, values)
+    scored = reweigh.score(found.series, sources, now)
+    decisions = reweigh.rank(servers, scored, sources)
     outcome = reweigh.Outcome(found, scored, decisions, ranking.changes(decisions), [])
-    lines = explain.explain(outcome, values)
+    lines = explain.explain(outcome, sources)
     assert lines[0] == "upstream:"
     for line, why in zip(lines[1:], expected, strict=True):
         assert line.endswith(why)
 
 
 def test_a_score_is_said_to_be_made_of_what_came_after_a_recovery() -> None:
-    values = settings.read({}, settings.REWEIGH)
+    sources = settings.Sources({})
     found = samples.Samples()
     found.series["upstream", "a"] = [(0.02 if age < 6 else 0.3, 1763870000.0 - age) for age in range(30)]
-    scored = reweigh.score(found.series, values, 1763870000.0)
-    decisions = reweigh.rank([Server("upstream", "a", UP, 256)], scored, values)
-    lines = explain.explain(reweigh.Outcome(found, scored, decisions, [], []), values)
+    scored = reweigh.score(found.series, sources, 1763870000.0)
+    decisions = reweigh.rank([Server("upstream", "a", UP, 256)], scored, sources)
+    lines = explain.explain(reweigh.Outcome(found, scored, decisions, [], []), sources)
     since = time.strftime("%H:%M:%S", time.localtime(1763869995))
     assert f"of 6 since {since}: 20.0 ms" in lines[1]
 
 
 def test_a_name_that_does_not_resolve_is_not_taken_for_an_operators_word() -> None:
-    values = settings.read({}, settings.REWEIGH)
+    sources = settings.Sources({})
     found = samples.Samples()
     found.series["upstream", "a"] = found.series["upstream", "b"] = [(0.02, None)]
     servers = [Server("upstream", "a", UP, 256), Server("upstream", "b", MAINT, 1, unresolved=True)]
-    scored = reweigh.score(found.series, values, 0.0)
-    lines = explain.explain(reweigh.Outcome(found, scored, reweigh.rank(servers, scored, values), [], []), values)
+    scored = reweigh.score(found.series, sources, 0.0)
+    lines = explain.explain(reweigh.Outcome(found, scored, reweigh.rank(servers, scored, sources), [], []), sources)
     assert lines[2].endswith("left alone: its name does not resolve, so HAProxy has put it into maintenance")
 
 
 def test_samples_that_are_too_old_are_said_to_be() -> None:
-    values = settings.read({}, settings.REWEIGH)
+    sources = settings.Sources({})
     found = samples.Samples()
     found.series["upstream", "a"] = [(0.02, 1000.0)]
     servers = [Server("upstream", "a", UP, 1), Server("other", "b", UP, 1)]
-    scored = reweigh.score(found.series, values, 2000.0)
-    outcome = reweigh.Outcome(found, scored, reweigh.rank(servers, scored, values), [], [])
-    lines = explain.explain(outcome, values)
+    scored = reweigh.score(found.series, sources, 2000.0)
+    outcome = reweigh.Outcome(found, scored, reweigh.rank(servers, scored, sources), [], [])
+    lines = explain.explain(outcome, sources)
     assert lines == [
         "upstream:",
         "  a  UP  no samples newer than 300 s  weight 1  stays: no server of this backend has samples that count",

@@ -44,9 +44,9 @@ def test_a_picture_is_drawn(times: Path, tmp_path: Path, name: str, magic: bytes
 
 
 def test_the_score_that_is_drawn_is_the_one_that_decided_then() -> None:
-    values = settings.read({"MULTICLOUD_MIN_SAMPLES": "2", "MULTICLOUD_MAX_AGE": "50"}, settings.SCORING)
+    sources = settings.Sources({"MULTICLOUD_MIN_SAMPLES": "2", "MULTICLOUD_MAX_AGE": "50"})
     timed = [(0.0, 0.010), (1.0, 0.030), (2.0, 0.020), (100.0, 0.040)]
-    assert plot.running_scores(timed, values) == pytest.approx([10, 20, 30, 40])
+    assert plot.running_scores(timed, "upstream", sources) == pytest.approx([10, 20, 30, 40])
 
 
 @pytest.mark.parametrize("text", [None, "", "garbage\n", "upstream eu 0.020000\n"])

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LONG = ("helloworld-in-a-long-named-project-0123456789-uc.a.run.app", "helloworld-in-a-long-named-project-eu")
-VALUES = settings.read({}, settings.REWEIGH)
+SOURCES = settings.Sources({})
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +241,7 @@ def test_problems_are_found_from_states_weights_and_samples(
     ]
     now = time.time()
     found = measured(20, 40, now=now, last=last, every=every)
-    said = problems.problems(instance(*servers, since=since), found, VALUES, now)
+    said = problems.problems(instance(*servers, since=since), found, SOURCES, now)
     assert len(said) == len(expected), said
     for line, part in zip(said, expected, strict=True):
         assert part in line
@@ -254,7 +254,7 @@ def test_a_weight_that_a_reweigh_would_just_have_changed_is_no_problem() -> None
     found.series["upstream", "a"] = [
         (9.0 if now - when < 4 else seconds, when) for seconds, when in found.series["upstream", "a"] if when
     ]
-    eager = settings.read({"MULTICLOUD_WINDOW": "1"}, settings.REWEIGH)
+    eager = settings.Sources({"MULTICLOUD_WINDOW": "1"})
     assert problems.problems(instance(*servers), found, eager, now) == []
 
 
@@ -262,7 +262,7 @@ def test_a_server_that_was_never_measured_and_a_reweigh_that_is_down_are_problem
     now = time.time()
     servers = [Server("upstream", name, UP, weight) for name, weight in (("a", 256), ("z", 1))]
     fake = Server("reweigh", observe.REWEIGH, DOWN, 1)
-    said = problems.problems(instance(*servers, fake), measured(20, now=now), VALUES, now)
+    said = problems.problems(instance(*servers, fake), measured(20, now=now), SOURCES, now)
     assert [line.split(":")[0] for line in said] == [
         "reweigh/multicloud-reweigh is DOWN, so nobody sets weights",
         "no samples for z, which is UP",
@@ -272,7 +272,7 @@ def test_a_server_that_was_never_measured_and_a_reweigh_that_is_down_are_problem
 def test_a_reweigh_under_another_name_needs_no_samples() -> None:
     now = time.time()
     servers = [Server("upstream", "a", UP, 256), Server("reweigh", "other-name", UP, 1)]
-    assert problems.problems(instance(*servers), measured(20, now=now), VALUES, now) == []
+    assert problems.problems(instance(*servers), measured(20, now=now), SOURCES, now) == []
 
 
 @pytest.mark.slow
