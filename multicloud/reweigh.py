@@ -69,19 +69,32 @@ def reweigh(sources: settings.Sources, *, dry_run: bool = False, trim: bool = Fa
     found = samples.read(values.times, newest)
     try:
         with runtime.RuntimeAPI(values.socket) as api:
-            servers = api.servers()
-            known = {server.source for server in servers}
-            series = {server: newest for server, newest in found.series.items() if server in known}
-            scored = score(series, sources, time.time())
-            decisions = rank(servers, scored, sources)
-            changes = ranking.changes(decisions)
-            refusals: list[str] = []
-            if not dry_run:
-                changes, refusals = api.set_weights(changes)
+            return weigh(api, api.servers(), found, sources, dry_run=dry_run)
     finally:
         if trim:
             # Last, since no weight should wait for it, and also where HAProxy is away.
             keep_short(values.times, max(samples.KEEP, newest), found)
+
+
+def weigh(
+    api: runtime.RuntimeAPI,
+    servers: Sequence[runtime.Server],
+    found: samples.Samples,
+    sources: settings.Sources,
+    *,
+    dry_run: bool = False,
+) -> Outcome:
+    """Score and rank the servers and, unless it is a dry run, send the weights that differ.
+
+    Raises SettingError and RuntimeAPIError.
+    """
+    known = {server.source for server in servers}
+    scored = score({server: newest for server, newest in found.series.items() if server in known}, sources, time.time())
+    decisions = rank(servers, scored, sources)
+    changes = ranking.changes(decisions)
+    refusals: list[str] = []
+    if not dry_run:
+        changes, refusals = api.set_weights(changes)
     return Outcome(found, scored, decisions, changes, refusals)
 
 
