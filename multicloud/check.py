@@ -1,23 +1,27 @@
-"""HAProxy's `external-check command` for each server: probe once, and append the round-trip time to the sample file.
+"""HAProxy's `external-check command` for each server: probe once, and append what came of it to the sample file.
 
 HAProxy starts it with four arguments (proxy address and port, server address and port) and variables of the same
 meaning (its configuration manual, `external-check command`). The exit code is the verdict: 0 up, 1 down, 2 settings
-that cannot be read. Whether a sample can be recorded never changes it.
+that cannot be read. Whether a sample can be recorded never changes it, nor makes HAProxy wait for it.
 """
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # what `signal` wraps, in half a millisecond
 import os
 import sys
 import time
 
-from multicloud import probe, process, samples, settings
+from multicloud import probe, process, samples, settings, turn
 
 TYPE_CHECKING = False  # `typing` costs a check more than this whole module does
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 USAGE = "multicloud-check [proxy_addr proxy_port server_addr server_port]"
+
+PATIENCE = 0.1
+"""Seconds for which the verdict waits for the sample file, at most: who runs this by hand looks there next."""
 
 DEFAULT_PORTS = {"http": 80, "https": 443, "tls": 443}
 
@@ -28,20 +32,37 @@ class UsageError(Exception):
 
 def main() -> int:
     """Do what HAProxy asks for; return the exit code."""
+    began = time.monotonic()
     try:
         values = settings.Sources(os.environ).read(settings.CHECK, *sections(os.environ))
         target = haproxy_target(sys.argv[1:], os.environ, values)
-        result = probe.probe(target, values.timeout, values.clock)
+        _signal.signal(_signal.SIGTERM, _stop)
+        result = probe.judge(target, values.timeout, values.clock)
+        _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
     except (settings.SettingError, UsageError) as error:
         process.tell(f"error: {error}")
         return 2
-    if result.rtt is None:
-        process.tell(f"error: {target}: {result.error}")
+    except probe.StoppedError:
+        process.tell("error: stopped before the probe began")
         return 1
-    warning = record(os.environ, values.times, result.rtt)
-    if warning:
-        process.tell(f"warning: not recorded: {warning}")
-    return 0
+    if result.error is not None:
+        process.tell(f"error: {target}: {result.error}")
+
+    allowed = time.monotonic() - began if result.stopped else values.timeout
+
+    def work() -> None:
+        result.finish()
+        warning = record_in_turn(os.environ, values.times, result.rtt, allowed)
+        if warning and result.error is None:  # else there is a line already
+            process.tell(f"warning: not recorded: {warning}")
+
+    process.apart(work, PATIENCE)
+    return 0 if result.error is None else 1
+
+
+def _stop(*_: object) -> None:
+    """HAProxy sends SIGTERM when the time is over that it allows: then it has its verdict, and we have a sample."""
+    raise probe.StoppedError
 
 
 def sections(environ: Mapping[str, str]) -> tuple[str, str]:
@@ -92,16 +113,28 @@ def auto_scheme(environ: Mapping[str, str]) -> str:
     return "https" if tls else "http"
 
 
-def record(environ: Mapping[str, str], path: str, seconds: float) -> str | None:
-    """Append a sample for the server that HAProxy named; return why it could not be, or None."""
+def record(environ: Mapping[str, str], path: str, rtt: float | None, allowed: float) -> str | None:
+    """Append a sample for the server that HAProxy named; return why it could not be, or None.
+
+    Both are seconds; without an `rtt` the check failed, and `allowed` is what it had.
+    """
     backend, server = environ.get("HAPROXY_PROXY_NAME"), environ.get("HAPROXY_SERVER_NAME")
     if not backend or not server:
         return "HAPROXY_PROXY_NAME and HAPROXY_SERVER_NAME do not name a server"
     try:
-        samples.append(path, backend, server, seconds, time.time())
+        samples.append(path, backend, server, rtt or allowed, time.time(), failed=rtt is None)
     except samples.SampleFileError as error:
         return str(error)
     return None
+
+
+def record_in_turn(environ: Mapping[str, str], path: str, rtt: float | None, allowed: float) -> str | None:
+    """As `record`, but where a check before still waits for the file, as on a frozen disk, not to wait with it."""
+    taken = turn.take(f"{path} {'/'.join(sections(environ))}", wait=samples.LOCK_WAIT)
+    if taken is None:
+        return f"{path}: the check before still waits for it: is its disk frozen?"
+    with taken:
+        return record(environ, path, rtt, allowed)
 
 
 def _port(text: str) -> int | None:

@@ -76,16 +76,21 @@ class Target:
         return f"{self.scheme}://{_in_brackets(self.host)}:{self.port} ({self.address})"
 
 
+class StoppedError(Exception):
+    """Somebody wants the probe to end now. Whoever handles the signal raises it."""
+
+
 class Probe:
     """The result of a probe.
 
     `rtt` is the time that counts, in seconds, and `error` None, if the server is up; else `error` says what came back.
     `phases` has the seconds that each phase took, of those that were completed: connect, tls, first_byte (from the
     request to the first byte of the answer). `status` is the HTTP status; `tls_version` and `certificate` (as
-    ssl.SSLSocket.getpeercert gives it) are those of the connection.
+    ssl.SSLSocket.getpeercert gives it) are those of the connection. `finish` does what no verdict needs to wait for,
+    and must be called once. `stopped` tells that the probe had no time left of what somebody else allowed.
     """
 
-    __slots__ = ("certificate", "error", "phases", "rtt", "status", "tls_version")
+    __slots__ = ("certificate", "error", "finish", "phases", "rtt", "status", "stopped", "tls_version")
 
     def __init__(self) -> None:
         self.rtt: float | None = None
@@ -94,6 +99,8 @@ class Probe:
         self.status: int | None = None
         self.tls_version: str | None = None
         self.certificate: Mapping[str, object] | None = None
+        self.stopped = False
+        self.finish: Callable[[], None] = lambda: None
 
 
 class ProbeError(Exception):
@@ -105,22 +112,32 @@ def probe(target: Target, timeout: float, clock: str = "request") -> Probe:
 
     That is "connection" or, for http and https, "request". Raises SettingError where the CA bundle cannot be loaded.
     """
+    result = judge(target, timeout, clock)
+    result.finish()
+    return result
+
+
+def judge(target: Target, timeout: float, clock: str) -> Probe:
+    """As `probe`, but to be finished by the caller, as soon as everybody has the verdict who waits for it."""
     result = Probe()
-    context = tls_context(target) if target.scheme in ("tls", "https") else None
-    deadline = monotonic() + timeout
+    start = monotonic()
     try:
+        context = tls_context(target) if target.scheme in ("tls", "https") else None
+        deadline = monotonic() + timeout
         plain = _connect(target, deadline, result)
+        result.finish = plain.close
         connection: socket.socket | _TLS = plain
-        try:
-            if context is not None:
-                connection = _TLS(plain, context, target.host)
-                _shake_hands(connection, deadline, result)
-            if target.scheme in ("http", "https"):
-                _ask(connection, target, deadline, result)
-        finally:
-            connection.close()
+        if context is not None:
+            connection = _TLS(plain, context, target.host)
+            result.finish = connection.close
+            _shake_hands(connection, deadline, result)
+        if target.scheme in ("http", "https"):
+            _ask(connection, target, deadline, result)
     except ProbeError as error:
         result.error = str(error)
+    except StoppedError:
+        result.stopped = True
+        result.error = f"stopped after {monotonic() - start:.1f} s, {_stage(target, result)}"
     except TimeoutError:
         result.error = f"timed out after {timeout:g} s, {_stage(target, result)}"
     except OSError as error:
@@ -276,7 +293,12 @@ def _ask(connection: socket.socket | _TLS, target: Target, deadline: float, resu
             answer += chunk
             received += len(chunk)
     result.status = status
-    _drain(connection, deadline, status, answer[:end], answer[end:])
+
+    def finish() -> None:
+        _drain(connection, deadline, status, answer[:end], answer[end:])
+        connection.close()
+
+    result.finish = finish
     if not any(status in accepted for accepted in target.expect):
         raise ProbeError(f"status {status}, expected {_list(target.expect)}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 
 TYPE_CHECKING = False  # `typing` costs a check more than this whole module does
@@ -31,6 +32,29 @@ def run(main: Callable[[], int]) -> NoReturn:
         except OSError:  # nobody reads it
             pass
     os._exit(code)
+
+
+def apart(work: Callable[[], None], patience: float) -> None:
+    """Do `work` in a process of its own, and wait for its end, but not long.
+
+    After `patience` seconds it goes on alone: what it works with, such as a disk, may be frozen, and then nothing can
+    end it. Where there can be no process, it is not done, which is told.
+    """
+    try:
+        done, working = os.pipe()
+        child = os.fork()
+    except OSError as error:
+        tell(f"warning: not recorded: {(error.strerror or str(error)).lower()}")
+        return
+    if child == 0:
+        try:
+            work()
+        except Exception as error:
+            tell_of(error)
+        finally:
+            os._exit(0)
+    os.close(working)
+    select.select([done], [], [], patience)
 
 
 def tell_of(error: Exception) -> None:

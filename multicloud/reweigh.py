@@ -9,11 +9,15 @@ from __future__ import annotations
 import os
 import time
 
-from multicloud import process, ranking, runtime, samples, scores, settings
+from multicloud import process, ranking, runtime, samples, scores, settings, turn
 
 TYPE_CHECKING = False  # `typing` is not needed at run time
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterable, Mapping, Sequence
+
+REMEMBERED = 3600.0
+"""Seconds for which the samples of a server stay that has no new ones, where they do not count for longer."""
 
 
 class Outcome:
@@ -50,6 +54,8 @@ def main() -> int:
     except runtime.RuntimeAPIError as error:
         process.tell(f"error: {error}")
         return 1
+    if outcome is None:
+        return 0
     for change in outcome.changes:
         server = change.server
         process.say(f"{server.backend}/{server.name}: weight {server.weight} -> {change.weight}")
@@ -59,21 +65,50 @@ def main() -> int:
     return 0
 
 
-def reweigh(sources: settings.Sources, *, dry_run: bool = False, trim: bool = False) -> Outcome:
+def reweigh(sources: settings.Sources, *, dry_run: bool = False, trim: bool = False) -> Outcome | None:
     """Read, score, rank and, unless it is a dry run, send the weights that differ; `trim` the file if it is long.
 
-    Raises SettingError, SampleFileError and RuntimeAPIError.
+    None where another process does that now, since two at once could take every weight away between them. Raises
+    SettingError, SampleFileError and RuntimeAPIError.
     """
     values = sources.read(settings.REWEIGH)
     newest = longest_window(sources) + scores.RUN
     found = samples.read(values.times, newest)
     try:
-        with runtime.RuntimeAPI(values.socket) as api:
-            return weigh(api, api.servers(), found, sources, dry_run=dry_run)
+        if dry_run:
+            return connect_and_weigh(values, found, sources, dry_run=True)
+        taken = turn_of(values)
+        if taken is None:
+            return None
+        with taken:
+            outcome = connect_and_weigh(values, found, sources)
+            if turn.asked(taken):  # by one that has left it to this one: perhaps HAProxy was reloaded in between
+                before, outcome = outcome, connect_and_weigh(values, found, sources)
+                outcome.changes[:0] = before.changes
+            return outcome
     finally:
         if trim:
             # Last, since no weight should wait for it, and also where HAProxy is away.
-            keep_short(values.times, max(samples.KEEP, newest), found)
+            keep_short(sources, max(samples.KEEP, newest), found)
+
+
+def turn_of(values: settings.Settings) -> socket.socket | None:
+    """The turn to weigh the servers of a HAProxy; None where another process has it."""
+    owners = []
+    for path in (values.socket, values.times):
+        try:
+            owners.append(os.stat(path).st_uid)
+        except OSError:  # not there, or not a path
+            continue
+    return turn.take(f"reweigh {values.socket}", owners)
+
+
+def connect_and_weigh(
+    values: settings.Settings, found: samples.Samples, sources: settings.Sources, *, dry_run: bool = False
+) -> Outcome:
+    """As `weigh`, over a connection of its own and of all servers that HAProxy has."""
+    with runtime.RuntimeAPI(values.socket) as api:
+        return weigh(api, api.servers(), found, sources, dry_run=dry_run)
 
 
 def weigh(
@@ -100,14 +135,18 @@ def weigh(
 
 def longest_window(sources: settings.Sources) -> int:
     """Of all backends. Raises SettingError at the first value of any of them that cannot be read."""
-    return max(sources.read(settings.REWEIGH, backend).window for backend in ("", *sources.backends()))
+    return max(values.window for values in _everywhere(sources))
+
+
+def _everywhere(sources: settings.Sources) -> list[settings.Settings]:
+    return [sources.read(settings.REWEIGH, backend) for backend in ("", *sources.backends())]
 
 
 def score(
-    series: Mapping[tuple[str, str], Sequence[tuple[float, float | None]]], sources: settings.Sources, now: float
+    series: Mapping[tuple[str, str], Sequence[scores.Sample]], sources: settings.Sources, now: float
 ) -> dict[tuple[str, str], scores.Score]:
     """scores.scores with the settings of each backend. Raises SettingError."""
-    sections: dict[str, dict[tuple[str, str], Sequence[tuple[float, float | None]]]] = {}
+    sections: dict[str, dict[tuple[str, str], Sequence[scores.Sample]]] = {}
     for server, newest in series.items():
         section = server[0] if server[0] in sources.sections else ""
         sections.setdefault(section, {})[server] = newest
@@ -158,10 +197,12 @@ def refused(outcome: Outcome) -> str:
     return f"{first} (and {len(others)} more refusals)" if others else first
 
 
-def keep_short(path: str, keep: int, found: samples.Samples) -> None:
+def keep_short(sources: settings.Sources, keep: int, found: samples.Samples) -> None:
     """Trim the sample file when it has grown to twice what is kept. That it cannot be is no reason not to route."""
-    if found.lines > 2 * keep * max(1, len(found.series)) or found.size > samples.MAX_BYTES // 2:
+    oldest = time.time() - max(REMEMBERED, *(values.max_age for values in _everywhere(sources)))
+    living = sum(newest[0][1] is None or newest[0][1] >= oldest for newest in found.series.values())
+    if found.lines > 2 * keep * max(1, living) or found.size > samples.MAX_BYTES // 2:
         try:
-            samples.trim(path, keep)
+            samples.trim(sources.read((settings.TIMES,)).times, keep, oldest)
         except samples.SampleFileError as error:
             process.tell(f"warning: not trimmed: {error}")

@@ -1,11 +1,14 @@
-"""The sample file: one line for each successful check, appended by many processes, read and trimmed by one.
+"""The sample file: one line for each check, appended by many processes, read and trimmed by one.
 
     <backend> <server> <seconds> <unix time>
+    <backend> <server> <seconds> <unix time> failed
 
-Whoever holds the file's lock (flock) owns it: appends take turns, and a trim puts a shorter file in its place with a
-rename, so that a process killed at any moment leaves either the old file or the new one. A writer that waited for the
-lock makes sure that the file it holds is still the one at the path. Readers need no lock: a line is written in one
-piece, and what follows the last newline is not a line yet.
+A check that failed has the seconds that it was allowed. Whoever holds the file's lock (flock) owns it: appends take
+turns, and a trim puts a shorter file in its place with a rename, so that a process killed at any moment leaves either
+the old file or the new one. Where there is no space or no right for that, it moves the lines that stay to the front of
+the file instead: none of them moves back, so that one that is not yet at its new place is still at its old one. A
+writer that waited for the lock makes sure that the file it holds is still the one at the path. Readers need no lock: a
+line is written in one piece, and what follows the last newline is not a line yet.
 
 Others may write where the file lies, so it must be a regular file, is not followed through a symbolic or a hard link,
 and nothing in it is trusted: a line that is no sample is skipped and counted.
@@ -25,6 +28,8 @@ TYPE_CHECKING = False  # `typing` costs a check more than this whole module does
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    Sample = tuple[float, float | None, bool]
+
 KEEP = 100
 """Samples of a server that a trim leaves in the file."""
 
@@ -34,8 +39,14 @@ LOCK_WAIT = 0.5
 MAX_SECONDS = 3600.0
 MAX_TIME = 1e11
 MAX_SERVERS = 20_000
-MAX_BYTES = 64 << 20
+MAX_BYTES = 32 << 20
+"""What the file may grow to, and how much of its end is read."""
+
+MAX_LINES = 1_000_000
+"""How many lines are read, which takes about as long as numpy does to be loaded five times over."""
+
 MAX_GARBAGE = 100_000
+FAILED = b" failed"
 BLOCK = 256 << 10
 
 
@@ -50,71 +61,88 @@ class LockedError(SampleFileError):
 class Samples:
     """What a sample file says.
 
-    `series` maps (backend, server) to the newest samples of that server, newest first; a sample is a pair of seconds
-    and the UNIX time at which it was taken, None where the line does not say. `lines` counts the lines that were read,
-    `garbage` those of them that are no samples, and `size` is the file's, in bytes.
+    `series` maps (backend, server) to the newest samples of that server, newest first. A sample is its seconds, the
+    UNIX time at which it was taken, None where the line does not say, and whether the check failed. `lines` counts the
+    lines that were read, `garbage` those of them that are no samples, and `size` is the file's, in bytes.
     """
 
     __slots__ = ("garbage", "lines", "series", "size")
 
     def __init__(self) -> None:
-        self.series: dict[tuple[str, str], list[tuple[float, float | None]]] = {}
+        self.series: dict[tuple[str, str], list[Sample]] = {}
         self.lines = 0
         self.garbage = 0
         self.size = 0
 
 
-def append(path: str, backend: str, server: str, seconds: float, when: float) -> None:
-    """Add one sample, making the file where there is none. Raises SampleFileError, and then nothing was added."""
+def line(backend: str, server: str, seconds: float, when: float, *, failed: bool = False) -> bytes:
+    """A sample as it stands in the file. Raises SampleFileError where the names cannot stand there."""
     if not is_name(backend) or not is_name(server):
-        raise SampleFileError(f"{path}: not the names of a backend and a server: {backend!r} {server!r}")
-    line = f"{backend} {server} {seconds:.6f} {when:.3f}\n".encode()
+        raise SampleFileError(f"not the names of a backend and a server: {backend!r} {server!r}")
+    return f"{backend} {server} {seconds:.6f} {when:.3f}".encode() + (FAILED if failed else b"") + b"\n"
+
+
+def append(path: str, backend: str, server: str, seconds: float, when: float, *, failed: bool = False) -> None:
+    """Add one sample, making the file where there is none. Raises SampleFileError, and then nothing was added."""
+    append_lines(path, line(backend, server, seconds, when, failed=failed))
+
+
+def append_lines(path: str, lines: bytes) -> None:
+    """As `append`, with samples as `line` gives them."""
     fd = _lock(path, LOCK_WAIT, create=True)
     try:
-        size = os.fstat(fd).st_size
-        if size and os.pread(fd, 1, size - 1) != b"\n":
-            line = b"?\n" + line  # what a killed writer left is no line, even where it looks like a shorter one
-        if os.write(fd, line) < len(line):
-            os.ftruncate(fd, size)
-            raise SampleFileError(f"{path}: no space left on device")
+        try:
+            size = os.fstat(fd).st_size
+            if size >= MAX_BYTES:
+                raise SampleFileError(f"{path}: has grown to {size >> 20} MiB: does a reweigh run, which trims it?")
+            if size and os.pread(fd, 1, size - 1) != b"\n":
+                lines = b"?\n" + lines  # what a killed writer left is no line, even where it looks like a shorter one
+            if os.write(fd, lines) < len(lines):
+                os.ftruncate(fd, size)
+                raise SampleFileError(f"{path}: no space left on device")
+        finally:
+            os.close(fd)  # on a network's file system it may tell that nothing was written
     except OSError as error:
         raise _unusable(path, error) from None
-    finally:
-        os.close(fd)
 
 
 def read(path: str, newest: int) -> Samples:
     """The `newest` samples of each server; none where there is no file. Raises SampleFileError.
 
-    Of a file larger than MAX_BYTES only the end is read, of its servers no more than MAX_SERVERS, and nothing more once
-    MAX_GARBAGE lines were no samples: a reweigh must come to its end however much of them there is.
+    Of a file larger than MAX_BYTES, or of more lines than MAX_LINES, only the end is read, of its servers no more than
+    MAX_SERVERS, and nothing more once MAX_GARBAGE lines were no samples: a reweigh must come to its end however much
+    there is.
     """
     samples = Samples()
     try:
         fd = _open(path, os.O_RDONLY)
     except FileNotFoundError:
         return samples
-    known: dict[bytes, list[tuple[float, float | None]]] = {}
+    known: dict[bytes, list[Sample]] = {}
     try:
         samples.size = os.fstat(fd).st_size
         for lines in _blocks(fd, _end_of_lines(fd)):
-            if samples.garbage > MAX_GARBAGE:
+            if samples.garbage > MAX_GARBAGE or samples.lines > MAX_LINES:
                 break
             samples.lines += len(lines)
             for line in reversed(lines):
                 # Nearly every line is `backend server seconds time` of a server met before: one split, one look-up.
-                fields = line.rsplit(b" ", 2)
+                failed = line.endswith(FAILED)
+                fields = (line[: -len(FAILED)] if failed else line).rsplit(b" ", 2)
                 kept = known.get(fields[0])
+                if kept is None:  # three fields, perhaps
+                    kept = known.get(line.rpartition(b" ")[0])
+                    fields = fields[1:]
                 if kept is None:
                     names = _names(line)
                     full = names not in known and len(known) >= MAX_SERVERS
-                    if names is None or full or _sample(line.split()[2:]) is None:
+                    if names is None or full or _sample(line.split()[2:4], failed=failed) is None:
                         samples.garbage += 1
                         continue
                     kept = known.setdefault(names, [])
-                    fields = line.split()[1:]  # server, seconds, time
+                    fields = line.split()[1:4]  # server, seconds, time
                 if len(kept) < newest:
-                    sample = _sample(fields[1:])
+                    sample = _sample(fields[1:], failed=failed)
                     if sample is None:
                         samples.garbage += 1
                     else:
@@ -129,12 +157,14 @@ def read(path: str, newest: int) -> Samples:
     return samples
 
 
-def trim(path: str, keep: int) -> int:
+def trim(path: str, keep: int, oldest: float = 0.0) -> int:
     """Leave the `keep` newest samples of each server and no garbage; return how many lines were dropped.
 
-    The lines to keep are written beside the file; then, under the lock, what was appended meanwhile is added and the
-    new file takes the place of the old one. Nothing is dropped where another trim is at work, or where somebody else
-    truncated or replaced the file meanwhile. Raises SampleFileError, also where the file belongs to somebody else.
+    Samples from before the UNIX time `oldest` are dropped, too, so that servers that are no more go in the end. The
+    lines to keep are written beside the file; then, under the lock, what was appended meanwhile is added and the new
+    file takes the place of the old one, or else the lines move to its front. Nothing is dropped where another trim is
+    at work, or where somebody else truncated or replaced the file meanwhile. Raises SampleFileError, also where the
+    file belongs to somebody else.
     """
     try:
         old = _open(path, os.O_RDONLY)
@@ -145,59 +175,110 @@ def trim(path: str, keep: int) -> int:
         if os.geteuid() not in (0, owner.st_uid):
             raise SampleFileError(f"{path}: belongs to somebody else")
         end = _end_of_lines(old)
-        last = os.pread(old, min(end, 4096), max(0, end - 4096))
-        kept, dropped = _newest_lines(old, end, keep)
+        read = _Read(path, old, end, os.pread(old, min(end, 4096), max(0, end - 4096)))
+        kept, dropped = _newest_lines(old, end, keep, oldest)
         if not dropped:
             return 0
-        beside = f"{path}.trim"
         try:
-            new = _lock(beside, 0, create=True)
+            replaced = _replace(read, b"".join(kept), owner)
         except LockedError:
-            return 0
-        try:
-            _make_own(new, beside, owner)
-            replaced = False
-            try:
-                _write(new, b"".join(kept))
-                replaced = _replace(path, old, end, last, beside, new)
-            finally:
-                if not replaced:
-                    os.unlink(beside)  # on a full disk its space is wanted back
-            return dropped if replaced else 0
-        finally:
-            os.close(new)
+            raise
+        except (OSError, SampleFileError):  # no right or no space for another file, or the file's path is a mount
+            replaced = _shrink(read, b"".join(kept))
+        return dropped if replaced else 0
     except OSError as error:
         raise _unusable(path, error) from None
     finally:
         os.close(old)
 
 
-def _replace(path: str, old: int, end: int, last: bytes, beside: str, new: int) -> bool:
-    """Rename `beside` to `path` with all that was appended to it after `end`.
+class _Read:
+    """A file that was read up to the offset `end`, whose lines up to there closed with `last`."""
 
-    False where it is not the file that was read, whose lines up to `end` closed with `last`: it was replaced, or it was
-    truncated and has perhaps grown again since.
+    __slots__ = ("end", "fd", "last", "path")
+
+    def __init__(self, path: str, fd: int, end: int, last: bytes) -> None:
+        self.path = path
+        self.fd = fd
+        self.end = end
+        self.last = last
+
+    def lock(self) -> int | None:
+        """The file at the path, locked; None where it was replaced, or truncated and has perhaps grown again since.
+
+        Raises OSError and SampleFileError.
+        """
+        try:
+            locked = _lock(self.path, LOCK_WAIT, create=False)
+        except FileNotFoundError:
+            return None
+        same = os.path.samestat(os.fstat(locked), os.fstat(self.fd))
+        if same and os.pread(locked, len(self.last), self.end - len(self.last)) == self.last:
+            return locked
+        os.close(locked)
+        return None
+
+    def appended(self, locked: int) -> bytes:
+        """What was appended after `end`."""
+        return os.pread(locked, os.fstat(locked).st_size - self.end, self.end)
+
+
+def _replace(read: _Read, kept: bytes, owner: os.stat_result) -> bool:
+    """Put a file of the `kept` lines, and what was appended since, in the place of the one that was read.
+
+    False where that is no longer the one at the path, or another trim is at work. Raises OSError and SampleFileError.
     """
+    beside = f"{read.path}.trim"
     try:
-        locked = _lock(path, LOCK_WAIT, create=False)
-    except FileNotFoundError:
+        new = _lock(beside, 0, create=True)
+    except LockedError:
+        return False
+    replaced = False
+    try:
+        if os.fstat(new).st_uid not in (os.geteuid(), owner.st_uid):
+            raise SampleFileError(f"{beside}: belongs to somebody else")
+        try:
+            _make_own(new, owner)
+            _write(new, kept)
+            locked = read.lock()
+            if locked is not None:
+                try:
+                    _write(new, read.appended(locked))
+                    os.rename(beside, read.path)
+                    replaced = True
+                finally:
+                    os.close(locked)
+        finally:
+            if not replaced:
+                os.unlink(beside)  # on a full disk its space is wanted back
+    finally:
+        os.close(new)
+    return replaced
+
+
+def _shrink(read: _Read, kept: bytes) -> bool:
+    """Move the `kept` lines, and what was appended since, to the front of the file, which needs no space.
+
+    False where the file is no longer the one at the path. Raises OSError and SampleFileError.
+    """
+    locked = read.lock()
+    if locked is None:
         return False
     try:
-        now = os.fstat(locked)
-        if not os.path.samestat(now, os.fstat(old)) or os.pread(locked, len(last), end - len(last)) != last:
-            return False
-        _write(new, os.pread(locked, now.st_size - end, end))
-        os.rename(beside, path)
+        lines = memoryview(kept + read.appended(locked))
+        fcntl.fcntl(locked, fcntl.F_SETFL, 0)  # what is open for appending writes nowhere else
+        done = 0
+        while done < len(lines):
+            done += os.pwrite(locked, lines[done:], done)
+        os.ftruncate(locked, done)
         return True
     finally:
         os.close(locked)
 
 
-def _make_own(fd: int, path: str, owner: os.stat_result) -> None:
-    """Empty the file and give it to `owner`. Raises SampleFileError where somebody else put it there."""
+def _make_own(fd: int, owner: os.stat_result) -> None:
+    """Empty the file and give it to `owner`."""
     found = os.fstat(fd)
-    if found.st_uid not in (os.geteuid(), owner.st_uid):
-        raise SampleFileError(f"{path}: belongs to somebody else; remove it")
     os.ftruncate(fd, 0)
     if found.st_uid != owner.st_uid or found.st_gid != owner.st_gid:
         os.fchown(fd, owner.st_uid, owner.st_gid)
@@ -210,13 +291,14 @@ def _write(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def _newest_lines(fd: int, end: int, keep: int) -> tuple[list[bytes], int]:
+def _newest_lines(fd: int, end: int, keep: int, oldest: float) -> tuple[list[bytes], int]:
     """The lines to keep, in the order of the file and with their newlines, and the number of all the others."""
     counts: dict[bytes, int] = {}
     kept: list[bytes] = []
     dropped = garbage = 0
     for lines in _blocks(fd, end):
-        if garbage > MAX_GARBAGE:  # what lies before is dropped with it
+        if garbage > MAX_GARBAGE or dropped + len(kept) > MAX_LINES:  # what lies before is dropped with it
+            dropped += 1
             break
         for line in reversed(lines):
             names = line.rsplit(b" ", 2)[0]
@@ -224,7 +306,7 @@ def _newest_lines(fd: int, end: int, keep: int) -> tuple[list[bytes], int]:
                 names = _names(line) or b""
                 garbage += not names
             count = counts.get(names, 0)
-            if names and count < keep and (count or len(counts) < MAX_SERVERS) and _sample(line.split()[2:]):
+            if names and count < keep and (count or len(counts) < MAX_SERVERS) and _is_kept(line, oldest):
                 counts[names] = count + 1
                 kept.append(line + b"\n")
             else:
@@ -235,9 +317,16 @@ def _newest_lines(fd: int, end: int, keep: int) -> tuple[list[bytes], int]:
     return kept, dropped
 
 
+def _is_kept(line: bytes, oldest: float) -> bool:
+    sample = _sample(line.split()[2:4])
+    return sample is not None and (sample[1] is None or sample[1] >= oldest)
+
+
 def _names(line: bytes) -> bytes | None:
     """`backend server` of a line that has the shape of a sample, or None."""
     fields = line.split()
+    if len(fields) == 5 and line.endswith(FAILED):
+        fields.pop()
     if len(fields) not in (3, 4) or not _is_name(fields[0]) or not _is_name(fields[1]):
         return None
     return fields[0] + b" " + fields[1]
@@ -247,8 +336,8 @@ def _is_name(name: bytes) -> bool:
     return not name.translate(None, NAME_CHARACTERS)
 
 
-def _sample(numbers: list[bytes]) -> tuple[float, float | None] | None:
-    """Seconds and UNIX time from the last two fields of a line, or from its only one; None if they are no such."""
+def _sample(numbers: list[bytes], *, failed: bool = False) -> Sample | None:
+    """A sample from the seconds and the UNIX time of a line, or its seconds alone; None if they are no such."""
     try:
         seconds = float(numbers[0])
         when = float(numbers[1]) if len(numbers) > 1 else None
@@ -256,12 +345,12 @@ def _sample(numbers: list[bytes]) -> tuple[float, float | None] | None:
         return None
     if not 0 < seconds <= MAX_SECONDS or not (when is None or 0 <= when <= MAX_TIME) or b"_" in b"".join(numbers):
         return None
-    return seconds, when
+    return seconds, when, failed
 
 
 def _end_of_lines(fd: int) -> int:
-    """The offset behind the last newline; 0 where there is none, or none in the last MAX_BYTES."""
-    end = os.fstat(fd).st_size
+    """The offset behind the last newline; 0 where there is none, the end where the last MAX_BYTES have none."""
+    size = end = os.fstat(fd).st_size
     first = max(0, end - MAX_BYTES)
     while end > first:
         start = max(first, end - 4096)
@@ -269,7 +358,7 @@ def _end_of_lines(fd: int) -> int:
         if newline >= 0:
             return start + newline + 1
         end = start
-    return 0
+    return size if first else 0
 
 
 def _blocks(fd: int, end: int) -> Iterator[list[bytes]]:

@@ -10,6 +10,11 @@ So the window ends at a server's last clear change, and only what was measured s
 There are two: each of 4 samples in a row is faster, by more than a quarter, than each of the 4 before them; or each of
 2 in a row is slower, by more than a third, than all that the window has before them, which must be 8 or more. Chance
 hardly ever sorts samples so: an accident takes one of two, and a tail has shown itself before.
+
+A check that failed counts as the seconds that it was allowed, which is what a user would have waited, at least. One
+alone is an accident, and is left out. Two or more say that some users get no answer: a high percentile hides them as
+long as they are few, so then the score is the mean, where that is more. When 4 checks in a row succeed after 2 in a row
+that failed, the server was away and is back: a clear change, too. Failures that come and go between are none.
 """
 
 from __future__ import annotations
@@ -30,13 +35,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Server = tuple[str, str]
-    Sample = tuple[float, float | None]
+    Sample = tuple[float, float | None, bool]
 
 RUN = 4
 """Samples in a row that show a recovery, and samples before them that they are held against."""
 
 SLOW, CALM = 2, 8
 """Samples in a row that show a slowdown, and how many there must be before them."""
+
+AWAY = 2
+"""Failed checks in a row after which RUN good ones in a row show that a server is back."""
 
 CHANGE = 0.75
 """One time is clearly faster than another if it is less than this part of it, which is then slower by a third."""
@@ -45,16 +53,19 @@ CHANGE = 0.75
 class Score:
     """What a server's users wait, in `seconds`, and what that was made of.
 
-    `counted` has the seconds of the samples that count, newest first. `percentile` is the percentile of them that it
-    is, None for their mean. `since` is the UNIX time of the oldest of them where the window ends at a change, and None
-    where it does not, or where that sample has no time.
+    `counted` has the samples that count, newest first, `failed` the number of those that failed. `percentile` is the
+    percentile of them that it is, None for their mean. `since` is the UNIX time of the oldest of them where the window
+    ends at a change, and None where it does not, or where that sample has no time.
     """
 
-    __slots__ = ("counted", "percentile", "seconds", "since")
+    __slots__ = ("counted", "failed", "percentile", "seconds", "since")
 
-    def __init__(self, seconds: float, counted: Sequence[float], percentile: float | None, since: float | None) -> None:
+    def __init__(
+        self, seconds: float, counted: Sequence[Sample], percentile: float | None, since: float | None
+    ) -> None:
         self.seconds = seconds
         self.counted = counted
+        self.failed = sum(failed for _, _, failed in counted)
         self.percentile = percentile
         self.since = since
 
@@ -86,35 +97,58 @@ def scores(
         counting = fresh(samples, now=now, max_age=max_age)[: window + RUN]
         if counting:
             by_size.setdefault(len(counting), []).append((server, counting))
-    result: dict[Server, Score] = {}
+    # What is scored alike is scored together: by how many times there are, and whether they are few.
+    chosen: dict[tuple[int, bool], list[tuple[Server, list[Sample], list[float], float | None]]] = {}
     for available, members in by_size.items():
-        table = np.array([[seconds for seconds, _ in counting] for _, counting in members])
-        sizes = since_change(table, window)
-        for size in set(sizes.tolist()):
-            chosen = np.flatnonzero(sizes == size)
-            newest = table[chosen, : min(size, window)]
-            mean = size == available and newest.shape[1] <= min_samples
-            column = newest.mean(axis=1) if mean else np.percentile(newest, percentile, axis=1, method="inverted_cdf")
-            for index, seconds, counted in zip(chosen.tolist(), column.tolist(), newest.tolist(), strict=True):
-                server, counting = members[index]
-                since = counting[size - 1][1] if size < available else None
-                result[server] = Score(seconds, counted, None if mean else percentile, since)
+        sizes = since_change(
+            np.array([[seconds for seconds, _, _ in counting] for _, counting in members]),
+            np.array([[failed for _, _, failed in counting] for _, counting in members]),
+            window,
+        )
+        for (server, counting), size in zip(members, sizes.tolist(), strict=True):
+            counted = counting[: min(size, window)]
+            since = counting[size - 1][1] if size < available else None
+            times = _times(counted)
+            few = size == available and len(times) <= min_samples
+            chosen.setdefault((len(times), few), []).append((server, counted, times, since))
+    result: dict[Server, Score] = {}
+    for (_, few), rows in chosen.items():
+        table = np.array([times for _, _, times, _ in rows])
+        column = table.mean(axis=1) if few else np.percentile(table, percentile, axis=1, method="inverted_cdf")
+        for (server, counted, times, since), seconds in zip(rows, column.tolist(), strict=True):
+            score = Score(seconds, counted, None if few else percentile, since)
+            mean = sum(times) / len(times)
+            if score.failed > 1 and mean > seconds:
+                score.seconds, score.percentile = mean, None
+            result[server] = score
     return result
 
 
-def since_change(table: NDArray[np.float64], window: int) -> NDArray[np.intp]:
+def _times(counted: Sequence[Sample]) -> list[float]:
+    """The seconds of the samples, without that of a single one that failed."""
+    times = [seconds for seconds, _, failed in counted if not failed]
+    return times if len(times) == len(counted) - 1 and times else [seconds for seconds, _, _ in counted]
+
+
+def since_change(seconds: NDArray[np.float64], failed: NDArray[np.bool_], window: int) -> NDArray[np.intp]:
     """How many samples of each row (servers by samples, newest first) were taken since the last change, or all."""
-    size = table.shape[1]
-    changed = np.zeros((len(table), size + 1), dtype=bool)  # by how many samples were taken since
+    size = seconds.shape[1]
+    changed = np.zeros((len(seconds), size + 1), dtype=bool)  # by how many samples were taken since
     changed[:, size] = True
     if size >= 2 * RUN:
-        runs = [table[:, start : size - RUN + 1 + start] for start in range(RUN)]
+        runs = [seconds[:, start : size - RUN + 1 + start] for start in range(RUN)]
         slowest, fastest = np.maximum.reduce(runs), np.minimum.reduce(runs)
         changed[:, RUN : size - RUN + 1] = slowest[:, :-RUN] < CHANGE * fastest[:, RUN:]
-    inside = table[:, :window]
+    if size >= RUN + AWAY:
+        ends = size - RUN - AWAY + 1
+        succeeded = ~np.logical_or.reduce([failed[:, start : start + ends] for start in range(RUN)])
+        away = np.logical_and.reduce([failed[:, RUN + start : RUN + start + ends] for start in range(AWAY)])
+        changed[:, RUN : RUN + ends] |= succeeded & away
+    inside = seconds[:, :window]
     last = inside.shape[1] - CALM
     if last >= SLOW:
-        before = np.maximum.accumulate(inside[:, ::-1], axis=1)[:, ::-1]  # the slowest from here back
+        calm = np.where(failed, 0, seconds)[:, :window]  # a failure says nothing of the others' speed
+        before = np.maximum.accumulate(calm[:, ::-1], axis=1)[:, ::-1]  # the slowest from here back
         pairs = np.minimum(inside[:, :-1], inside[:, 1:])
         changed[:, SLOW : last + 1] |= before[:, SLOW : last + 1] < CHANGE * pairs[:, : last - SLOW + 1]
     sizes: NDArray[np.intp] = changed.argmax(axis=1)

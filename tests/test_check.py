@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import random
 import re
@@ -21,14 +23,15 @@ from tests import servers
 from tests.edge import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 CHECK = str(Path(sys.executable).with_name("multicloud-check"))
 
 EU = "eu.example.com"
 NOT_USED = "NOT_USED"
 SAMPLE = re.compile(rf"upstream {re.escape(EU)} \d+\.\d{{6}} \d+\.\d{{3}}\n")
-SAMPLES = re.compile(f"({SAMPLE.pattern})*")
+FAILED = re.compile(rf"upstream {re.escape(EU)} \d+\.\d{{6}} \d+\.\d{{3}} failed\n")
+SAMPLES = re.compile(f"({SAMPLE.pattern}|{FAILED.pattern})*")
 
 
 @pytest.fixture
@@ -104,19 +107,19 @@ def test_a_server_that_is_up_is_one_sample_and_no_word(times: Path) -> None:
         assert before - 1 <= float(when) <= time.time()
 
 
-def test_a_server_that_is_down_is_one_line_and_no_sample(times: Path) -> None:
+def test_a_server_that_is_down_is_one_line_and_a_sample_that_says_so(times: Path) -> None:
     with servers.Server(status(503)) as server:
         result = check(server.address, server.port, MULTICLOUD_TIMES=str(times))
     message = f"error: http://{EU}:{server.port} (127.0.0.1): status 503, expected 200\n"
     assert said(result) == (1, "", message)
-    assert not times.exists()
+    assert FAILED.fullmatch(times.read_text())
 
 
 def test_a_server_that_cannot_be_reached_is_down(times: Path) -> None:
     with servers.refusing() as port:
         result = check("127.0.0.1", port, MULTICLOUD_TIMES=str(times))
     assert said(result) == (1, "", f"error: http://{EU}:{port} (127.0.0.1): connection refused, connecting\n")
-    assert not times.exists()
+    assert FAILED.fullmatch(times.read_text())
 
 
 @pytest.mark.parametrize(
@@ -187,7 +190,23 @@ def test_the_timeout_is_for_the_whole_probe(times: Path) -> None:
         result = check(server.address, server.port, MULTICLOUD_TIMEOUT="1", MULTICLOUD_TIMES=str(times))
     reason = "timed out after 1 s, reading the headers"
     assert said(result) == (1, "", f"error: http://{EU}:{server.port} (127.0.0.1): {reason}\n")
-    assert not times.exists()
+    assert times.read_text().startswith(f"upstream {EU} 1.000000 ")
+    assert FAILED.fullmatch(times.read_text())
+
+
+def test_a_check_that_haproxy_ends_says_what_it_waited_for_and_is_a_sample_of_the_time_it_had(times: Path) -> None:
+    with servers.Server(servers.drips(b"HTTP/1.1 200 OK\r\n" * 1000, every=0.1)) as server:
+        words, environ = started(server.address, server.port, MULTICLOUD_TIMES=str(times))
+        with subprocess.Popen(words, env=environ, stderr=subprocess.PIPE, text=True) as running:
+            wait_until(lambda: bool(server.requests), 30, "the request")
+            running.terminate()
+            assert running.stderr is not None
+            error = running.stderr.read()
+    assert running.returncode == 1
+    said_so = r"stopped after \d+.\d s, (waiting for the answer|reading the headers)"
+    assert re.fullmatch(rf"error: http://{EU}:\d+ \(127.0.0.1\): {said_so}\n", error)
+    assert FAILED.fullmatch(times.read_text())
+    assert 0 < float(times.read_text().split()[2]) < 10
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -348,7 +367,9 @@ def test_the_verdict_needs_no_standard_streams(streams: str, times: Path, tmp_pa
     with servers.Server(status(503)) as server:
         assert code(server, times) == 1
         assert code(server, Path("\n")) == 2
-    assert SAMPLE.fullmatch(times.read_text())
+    good, bad = times.read_text().splitlines(keepends=True)
+    assert SAMPLE.fullmatch(good)
+    assert FAILED.fullmatch(bad)
 
 
 def test_the_verdict_needs_nobody_who_reads(times: Path) -> None:
@@ -378,7 +399,7 @@ def test_a_check_that_is_killed_leaves_no_partial_line(times: Path) -> None:
         killed = times.read_text() if times.exists() else ""
         assert said(run(words, environ)) == (0, "", "")
     assert times.read_text().startswith(killed)
-    assert SAMPLE.fullmatch(times.read_text()[len(killed) :])
+    assert SAMPLES.fullmatch(times.read_text()[len(killed) :])
 
 
 def test_a_wrapper_of_two_lines_sets_what_haproxy_does_not_hand_on(times: Path, tmp_path: Path) -> None:
@@ -487,3 +508,51 @@ def test_a_settings_file_that_cannot_be_read_is_one_line_and_exit_code_2(times: 
         "",
         f"error: {conf}:1: cannot read '[upstream'; accepted: [backend] or [backend/server]\n",
     )
+
+
+@contextlib.contextmanager
+def frozen_disk(directory: Path) -> Iterator[Path]:
+    """A directory on a disk of its own on which every process waits that writes."""
+    image, disk = directory / "disk.img", directory / "disk"
+    disk.mkdir()
+    with image.open("wb") as file:
+        file.truncate(8 << 20)
+    for words in (["mkfs.ext4", "-q", str(image)], ["mount", "-o", "loop", str(image), str(disk)]):
+        if shutil.which(words[0]) is None or run(words, dict(os.environ)).returncode:
+            pytest.skip(f"{words[0]} does not work here")
+    try:
+        if run(["fsfreeze", "--freeze", str(disk)], dict(os.environ)).returncode:
+            pytest.skip("fsfreeze does not work here")
+        try:
+            yield disk
+        finally:
+            run(["fsfreeze", "--unfreeze", str(disk)], dict(os.environ))
+    finally:
+        run(["umount", "--lazy", str(disk)], dict(os.environ))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_on_a_frozen_disk_a_check_has_its_verdict_and_only_one_waits_for_the_disk(tmp_path: Path) -> None:
+    with servers.Server(status(200)) as server, frozen_disk(tmp_path) as disk:
+        path = disk / "times.txt"
+        words, environ = started(server.address, server.port, MULTICLOUD_TIMES=str(path))
+        codes = [subprocess.run(words, env=environ, stderr=subprocess.DEVNULL, timeout=60).returncode for _ in range(3)]
+        assert codes == [0, 0, 0]
+        told = check(server.address, server.port, MULTICLOUD_TIMES=str(path / "x"), HAPROXY_SERVER_NAME="other")
+        assert told.returncode == 0
+        waiting = subprocess.run(words, env=environ, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (
+        waiting.stderr == f"warning: not recorded: {path}: the check before still waits for it: is its disk frozen?\n"
+    )
+
+
+def test_a_verdict_does_not_wait_for_the_lock_of_the_sample_file(times: Path) -> None:
+    times.touch()
+    with servers.Server(status(200)) as server, times.open("rb+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        words, environ = started(server.address, server.port, MULTICLOUD_TIMES=str(times))
+        with subprocess.Popen(words, env=environ, stderr=subprocess.PIPE, text=True) as running:
+            assert running.wait(60) == 0
+            assert times.read_text() == ""  # it has ended, and what records has not
+            fcntl.flock(held, fcntl.LOCK_UN)
+    wait_until(lambda: SAMPLE.fullmatch(times.read_text()) is not None, 30, "the sample")

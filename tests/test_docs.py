@@ -86,7 +86,9 @@ def unknown_commands(page: str) -> list[str]:
 
 def unknown_variables(page: str) -> set[str]:
     """The variables that are neither a setting nor in haproxy.cfg."""
-    known = {setting.variable for setting in SETTINGS} | set(re.findall(r"\w+", (ROOT / "haproxy.cfg").read_text()))
+    known = {settings.CONF, *(setting.variable for setting in SETTINGS)} | set(
+        re.findall(r"\w+", (ROOT / "haproxy.cfg").read_text())
+    )
     return set(re.findall(r"\bMULTICLOUD_[A-Z_]+", page)) - known
 
 

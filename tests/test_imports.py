@@ -14,7 +14,7 @@ import multicloud
 from multicloud.demo.regions import Regions
 from tests.edge import edge
 
-OURS = {"multicloud", "multicloud.process", "multicloud.samples", "multicloud.settings"}
+OURS = {"multicloud"} | {f"multicloud.{name}" for name in ("process", "samples", "settings", "turn")}
 CHECK = OURS | {"multicloud.check", "multicloud.probe"}
 REWEIGH = OURS | {"multicloud.reweigh", "multicloud.ranking", "multicloud.runtime", "multicloud.scores"}
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from multicloud import reweigh, samples, settings
 from multicloud.demo.router import haproxy_binary
+from tests.command import run as by_hand
 from tests.edge import edge, free_ports, wait_until
 from tests.haproxy import READING, haproxy, listening, recording, tell, weights
 
@@ -314,6 +315,7 @@ def test_each_backend_is_ranked_with_its_own_settings_and_one_that_tracks_it_too
     with haproxy(backends) as address:
         tell(address, "set server two/eu health up", "set server two/us health up")
         outcome = reweigh.reweigh(settings.Sources({**sources(address, times).environ, "MULTICLOUD_CONF": str(conf)}))
+    assert outcome is not None
     assert {(each.server.backend, each.server.name): each.weight for each in outcome.decisions} == {
         ("one", "eu"): 200,
         ("one", "us"): 1,
@@ -378,6 +380,7 @@ def test_no_content_sends_a_command_for_a_server_that_haproxy_did_not_list(
         times = Path(name, "times.txt")
         times.write_bytes(data + b"\n" + FAST_EU.encode())
         outcome = reweigh.reweigh(sources(address, times))
+    assert outcome is not None
     assert {("upstream", "eu"), ("upstream", "us"), ("upstream", "ap")} <= outcome.scores.keys()
     listed = [
         f"set server {server.backend}/{server.name} weight "
@@ -435,3 +438,32 @@ def test_a_broken_loop_is_visible_in_haproxy() -> None:
         wait_until(lambda: running.states("reweigh") == {"multicloud-reweigh": "DOWN"}, 30, "the fake server is DOWN")
         wait_until(lambda: "was refused: Permission denied" in running.log(), 10, "the log says why")
         assert running.get()[0] == 200
+
+
+def test_of_two_at_once_one_leaves_and_the_other_goes_again_for_it(router: str, times: Path) -> None:
+    times.write_text(FAST_EU)
+    left: list[subprocess.CompletedProcess[str]] = []
+
+    def meanwhile(command: str) -> None:
+        if command.startswith("set server") and not left:
+            left.append(run(recorded.path, times))
+
+    with recording(router, meanwhile) as recorded:
+        result = run(recorded.path, times)
+    assert [(each.returncode, each.stdout, each.stderr) for each in left] == [(0, "", "")]
+    assert (result.returncode, result.stderr) == (0, "")
+    assert weights(router) == EU_IS_FAVORITE
+    assert recorded.connections == 2  # both of the one that was first
+
+
+def test_by_hand_it_is_said_that_another_one_is_at_work(router: str, times: Path) -> None:
+    times.write_text(FAST_EU)
+    values = sources(router, times).read(settings.REWEIGH)
+    taken = reweigh.turn_of(values)
+    assert taken is not None
+    with taken:
+        environ = {"MULTICLOUD_SOCKET": router, "MULTICLOUD_TIMES": str(times)}
+        done = by_hand("reweigh", environ=environ)
+        assert (done.returncode, done.stdout) == (0, "another reweigh is at work: the weights are set by that one\n")
+        assert "set server" in by_hand("reweigh", "--dry-run", environ=environ).stdout
+    assert reweigh.turn_of(values) is not None

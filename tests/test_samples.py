@@ -43,7 +43,7 @@ def read_text(tmp_path: Path, text: str | bytes, newest: int = 30) -> samples.Sa
 def test_a_sample_is_a_line_of_backend_server_seconds_and_time(times: str) -> None:
     samples.append(times, "upstream", "eu.example.com", 0.0842131, 1763870000.1234)
     assert Path(times).read_text() == "upstream eu.example.com 0.084213 1763870000.123\n"
-    assert samples.read(times, 30).series == {EU: [(0.084213, 1763870000.123)]}
+    assert samples.read(times, 30).series == {EU: [(0.084213, 1763870000.123, False)]}
 
 
 def test_samples_are_read_newest_first_and_no_more_than_asked_for(times: str) -> None:
@@ -51,8 +51,8 @@ def test_samples_are_read_newest_first_and_no_more_than_asked_for(times: str) ->
         samples.append(times, *EU, i / 1000, i)
         samples.append(times, "upstream", "us", i / 10, i)
     found = samples.read(times, 3)
-    assert found.series[EU] == [(0.005, 5.0), (0.004, 4.0), (0.003, 3.0)]
-    assert found.series["upstream", "us"] == [(0.5, 5.0), (0.4, 4.0), (0.3, 3.0)]
+    assert found.series[EU] == [(0.005, 5.0, False), (0.004, 4.0, False), (0.003, 3.0, False)]
+    assert found.series["upstream", "us"] == [(0.5, 5.0, False), (0.4, 4.0, False), (0.3, 3.0, False)]
     assert (found.lines, found.garbage) == (10, 0)
 
 
@@ -62,12 +62,12 @@ def test_there_are_no_samples_where_there_is_no_file(times: str) -> None:
 
 def test_lines_of_three_fields_are_samples_without_a_time(tmp_path: Path) -> None:
     found = read_text(tmp_path, "upstream eu.example.com 0.084213\nupstream eu.example.com 0.1 5\n")
-    assert found.series == {EU: [(0.1, 5.0), (0.084213, None)]}
+    assert found.series == {EU: [(0.1, 5.0, False), (0.084213, None, False)]}
 
 
 def test_what_follows_the_last_newline_is_not_a_line_yet(tmp_path: Path) -> None:
     found = read_text(tmp_path, "upstream eu.example.com 0.1 5\nupstream eu.example.com 0.0")
-    assert (found.series, found.garbage) == ({EU: [(0.1, 5.0)]}, 0)
+    assert (found.series, found.garbage) == ({EU: [(0.1, 5.0, False)]}, 0)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_what_follows_the_last_newline_is_not_a_line_yet(tmp_path: Path) -> None
 def test_a_line_that_is_no_sample_is_skipped_and_counted(tmp_path: Path, line: str) -> None:
     good = "upstream eu.example.com 0.1 5\n"
     found = read_text(tmp_path, f"{good}{line}\n{good}")
-    assert (found.series, found.garbage) == ({EU: [(0.1, 5.0)] * 2}, 1)
+    assert (found.series, found.garbage) == ({EU: [(0.1, 5.0, False)] * 2}, 1)
 
 
 @given(st.binary(max_size=200))
@@ -108,7 +108,7 @@ def test_any_bytes_are_read_without_an_error_and_leave_the_valid_lines(data: byt
     good = b"upstream eu.example.com 0.1 5\n"
     with tempfile.TemporaryDirectory() as name:
         found = read_text(Path(name), good + data + b"\n" + good)
-    assert found.series[EU][0] == found.series[EU][-1] == (0.1, 5.0)
+    assert found.series[EU][0] == found.series[EU][-1] == (0.1, 5.0, False)
     for backend, server in found.series:
         assert not set((backend + server).encode()) - set(settings.NAME_CHARACTERS)
 
@@ -117,7 +117,7 @@ def test_any_bytes_are_read_without_an_error_and_leave_the_valid_lines(data: byt
 def test_long_lines_are_garbage_and_blocks_do_not_matter(tmp_path: Path, size: int) -> None:
     good = b"upstream eu.example.com 0.1 5\n"
     found = read_text(tmp_path, good + b"x" * size + b"\n" + good)
-    assert (found.series, found.lines, found.garbage) == ({EU: [(0.1, 5.0)] * 2}, 3, 1)
+    assert (found.series, found.lines, found.garbage) == ({EU: [(0.1, 5.0, False)] * 2}, 3, 1)
 
 
 def test_every_line_is_read_across_blocks(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_every_line_is_read_across_blocks(tmp_path: Path) -> None:
     found = read_text(tmp_path, text, newest=count)
     values = sorted(sample for series in found.series.values() for sample in series)
     assert (found.lines, found.garbage) == (count, 0)
-    assert [when for _, when in values] == [float(i) for i in range(1, count + 1)]
+    assert [when for _, when, _ in values] == [float(i) for i in range(1, count + 1)]
 
 
 def test_an_unfinished_line_is_not_continued(times: str) -> None:
@@ -170,7 +170,7 @@ def test_a_flood_of_lines_that_are_no_samples_is_not_read_to_its_end_and_is_trim
     good = b"upstream eu.example.com 0.1 5\n"
     Path(times).write_bytes(good + line * 2_000_000 + good)
     found = samples.read(times, 30)
-    assert found.series == {EU: [(0.1, 5.0)]}
+    assert found.series == {EU: [(0.1, 5.0, False)]}
     assert samples.MAX_GARBAGE < found.garbage < 2_000_000
     samples.trim(times, 30)
     assert Path(times).read_bytes() in (good, 2 * good)
@@ -183,7 +183,7 @@ def test_a_lock_that_is_never_released_does_not_hold_an_append_for_long(times: s
         with pytest.raises(samples.LockedError, match=r"locked by another process for more than 0.5 s"):
             samples.append(times, *EU, 0.2, 6)
     samples.append(times, *EU, 0.3, 7)
-    assert samples.read(times, 30).series[EU] == [(0.3, 7.0), (0.1, 5.0)]
+    assert samples.read(times, 30).series[EU] == [(0.3, 7.0, False), (0.1, 5.0, False)]
 
 
 def test_a_trim_leaves_the_newest_of_each_server_in_order(times: str) -> None:
@@ -239,9 +239,8 @@ USES: dict[str, Callable[[str], object]] = {
         *[(use, os, "pread", errno.EIO) for use in USES],
         *[(use, fcntl, "flock", errno.ENOLCK) for use in ("append", "trim")],
         *[(use, os, "lstat", errno.ESTALE) for use in ("append", "trim")],
-        *[(use, os, "write", errno.ENOSPC) for use in ("append", "trim")],
-        ("trim", os, "fchmod", errno.EPERM),
-        ("trim", os, "rename", errno.EBUSY),
+        ("append", os, "write", errno.ENOSPC),
+        ("append", os, "close", errno.EDQUOT),
     ],
 )
 def test_whatever_the_system_refuses_is_a_sample_file_error_and_leaves_nothing_open(
@@ -249,9 +248,15 @@ def test_whatever_the_system_refuses_is_a_sample_file_error_and_leaves_nothing_o
 ) -> None:
     Path(times).write_text("upstream eu.example.com 0.1 5\n" * 3)
 
-    def refuse(*_: object, **__: object) -> None:
+    close = os.close
+
+    def refuse(*arguments: Any, **_: object) -> None:
+        if call == "close":  # which closes all the same, and says that nothing was written
+            close(*arguments)
         raise OSError(number, os.strerror(number))
 
+    if call == "close":
+        monkeypatch.setattr(os, "write", lambda _, data: len(data))
     before = os.listdir("/proc/self/fd")
     with monkeypatch.context() as patched:
         patched.setattr(module, call, refuse)
@@ -259,6 +264,48 @@ def test_whatever_the_system_refuses_is_a_sample_file_error_and_leaves_nothing_o
             USES[use](times)
     assert os.listdir("/proc/self/fd") == before
     assert Path(times).read_text() == "upstream eu.example.com 0.1 5\n" * 3
+
+
+@pytest.mark.parametrize(
+    ("call", "number"), [("write", errno.ENOSPC), ("fchmod", errno.EPERM), ("rename", errno.EBUSY)]
+)
+def test_a_trim_that_cannot_put_a_file_in_its_place_shrinks_the_one_that_is_there(
+    times: str, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    Path(times).write_text(lines_of(1, 2, 3) + "upstream eu.exam")
+    inode = os.stat(times).st_ino
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    before = os.listdir("/proc/self/fd")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, refuse)
+        assert samples.trim(times, 2) == 1
+    assert os.listdir("/proc/self/fd") == before
+    assert os.listdir(os.path.dirname(times)) == ["times.txt"]
+    assert Path(times).read_text() == lines_of(2, 3) + "upstream eu.exam"
+    assert os.stat(times).st_ino == inode
+
+
+@pytest.mark.parametrize("done", range(len("upstream eu.example.com 0.1 1\n") * 2))
+def test_a_trim_that_is_killed_while_it_shrinks_the_file_loses_no_sample(
+    times: str, monkeypatch: pytest.MonkeyPatch, done: int
+) -> None:
+    Path(times).write_text(lines_of(1, 2, 3, 4))
+    pwrite = os.pwrite
+
+    def write_some(fd: int, data: bytes, offset: int) -> int:
+        if offset:
+            raise KeyboardInterrupt
+        return pwrite(fd, data[:done], offset) or 1
+
+    monkeypatch.setattr(os, "pwrite", write_some)
+    monkeypatch.setattr(os, "rename", lambda *_: (_ for _ in ()).throw(OSError(errno.EBUSY, "")))
+    with pytest.raises(KeyboardInterrupt):
+        samples.trim(times, 2)
+    found = set(samples.read(times, 30).series[EU])
+    assert found >= set(read_text(Path(times).parent, lines_of(3, 4)).series[EU])
 
 
 def test_a_file_that_is_made_and_removed_by_others_meanwhile_is_made_again(
@@ -279,15 +326,15 @@ def test_a_file_that_is_made_and_removed_by_others_meanwhile_is_made_again(
         patched.setattr(os, "open", interfere)
         samples.append(times, *EU, 0.1, 5)
     assert turns == [0, os.O_EXCL, 0, os.O_EXCL]
-    assert samples.read(times, 30).series[EU] == [(0.1, 5.0)]
+    assert samples.read(times, 30).series[EU] == [(0.1, 5.0, False)]
 
 
 def interfere(monkeypatch: pytest.MonkeyPatch, path: str, change: Change) -> None:
     """Let `change` happen once a trim has read the file, and before it puts the shorter one in its place."""
     original = samples._newest_lines
 
-    def read_then_change(fd: int, end: int, keep: int) -> tuple[list[bytes], int]:
-        result = original(fd, end, keep)
+    def read_then_change(fd: int, end: int, keep: int, oldest: float) -> tuple[list[bytes], int]:
+        result = original(fd, end, keep, oldest)
         change(path)
         return result
 
@@ -372,9 +419,12 @@ def test_a_hard_link_to_another_file_is_not_written_to(tmp_path: Path, name: str
     path.write_text(lines_of(1, 2, 3))
     (tmp_path / name).unlink(missing_ok=True)
     (tmp_path / name).hardlink_to(other)
-    for use in (USES["append"], USES["read"], USES["trim"]) if name == path.name else (USES["trim"],):
-        with pytest.raises(samples.SampleFileError, match=f"{name}: a hard link"):
-            use(str(path))
+    if name == path.name:
+        for use in USES.values():
+            with pytest.raises(samples.SampleFileError, match=f"{name}: a hard link"):
+                use(str(path))
+    else:
+        assert samples.trim(str(path), 1) == 2
     assert other.read_text() == "another file\n" * 3
 
 
@@ -383,7 +433,7 @@ def test_what_a_killed_writer_left_is_never_taken_for_a_sample(times: str, cut: 
     Path(times).write_text(lines_of(2) + lines_of(1)[:cut])
     samples.append(times, *EU, 0.3, 3)
     found = samples.read(times, 30)
-    assert (found.series, found.garbage) == ({EU: [(0.3, 3.0), (0.2, 2.0)]}, 1)
+    assert (found.series, found.garbage) == ({EU: [(0.3, 3.0, False), (0.2, 2.0, False)]}, 1)
 
 
 @pytest.mark.parametrize("numbers", ["0.1 5", "nan 5"])
@@ -394,26 +444,37 @@ def test_any_number_of_made_up_servers_hides_no_server_known_before(
     path = tmp_path / "times.txt"
     flood = "".join(f"upstream s{i} {numbers}\n" for i in range(20))
     path.write_text(lines_of(1, 2) + flood + lines_of(3))
-    assert samples.read(str(path), 30).series[EU] == [(0.3, 3.0), (0.2, 2.0), (0.1, 1.0)]
+    assert samples.read(str(path), 30).series[EU] == [(0.3, 3.0, False), (0.2, 2.0, False), (0.1, 1.0, False)]
     samples.trim(str(path), 30)
-    assert samples.read(str(path), 30).series[EU] == [(0.3, 3.0), (0.2, 2.0), (0.1, 1.0)]
+    assert samples.read(str(path), 30).series[EU] == [(0.3, 3.0, False), (0.2, 2.0, False), (0.1, 1.0, False)]
     assert len(path.read_text().splitlines()) == (12 if "nan" not in numbers else 3)
 
 
 def test_lines_that_are_no_samples_take_no_servers_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(samples, "MAX_SERVERS", 10)
     found = read_text(tmp_path, lines_of(1) + "".join(f"upstream s{i} nan 5\n" for i in range(20)))
-    assert (found.series, found.garbage) == ({EU: [(0.1, 1.0)]}, 20)
+    assert (found.series, found.garbage) == ({EU: [(0.1, 1.0, False)]}, 20)
 
 
 def test_only_the_end_of_a_huge_file_is_read_and_a_trim_makes_it_small(times: str) -> None:
     Path(times).write_text(lines_of(1))
     os.truncate(times, 1 << 40)  # a hole: it takes no space, but would take minutes to read
     assert samples.read(times, 30).series == {}
-    samples.append(times, *EU, 0.2, 2)
-    assert samples.read(times, 30).series == {EU: [(0.2, 2.0)]}
+    with pytest.raises(samples.SampleFileError, match="has grown to 1048576 MiB: does a reweigh run"):
+        samples.append(times, *EU, 0.2, 2)
+    with open(times, "a") as file:
+        file.write("?\n" + lines_of(2))
+    assert samples.read(times, 30).series == {EU: [(0.2, 2.0, False)]}
     samples.trim(times, 30)
     assert Path(times).read_text() == lines_of(2)
+
+
+def test_a_trim_empties_a_huge_file_without_lines(times: str) -> None:
+    Path(times).touch()
+    os.truncate(times, 1 << 40)
+    samples.trim(times, 30)
+    assert Path(times).read_text() == ""
+    samples.append(times, *EU, 0.1, 1)
 
 
 NOBODY = 65534
@@ -453,14 +514,9 @@ def test_on_a_full_disk_what_fits_is_whole_and_the_rest_is_refused(full_disk: Pa
             refusal = str(error)
     assert refusal == f"{path}: no space left on device"
     assert path.read_text() == lines_of(*range(1, value))
-    with pytest.raises(samples.SampleFileError, match="no space left on device"):
-        samples.trim(str(path), 85)
-    assert path.read_text() == lines_of(*range(1, value))
+    samples.trim(str(path), 85)
+    assert path.read_text() == lines_of(*range(value - 85, value))
     assert sorted(os.listdir(full_disk)) == ["filler", "times.txt"]
-    (full_disk / "filler").unlink()
-    samples.append(str(path), *EU, value / 10, value)
-    samples.trim(str(path), 2)
-    assert path.read_text() == lines_of(value - 1, value)
 
 
 def as_nobody(use: Callable[[], object]) -> str:
@@ -514,15 +570,14 @@ def test_a_file_that_all_may_write_is_appended_to_by_all_and_trimmed_by_its_owne
 
 @needs_root
 @pytest.mark.parametrize("text", ["", "somebody else's"])
-def test_a_file_planted_where_a_trim_writes_is_refused_and_left_alone(shared: Path, text: str) -> None:
+def test_a_file_planted_where_a_trim_writes_is_left_alone_and_stops_no_trim(shared: Path, text: str) -> None:
     path, planted = shared / "times.txt", shared / "times.txt.trim"
     path.write_text(lines_of(1, 2, 3))
     planted.write_text(text)
     os.chown(planted, NOBODY, NOBODY)
     planted.chmod(0o666)
-    with pytest.raises(samples.SampleFileError, match=r"times\.txt\.trim: belongs to somebody else; remove it"):
-        samples.trim(str(path), 1)
-    assert (path.read_text(), planted.read_text()) == (lines_of(1, 2, 3), text)
+    assert samples.trim(str(path), 1) == 2
+    assert (path.read_text(), planted.read_text()) == (lines_of(3), text)
 
 
 def make_hard_link(path: Path) -> None:
@@ -611,3 +666,32 @@ def test_a_hundred_megabytes_of_made_up_servers_take_bounded_memory(times: str) 
     assert servers == samples.MAX_SERVERS
     assert kilobytes < 300_000
     assert len(Path(times).read_text().splitlines()) == samples.MAX_SERVERS
+
+
+def test_a_check_that_failed_is_a_sample_of_its_own_kind(times: str) -> None:
+    samples.append(times, *EU, 0.1, 5)
+    samples.append(times, *EU, 10, 6, failed=True)
+    assert Path(times).read_text().splitlines()[1] == "upstream eu.example.com 10.000000 6.000 failed"
+    found = samples.read(times, 30)
+    assert (found.series, found.garbage) == ({EU: [(10.0, 6.0, True), (0.1, 5.0, False)]}, 0)
+    assert samples.trim(times, 1) == 1
+    assert samples.read(times, 30).series == {EU: [(10.0, 6.0, True)]}
+
+
+@pytest.mark.parametrize("line", ["0.1 failed", "failed", "0.1 5 Failed", "0.1 5 failed failed", "0.1 5  failed x"])
+def test_what_is_like_a_failed_check_is_none(tmp_path: Path, line: str) -> None:
+    assert read_text(tmp_path, f"upstream eu.example.com {line}\n".encode()).garbage == 1
+
+
+def test_a_trim_forgets_servers_that_have_no_new_samples(times: str) -> None:
+    Path(times).write_text("upstream gone 0.1 5.0\nupstream here 0.1 99\nupstream old 0.1\nupstream here 0.1 100\n")
+    assert samples.trim(times, 10, 99.0) == 1
+    assert set(samples.read(times, 30).series) == {("upstream", "here"), ("upstream", "old")}
+
+
+def test_of_more_lines_than_can_be_read_in_time_the_newest_count(times: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples, "MAX_LINES", 3000)
+    Path(times).write_text("a b 1\n" * 200_000 + lines_of(1))
+    assert samples.read(times, 30).lines < 100_000
+    assert samples.trim(times, 10) > 0
+    assert samples.read(times, 30).lines == 11

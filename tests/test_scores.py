@@ -18,7 +18,7 @@ level = st.floats(min_value=0.0301, max_value=0.0399)  # times of which none is 
 
 def score(newest_first: list[float], **settings: float) -> float:
     """The score of a server with these samples."""
-    return scores({EU: [(value, NOW) for value in newest_first]}, now=NOW, **settings)[EU].seconds  # type: ignore[arg-type]
+    return scores({EU: [(value, NOW, False) for value in newest_first]}, now=NOW, **settings)[EU].seconds  # type: ignore[arg-type]
 
 
 def seconds_of(scored: dict[tuple[str, str], Score]) -> dict[tuple[str, str], float]:
@@ -102,14 +102,14 @@ def test_two_samples_that_are_slower_than_all_before_are_a_slowdown(fast: int) -
     ids=["too few before", "not in a row", "not by a third", "there was one as slow"],
 )
 def test_less_is_no_slowdown(newest_first: list[float]) -> None:
-    counted = scores({EU: [(value, NOW) for value in newest_first]}, now=NOW)[EU]
+    counted = scores({EU: [(value, NOW, False) for value in newest_first]}, now=NOW)[EU]
     assert (len(counted.counted), counted.since) == (min(30, len(newest_first)), None)
 
 
 def test_a_score_says_since_when_it_counts() -> None:
-    newest_first = [(0.3 if age < 3 else 0.02, NOW - age) for age in range(30)]
+    newest_first = [(0.3 if age < 3 else 0.02, NOW - age, False) for age in range(30)]
     scored = scores({EU: newest_first}, now=NOW)[EU]
-    assert (scored.counted, scored.percentile, scored.since) == ([0.3] * 3, 90, NOW - 2)
+    assert (scored.counted, scored.percentile, scored.since) == (newest_first[:3], 90, NOW - 2)
 
 
 def test_the_twenty_first_sample_changes_from_the_mean_to_the_percentile() -> None:
@@ -123,7 +123,7 @@ def test_the_twenty_first_sample_changes_from_the_mean_to_the_percentile() -> No
 )
 def test_samples_count_for_their_age(age: float | None, counts: bool) -> None:
     when = None if age is None else NOW - age
-    assert seconds_of(scores({EU: [(0.1, when)]}, now=NOW)) == ({EU: 0.1} if counts else {})
+    assert seconds_of(scores({EU: [(0.1, when, False)]}, now=NOW)) == ({EU: 0.1} if counts else {})
 
 
 def test_a_server_without_samples_has_no_score() -> None:
@@ -132,7 +132,7 @@ def test_a_server_without_samples_has_no_score() -> None:
 
 @given(st.dictionaries(st.text(max_size=3), st.lists(seconds, max_size=40), max_size=8))
 def test_a_server_is_scored_alike_alone_and_among_others(samples: dict[str, list[float]]) -> None:
-    series = {("b", name): [(value, NOW) for value in values] for name, values in samples.items()}
+    series = {("b", name): [(value, NOW, False) for value in values] for name, values in samples.items()}
     together = seconds_of(scores(series, now=NOW))
     alone: dict[tuple[str, str], float] = {}
     for server, values in series.items():
@@ -141,10 +141,68 @@ def test_a_server_is_scored_alike_alone_and_among_others(samples: dict[str, list
 
 
 def test_what_counts_is_the_window_of_what_is_fresh() -> None:
-    newest_first = [(1.0, NOW), (2.0, NOW - 301), (3.0, NOW - 2), (4.0, NOW - 3)]
+    newest_first = [(1.0, NOW, False), (2.0, NOW - 301, False), (3.0, NOW - 2, False), (4.0, NOW - 3, False)]
     scored = scores({EU: newest_first}, now=NOW, window=2, max_age=300)[EU]
-    assert (scored.counted, scored.percentile, scored.since) == ([1.0, 3.0], None, None)
+    assert (scored.counted, scored.percentile, scored.since) == ([newest_first[0], newest_first[2]], None, None)
 
 
 def test_percentiles_are_measured_values() -> None:
     assert percentiles([0.5, 0.1, 0.2, 0.4, 0.3], (50, 90, 99)) == [0.3, 0.5, 0.5]
+
+
+# Checks that failed
+
+
+def outcome(newest_first: str, **settings: float) -> Score:
+    """The score of a server after these checks: `.` is 20 ms, `s` 300 ms, and `x` a failure, which had 2 s."""
+    samples = [({".": 0.02, "s": 0.3, "x": 2.0}[check], NOW, check == "x") for check in newest_first]
+    return scores({EU: samples}, now=NOW, **settings)[EU]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("count", [1, 5, 20, 21, 40])
+def test_a_single_failure_never_matters(count: int) -> None:
+    for place in range(count + 1):
+        score = outcome("." * place + "x" + "." * (count - place))
+        assert score.seconds == pytest.approx(0.02)
+        assert score.failed == (place < 30)
+
+
+def test_a_single_failure_matters_not_even_where_few_count_after_a_change() -> None:
+    for place in range(5):
+        assert outcome("." * place + "x" + "." * (4 - place) + "s" * 26).seconds <= 0.3
+    assert outcome("x...." + "s" * 25).seconds == pytest.approx(0.02)
+
+
+def test_a_server_of_which_nothing_but_a_failure_is_known_is_scored_by_it() -> None:
+    assert outcome("x").seconds == 2.0
+
+
+def test_two_failures_among_those_that_count_make_it_the_mean() -> None:
+    score = outcome("x..x" + "." * 26)
+    assert score.seconds == pytest.approx((28 * 0.02 + 4) / 30)
+    assert (score.percentile, score.failed) == (None, 2)
+    assert outcome("x..x.").seconds == pytest.approx((3 * 0.02 + 4) / 5)
+
+
+def test_a_percentile_that_is_more_than_the_mean_stays() -> None:
+    assert outcome("x..x..x..x..x" + "." * 17).seconds == 2.0
+
+
+def test_after_two_failures_in_a_row_four_good_checks_are_a_return() -> None:
+    for good in range(4):
+        assert outcome("." * good + "xx" + "." * 24).seconds > 0.1
+    for good in range(4, 30):
+        for before in ("xx", "xxx", "x" * 26):
+            score = outcome("." * good + before + "." * 24)
+            assert score.seconds == pytest.approx(0.02)
+            assert score.failed == 0
+
+
+def test_failures_that_come_and_go_are_forgotten_with_the_window_only() -> None:
+    assert outcome(("." * 5 + "x") * 6).seconds > 0.1
+    assert outcome("." * 26 + "x..x" + "." * 10).seconds > 0.1
+    assert outcome("." * 27 + "x..x" + "." * 10).seconds == pytest.approx(0.02)
+
+
+def test_a_failure_before_does_not_hide_a_slowdown() -> None:
+    assert outcome("ss" + "...x" * 7).seconds == pytest.approx(0.3)

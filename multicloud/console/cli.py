@@ -136,8 +136,10 @@ def check(url: str | None, connect: str | None, count: int, record: bool, form: 
             results.append(result)
             if form == "text":
                 _show(result, resolved, number if count > 1 else None)
-            if result.rtt is not None and record:
-                warning = _not_for_root(values.times) or checks.record(os.environ, values.times, result.rtt)
+            if record:
+                warning = _not_for_root(values.times) or checks.record(
+                    os.environ, values.times, result.rtt, values.timeout
+                )
                 if warning:
                     process.tell(f"warning: not recorded: {warning}")
     except checks.UsageError as error:
@@ -216,6 +218,9 @@ def reweigh(dry_run: bool, verbose: bool, sources: settings.Sources) -> None:
         raise Unusable(str(error)) from None
     except runtime.RuntimeAPIError as error:
         raise Failed(str(error)) from None
+    if outcome is None:
+        click.echo("another reweigh is at work: the weights are set by that one")
+        return
     if verbose or not dry_run:
         for line in explain.explain(outcome, sources):
             click.echo(line, err=dry_run)

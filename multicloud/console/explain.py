@@ -72,7 +72,8 @@ def _score(decision: Decision, outcome: Outcome, values: Settings) -> str:
         return f"no samples newer than {values.max_age:g} s" if old else "no samples"
     kind = "mean" if score.percentile is None else f"p{score.percentile:g}"
     since = "" if score.since is None else f" since {time.strftime('%H:%M:%S', time.localtime(score.since))}"
-    return f"{kind} of {len(score.counted)}{since}: {score.seconds * 1000:.1f} ms"
+    failed = f", {score.failed} failed" if score.failed else ""
+    return f"{kind} of {len(score.counted)}{failed}{since}: {score.seconds * 1000:.1f} ms"
 
 
 def _why(decision: Decision, values: Settings) -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from multicloud.settings import Sources
 
-    Samples = Sequence[tuple[float, float]]
+    Sample = tuple[float, float, bool]
 
 
 class PlotError(Exception):
@@ -35,9 +35,9 @@ def draw(sources: Sources, path: str) -> None:
     """
     values = sources.read(settings.SCORING)
     found = samples.read(values.times, max(samples.KEEP, reweigh.longest_window(sources)))
-    backends: dict[str, dict[str, Samples]] = {}
+    backends: dict[str, dict[str, list[Sample]]] = {}
     for (backend, server), newest in sorted(found.series.items()):
-        timed = [(when, seconds) for seconds, when in reversed(newest) if when is not None]
+        timed = [(seconds, when, failed) for seconds, when, failed in newest if when is not None]
         if timed:
             backends.setdefault(backend, {})[server] = timed
     if not backends:
@@ -52,28 +52,40 @@ def draw(sources: Sources, path: str) -> None:
         raise PlotError(f"{path}: {(error.strerror or str(error)).lower()}") from None
 
 
-def _draw_backend(axes: Axes, backend: str, series: dict[str, Samples], sources: Sources) -> None:
+def _draw_backend(axes: Axes, backend: str, series: dict[str, list[Sample]], sources: Sources) -> None:
     values = sources.read(settings.SCORING, backend)
     score = f"p{values.percentile:g}, or the mean of {values.min_samples} or fewer"
     for server, timed in series.items():
-        times = [when for when, _ in timed]
-        (line,) = axes.plot(times, running_scores(timed, backend, sources), linewidth=2, label=server)
-        axes.plot(times, [1000 * seconds for _, seconds in timed], ".", markersize=4, alpha=0.4, color=line.get_color())
-    axes.set_title(f"{backend}: samples (dots), and the score that decides (lines): {score}", fontsize=10)
+        scored = running_scores(timed, backend, sources)
+        (line,) = axes.plot([when for _, when, _ in timed], scored, linewidth=2, label=server)
+        points = {
+            ".": [(when, 1000 * seconds) for seconds, when, failed in timed if not failed],
+            "x": [(when, 0.0) for _, when, failed in timed if failed],
+        }
+        for marker, at in points.items():
+            if not at:
+                continue
+            axes.plot(
+                [when for when, _ in at],
+                [height for _, height in at],
+                marker,
+                markersize=4,
+                alpha=0.4,
+                color=line.get_color(),
+                clip_on=False,
+            )
+    axes.set_title(f"{backend}: samples (dots), failures (x), score (lines): {score}", fontsize=10)
     axes.set_ylabel("round-trip time, ms")
-    axes.set_ylim(bottom=0)
+    slowest = max((seconds for timed in series.values() for seconds, _, failed in timed if not failed), default=1.0)
+    axes.set_ylim(0, 1100 * slowest)  # what a server with failures is scored by is beyond
     axes.xaxis.set_major_formatter(lambda when, _: time.strftime("%H:%M:%S", time.localtime(when)))
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8)
 
 
-def running_scores(timed: Samples, backend: str, sources: Sources) -> list[float]:
-    """In ms, the score that a server of the backend had at each of its samples.
-
-    Those are pairs of UNIX time and seconds, in order.
-    """
-    result = []
-    for end in range(1, len(timed) + 1):
-        newest = [(seconds, when) for when, seconds in reversed(timed[:end])]
-        result.append(1000 * reweigh.score({(backend, ""): newest}, sources, timed[end - 1][0])[backend, ""].seconds)
-    return result
+def running_scores(timed: Sequence[Sample], backend: str, sources: Sources) -> list[float]:
+    """In ms, the score that a server of the backend had at each of its samples, which are the newest first."""
+    return [
+        1000 * reweigh.score({(backend, ""): timed[start:]}, sources, timed[start][1])[backend, ""].seconds
+        for start in range(len(timed))
+    ]

@@ -93,7 +93,7 @@ def _unmeasured(members: list[Server], found: Samples, now: float) -> list[str]:
         if server.state != UP or server.since_change < PATIENCE or server.source != server.key:
             continue
         newest = found.series.get(server.key, [])
-        times = [when for _, when in newest if when is not None]
+        times = [when for _, when, _ in newest if when is not None]
         if not newest:
             lines.append(f"no samples for {server.name}, which is UP: {_why_unmeasured(server.check)}")
         elif times and now - times[0] > max(PATIENCE, 3 * _usual_gap(times)):
@@ -122,7 +122,7 @@ def _unweighed(backend: str, members: list[Server], found: Samples, sources: Sou
     samples have no time.
     """
     series = {server.source: found.series[server.source] for server in members if server.source in found.series}
-    if any(when is None for newest in series.values() for _, when in newest):
+    if any(when is None for newest in series.values() for _, when, _ in newest):
         return []
     known = min(LOOK_BACK, *(server.since_change for server in members))
     late = -1

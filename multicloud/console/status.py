@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from multicloud.settings import Sources
 
 PERCENTS = (50, 90, 99)
-BARS = "▁▂▃▄▅▆▇█"
+BARS, FAILURE = "▁▂▃▄▅▆▇█", "x"
 BOLD, DIM, RED, GREEN, PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[0m"
 
 COLUMNS = f"{'state':>6}{'weight':>7}{'n':>5}{'p50':>6}{'p90':>6}{'p99':>6}{'last':>6}{'age':>5} trend"
@@ -34,7 +34,8 @@ STATES = (ranking.UP, ranking.DOWN, ranking.MAINT, ranking.DRAIN)
 class Row(NamedTuple):
     """One server. Times are seconds, `time` is the newest sample's; `percentiles` are those of PERCENTS.
 
-    `trend` has the newest samples, oldest first.
+    `samples` and `failed` are how many checks count that succeeded, and that failed. `trend` has the newest ones,
+    oldest first. A check that failed has no time: it is None in `trend`, and `last` where it was the last.
     """
 
     backend: str
@@ -43,11 +44,12 @@ class Row(NamedTuple):
     weight: int
     favorite: bool
     samples: int
+    failed: int
     percentiles: tuple[float, ...] | None
     last: float | None
     time: float | None
     age: float | None
-    trend: tuple[float, ...]
+    trend: tuple[float | None, ...]
 
 
 class Status(NamedTuple):
@@ -97,20 +99,22 @@ def _known(servers: Iterable[runtime.Server]) -> list[tuple[str, str, int]]:
 
 def _row(server: ranking.Server, found: samples.Samples, score: scores.Score | None, favorite: int, now: float) -> Row:
     newest = found.series.get(server.source, [])
-    counted = score.counted if score else ()
-    last, when = newest[0] if newest else (None, None)
+    times = [seconds for seconds, _, failed in score.counted if not failed] if score else []
+    trend = [None if failed else seconds for seconds, _, failed in newest[:TREND]]
+    when = newest[0][1] if newest else None
     return Row(
         server.backend,
         server.name,
         server.state,
         server.weight,
         server.state == ranking.UP and server.weight == favorite,
-        len(counted),
-        tuple(scores.percentiles(counted, PERCENTS)) if counted else None,
-        last,
+        len(times),
+        score.failed if score else 0,
+        tuple(scores.percentiles(times, PERCENTS)) if times else None,
+        trend[0] if trend else None,
         when,
         None if when is None else max(0.0, now - when),
-        tuple(reversed([seconds for seconds, _ in newest[:TREND]])),
+        tuple(reversed(trend)),
     )
 
 
@@ -128,20 +132,24 @@ def table(status: Status, *, color: bool = False, width: int = 80) -> str:
     for backend, members in backends.items():
         lines.append(paint(f"{_short(backend, room):<{room}}{COLUMNS}", BOLD))
         # Not the slowest of all: one slow answer would make everything else flat.
-        scale = max((scores.percentiles(row.trend[-trend:], (90,))[0] for row in members if row.trend), default=0.0)
+        shown = [[seconds for seconds in row.trend[-trend:] if seconds is not None] for row in members]
+        scale = max((scores.percentiles(times, (90,))[0] for times in shown if times), default=0.0)
         for row in members:
             code = GREEN if row.favorite else RED if row.state == ranking.DOWN else DIM if not row.weight else ""
             mark = "*" if row.favorite else " "
             times = row.percentiles or (None,) * len(PERCENTS)
             line = (
                 f"{mark} {_short(row.server, room - 2):<{room - 2}}{row.state:>6}{row.weight:>7}{row.samples:>5}"
-                + "".join(f"{_ms(seconds):>6}" for seconds in (*times, row.last))
+                + "".join(f"{_ms(seconds):>6}" for seconds in times)
+                + f"{'fail' if row.trend and row.trend[-1] is None else _ms(row.last):>6}"
                 + f"{_age(row.age):>5} {_sparkline(row.trend[-trend:], scale)}"
             )
             lines.append(paint(line, code) if code else line)
         lines.append("")
     for backend, tracked in status.alike.items():
         lines += [f"{backend}: the same, since its servers track those of {tracked}", ""]
+    if any(None in row.trend for row in status.rows):
+        lines.append(paint(f"{FAILURE} a check that failed", DIM))
     if backends:
         lines.append(paint("* favourite; n samples that count, and their times in ms; age of the last in s", DIM))
     else:
@@ -179,8 +187,9 @@ def prometheus(status: Status) -> str:
         ("up", "Whether HAProxy says that the server is UP.", lambda row: row.state == ranking.UP),
         ("weight", "The server's weight in HAProxy, 0 to 256.", lambda row: row.weight),
         ("favorite", "Whether the server is UP and has the favourite's weight.", lambda row: row.favorite),
-        ("samples", "Samples of the server that count.", lambda row: row.samples),
-        ("last_rtt_seconds", "Round-trip time of the newest sample.", lambda row: row.last),
+        ("samples", "Checks of the server that count and succeeded.", lambda row: row.samples),
+        ("failed_samples", "Checks of the server that count and failed.", lambda row: row.failed),
+        ("last_rtt_seconds", "Round-trip time of the newest sample, unless it failed.", lambda row: row.last),
         ("last_sample_timestamp_seconds", "UNIX time of the newest sample.", lambda row: row.time),
     ]
     lines = []
@@ -235,5 +244,7 @@ def _age(seconds: float | None) -> str:
     return "-" if seconds is None else f"{math.floor(seconds)}" if seconds < 9999 else "old"
 
 
-def _sparkline(trend: Sequence[float], scale: float) -> str:
-    return "".join(BARS[min(len(BARS) - 1, int(seconds / scale * len(BARS)))] for seconds in trend)
+def _sparkline(trend: Sequence[float | None], scale: float) -> str:
+    return "".join(
+        FAILURE if seconds is None else BARS[min(len(BARS) - 1, int(seconds / scale * len(BARS)))] for seconds in trend
+    )

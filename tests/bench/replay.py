@@ -37,7 +37,11 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
     Key = tuple[str, str]
+    Sample = tuple[float, float | None, bool]
     Estimator = Callable[..., dict[Key, float]]
+
+ALLOWED = 10.0
+"""Seconds that a check may take: what a dead server's samples have."""
 
 WARM_UP = 60.0
 """Seconds at the begin of a phase that are not judged: the windows are not full yet."""
@@ -133,9 +137,11 @@ def recorded(path: str) -> dict[str, Stream]:
     streams = {}
     for backend in dict.fromkeys(backend for backend, _ in series):
         servers = [
-            np.array([(when, seconds) for seconds, when in reversed(found) if when is not None]).reshape(-1, 2)
+            np.array(
+                [(when, seconds) for seconds, when, failed in reversed(found) if when is not None and not failed]
+            ).reshape(-1, 2)
             for (owner, _), found in series.items()
-            if owner == backend and any(when is not None for _, when in found)
+            if owner == backend and any(when is not None for _, when, _ in found)
         ]
         if not servers:
             continue
@@ -157,13 +163,13 @@ def recorded(path: str) -> dict[str, Stream]:
     return streams
 
 
-def shipped(series: Mapping[Key, Sequence[tuple[float, float | None]]], **settings: float) -> dict[Key, float]:
+def shipped(series: Mapping[Key, Sequence[Sample]], **settings: float) -> dict[Key, float]:
     """What `scores` says, in seconds."""
     return {server: score.seconds for server, score in scores(series, **settings).items()}  # type: ignore[arg-type]
 
 
 def fixed_window(
-    series: Mapping[Key, Sequence[tuple[float, float | None]]],
+    series: Mapping[Key, Sequence[Sample]],
     *,
     now: float,
     percentile: float,
@@ -174,7 +180,7 @@ def fixed_window(
     """The plain percentile of the newest `window` samples, or the mean of few: what `scores` is held against."""
     result = {}
     for server, found in series.items():
-        counted = [seconds for seconds, _ in fresh(found, now=now, max_age=max_age)[:window]]
+        counted = [seconds for seconds, _, _ in fresh(found, now=now, max_age=max_age)[:window]]
         if counted:
             few = len(counted) <= min_samples
             result[server] = statistics.fmean(counted) if few else percentiles(counted, [percentile])[0]
@@ -188,13 +194,13 @@ def decisions(stream: Stream, values: Mapping[str, float], estimator: Estimator)
     """
     window = int(values["window"])
     servers = [Server("replay", str(index), UP, 1) for index in range(len(stream.truth))]
-    series: dict[Key, list[tuple[float, float | None]]] = {}
+    series: dict[Key, list[Sample]] = {}
     seen = [1] * len(servers)
     for now, drawn in zip(stream.times.tolist(), stream.samples.T.tolist(), strict=True):
         for index, (server, seconds) in enumerate(zip(servers, drawn, strict=True)):
             seen[index] = 0 if isnan(seconds) else seen[index] + 1
-            if seen[index]:
-                series[server.key] = [(seconds, now), *series.get(server.key, ())][: window + RUN]
+            sample = (seconds, now, False) if seen[index] else (ALLOWED, now, True)
+            series[server.key] = [sample, *series.get(server.key, ())][: window + RUN]
             server.state = UP if seen[index] > 1 else server.state if seen[index] else DOWN
         scored = estimator(
             series,
@@ -274,7 +280,7 @@ def herd(tolerance: float, load: float, *, hours: float = 2.0, seed: int = 0) ->
     """Mean latency in seconds, and how often an hour the set of favourites changes, if latency depends on the load."""
     random = np.random.default_rng(seed)
     servers = [Server("herd", str(index), UP, 1) for index in range(len(IDLE))]
-    series: dict[Key, list[tuple[float, float | None]]] = {server.key: [] for server in servers}
+    series: dict[Key, list[Sample]] = {server.key: [] for server in servers}
     means, favorites = [], []
     for moment in range(int(hours * 3600 / DEFAULTS["interval"])):
         now = moment * DEFAULTS["interval"]
@@ -284,7 +290,7 @@ def herd(tolerance: float, load: float, *, hours: float = 2.0, seed: int = 0) ->
         means.append(float((shares * latency).sum()))
         favorites.append((weights == weights.max()).tolist())
         for server, seconds in zip(servers, latency * np.maximum(0.1, random.normal(1, 0.1, len(IDLE))), strict=True):
-            series[server.key].insert(0, (float(seconds), now))
+            series[server.key].insert(0, (float(seconds), now, False))
             del series[server.key][int(DEFAULTS["window"]) + RUN :]
         for change in changes(rank(servers, shipped(series, now=now), tolerance=tolerance)):
             change.server.weight = change.weight

@@ -210,7 +210,7 @@ def test_recording_needs_names(tmp_path: Path) -> None:
     ("change", "code", "recorded"),
     [
         ({}, 0, 1),
-        ({"MULTICLOUD_EXPECT": "204"}, 1, 0),
+        ({"MULTICLOUD_EXPECT": "204"}, 1, 1),
         ({"HAPROXY_SERVER_PORT": "no"}, 2, 0),
         ({"MULTICLOUD_SCHEME": "ftp"}, 2, 0),
         ({"HAPROXY_SERVER_ADDR": ""}, 2, 0),
@@ -235,6 +235,7 @@ def test_with_haproxys_environment_and_record_it_does_what_haproxys_call_does(
     for times in (by_haproxy, by_hand):
         lines = times.read_text().splitlines() if times.exists() else []
         assert [line.split()[:2] for line in lines] == [["upstream", "eu"]] * recorded
+        assert [line.endswith(" failed") for line in lines] == [code == 1] * recorded
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's file would be in the way")
@@ -464,7 +465,7 @@ def test_every_decision_is_explained(
     found = samples.Samples()
     for server, time_ms in zip(servers, milliseconds, strict=True):
         if time_ms is not None:
-            found.series[server.key] = [(time_ms / 1000, now)]
+            found.series[server.key] = [(time_ms / 1000, now, False)]
     scored = reweigh.score(found.series, sources, now)
     decisions = reweigh.rank(servers, scored, sources)
     outcome = reweigh.Outcome(found, scored, decisions, ranking.changes(decisions), [])
@@ -477,7 +478,7 @@ def test_every_decision_is_explained(
 def test_a_score_is_said_to_be_made_of_what_came_after_a_recovery() -> None:
     sources = settings.Sources({})
     found = samples.Samples()
-    found.series["upstream", "a"] = [(0.02 if age < 6 else 0.3, 1763870000.0 - age) for age in range(30)]
+    found.series["upstream", "a"] = [(0.02 if age < 6 else 0.3, 1763870000.0 - age, False) for age in range(30)]
     scored = reweigh.score(found.series, sources, 1763870000.0)
     decisions = reweigh.rank([Server("upstream", "a", UP, 256)], scored, sources)
     lines = explain.explain(reweigh.Outcome(found, scored, decisions, [], []), sources)
@@ -488,7 +489,7 @@ def test_a_score_is_said_to_be_made_of_what_came_after_a_recovery() -> None:
 def test_a_name_that_does_not_resolve_is_not_taken_for_an_operators_word() -> None:
     sources = settings.Sources({})
     found = samples.Samples()
-    found.series["upstream", "a"] = found.series["upstream", "b"] = [(0.02, None)]
+    found.series["upstream", "a"] = found.series["upstream", "b"] = [(0.02, None, False)]
     servers = [Server("upstream", "a", UP, 256), Server("upstream", "b", MAINT, 1, unresolved=True)]
     scored = reweigh.score(found.series, sources, 0.0)
     lines = explain.explain(reweigh.Outcome(found, scored, reweigh.rank(servers, scored, sources), [], []), sources)
@@ -498,7 +499,7 @@ def test_a_name_that_does_not_resolve_is_not_taken_for_an_operators_word() -> No
 def test_samples_that_are_too_old_are_said_to_be() -> None:
     sources = settings.Sources({})
     found = samples.Samples()
-    found.series["upstream", "a"] = [(0.02, 1000.0)]
+    found.series["upstream", "a"] = [(0.02, 1000.0, False)]
     servers = [Server("upstream", "a", UP, 1), Server("other", "b", UP, 1)]
     scored = reweigh.score(found.series, sources, 2000.0)
     outcome = reweigh.Outcome(found, scored, reweigh.rank(servers, scored, sources), [], [])

@@ -45,8 +45,8 @@ def test_a_picture_is_drawn(times: Path, tmp_path: Path, name: str, magic: bytes
 
 def test_the_score_that_is_drawn_is_the_one_that_decided_then() -> None:
     sources = settings.Sources({"MULTICLOUD_MIN_SAMPLES": "2", "MULTICLOUD_MAX_AGE": "50"})
-    timed = [(0.0, 0.010), (1.0, 0.030), (2.0, 0.020), (100.0, 0.040)]
-    assert plot.running_scores(timed, "upstream", sources) == pytest.approx([10, 20, 30, 40])
+    timed = [(0.040, 100.0, False), (0.020, 2.0, False), (0.030, 1.0, False), (0.010, 0.0, False)]
+    assert plot.running_scores(timed, "upstream", sources) == pytest.approx([40, 30, 20, 10])
 
 
 @pytest.mark.parametrize("text", [None, "", "garbage\n", "upstream eu 0.020000\n"])

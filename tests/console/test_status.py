@@ -69,13 +69,16 @@ def test_colour_is_for_terminals_and_can_be_refused(router: Edge, environ: dict[
 
 
 def test_the_trend_is_scaled_by_the_slower_samples_of_the_backend_but_not_by_one_that_sticks_out() -> None:
-    fast = status.Row("b", "fast", UP, 256, True, 3, (0.01, 0.01, 0.01), 0.01, 1.0, 0.0, (*[0.01] * 8, 9.0, 0.02, 0.01))
-    slow = status.Row("b", "slow", UP, 1, False, 1, (0.08, 0.08, 0.08), 0.08, 1.0, 0.0, (0.08,))
-    new = status.Row("b", "new", UP, 0, False, 0, None, None, None, None, ())
+    fast = status.Row(
+        "b", "fast", UP, 256, True, 3, 0, (0.01, 0.01, 0.01), 0.01, 1.0, 0.0, (*[0.01] * 8, 9.0, 0.02, 0.01)
+    )
+    slow = status.Row("b", "slow", UP, 1, False, 1, 0, (0.08, 0.08, 0.08), 0.08, 1.0, 0.0, (0.08,))
+    new = status.Row("b", "new", UP, 0, False, 0, 2, None, None, None, None, (0.01, None, None))
     lines = status.table(status.Status([fast, slow, new], []), width=80).splitlines()
     assert lines[1].endswith(" ▂▂▂▂▂▂▂▂█▃▂")
     assert lines[2].endswith(" █")
-    assert lines[3].split() == ["new", "UP", "0", "0", *["-"] * 5]
+    assert lines[3].split() == ["new", "UP", "0", "0", *["-"] * 3, "fail", "-", "▂xx"]
+    assert "x a check that failed" in lines
 
 
 def test_problems_stand_under_the_table_and_are_wrapped() -> None:
@@ -169,6 +172,7 @@ def test_prometheus_reads_it(router: Edge) -> None:
         "multicloud_server_weight": "gauge",
         "multicloud_server_favorite": "gauge",
         "multicloud_server_samples": "gauge",
+        "multicloud_server_failed_samples": "gauge",
         "multicloud_server_last_rtt_seconds": "gauge",
         "multicloud_server_last_sample_timestamp_seconds": "gauge",
         "multicloud_server_state": "gauge",
@@ -185,7 +189,7 @@ def test_prometheus_reads_it(router: Edge) -> None:
 
 def test_prometheus_labels_are_escaped() -> None:
     strange = 'a"b\\c\nd'
-    row = status.Row(strange, strange, UP, 1, False, 1, (0.1, 0.2, 0.3), 0.1, 1763870000.123, 1.0, ())
+    row = status.Row(strange, strange, UP, 1, False, 1, 0, (0.1, 0.2, 0.3), 0.1, 1763870000.123, 1.0, ())
     text = status.prometheus(status.Status([row], ["one"]))
     families = {family.name: family for family in text_string_to_metric_families(text)}
     for name, family in families.items():
@@ -209,7 +213,7 @@ def measured(*milliseconds: float, now: float, last: float = 0.0, every: float =
     """Samples of servers a, b, c … every so many seconds, the newest `last` seconds ago."""
     found = samples.Samples()
     for name, time_ms in zip("abc", milliseconds, strict=False):
-        found.series["upstream", name] = [(time_ms / 1000, now - last - every * i) for i in range(90)]
+        found.series["upstream", name] = [(time_ms / 1000, now - last - every * i, False) for i in range(90)]
     return found
 
 
@@ -252,7 +256,7 @@ def test_a_weight_that_a_reweigh_would_just_have_changed_is_no_problem() -> None
     servers = [Server("upstream", "a", UP, 256), Server("upstream", "b", UP, 1)]
     found = measured(20, 40, now=now)
     found.series["upstream", "a"] = [
-        (9.0 if now - when < 4 else seconds, when) for seconds, when in found.series["upstream", "a"] if when
+        (9.0 if now - when < 4 else seconds, when, False) for seconds, when, _ in found.series["upstream", "a"] if when
     ]
     eager = settings.Sources({"MULTICLOUD_WINDOW": "1"})
     assert problems.problems(instance(*servers), found, eager, now) == []
