@@ -133,8 +133,10 @@ def record_in_turn(environ: Mapping[str, str], path: str, rtt: float | None, all
     taken = turn.take(f"{path} {'/'.join(sections(environ))}", wait=samples.LOCK_WAIT)
     if taken is None:
         return f"{path}: the check before still waits for it: is its disk frozen?"
-    with taken:
+    try:
         return record(environ, path, rtt, allowed)
+    finally:
+        taken.close()
 
 
 def _port(text: str) -> int | None:

@@ -13,7 +13,7 @@ from multicloud import process, ranking, runtime, samples, scores, settings, tur
 
 TYPE_CHECKING = False  # `typing` is not needed at run time
 if TYPE_CHECKING:
-    import socket
+    from _socket import socket
     from collections.abc import Iterable, Mapping, Sequence
 
 REMEMBERED = 3600.0
@@ -80,19 +80,21 @@ def reweigh(sources: settings.Sources, *, dry_run: bool = False, trim: bool = Fa
         taken = turn_of(values)
         if taken is None:
             return None
-        with taken:
+        try:
             outcome = connect_and_weigh(values, found, sources)
             if turn.asked(taken):  # by one that has left it to this one: perhaps HAProxy was reloaded in between
                 before, outcome = outcome, connect_and_weigh(values, found, sources)
                 outcome.changes[:0] = before.changes
             return outcome
+        finally:
+            taken.close()
     finally:
         if trim:
             # Last, since no weight should wait for it, and also where HAProxy is away.
             keep_short(sources, max(samples.KEEP, newest), found)
 
 
-def turn_of(values: settings.Settings) -> socket.socket | None:
+def turn_of(values: settings.Settings) -> socket | None:
     """The turn to weigh the servers of a HAProxy; None where another process has it."""
     owners = []
     for path in (values.socket, values.times):

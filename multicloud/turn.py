@@ -6,8 +6,8 @@ machine can take such a name, so it counts only in the hands of users who may do
 
 from __future__ import annotations
 
+import _socket as socket  # as in probe.py
 import os
-import socket
 import sys
 from time import monotonic, sleep
 
@@ -58,7 +58,7 @@ def asked(turn: socket.socket) -> bool:
     found = False
     try:
         while True:
-            turn.accept()[0].close()
+            os.close(turn._accept()[0])  # type: ignore[attr-defined]
             found = True
     except OSError:
         return found
@@ -66,13 +66,15 @@ def asked(turn: socket.socket) -> bool:
 
 def _owner(address: bytes) -> int | None:
     """The user id of the process that has the address, -1 where it lets nobody ask; None where it is not there yet."""
-    with socket.socket(socket.AF_UNIX) as asking:
-        asking.setblocking(False)
-        try:
-            asking.connect(address)
-        except BlockingIOError:
-            return -1
-        except OSError:
-            return None
+    asking = socket.socket(socket.AF_UNIX)
+    asking.setblocking(False)
+    try:
+        asking.connect(address)
         credentials = asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    except BlockingIOError:
+        return -1
+    except OSError:
+        return None
+    finally:
+        asking.close()
     return int.from_bytes(credentials[4:8], sys.byteorder)

@@ -40,8 +40,8 @@ def loaded_by(command: str, allowed: str, environ: dict[str, str]) -> set[str]:
 @pytest.mark.parametrize(
     ("scheme", "allowed"),
     [
-        ("tcp", "errno, fcntl, os, socket, stat, time"),
-        ("http", "errno, fcntl, os, socket, stat, time"),
+        ("tcp", "_socket, errno, fcntl, os, select, stat, time"),
+        ("http", "_socket, errno, fcntl, os, select, stat, time"),
         ("https", "errno, fcntl, os, socket, ssl, stat, time"),
     ],
 )

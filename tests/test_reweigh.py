@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -461,7 +462,7 @@ def test_by_hand_it_is_said_that_another_one_is_at_work(router: str, times: Path
     values = sources(router, times).read(settings.REWEIGH)
     taken = reweigh.turn_of(values)
     assert taken is not None
-    with taken:
+    with contextlib.closing(taken):
         environ = {"MULTICLOUD_SOCKET": router, "MULTICLOUD_TIMES": str(times)}
         done = by_hand("reweigh", environ=environ)
         assert (done.returncode, done.stdout) == (0, "another reweigh is at work: the weights are set by that one\n")

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 
@@ -32,7 +33,7 @@ NOBODY = 65534
 def test_a_turn_is_taken_once_and_free_again_when_it_is_closed() -> None:
     first = turn.take(NAME)
     assert first is not None
-    with first:
+    with closing(first):
         assert turn.take(NAME) is None
         assert turn.take(NAME, wait=0.05) is None
         other = turn.take(f"{NAME} of another")
@@ -46,7 +47,7 @@ def test_a_turn_is_taken_once_and_free_again_when_it_is_closed() -> None:
 def test_who_has_the_turn_is_told_that_another_asked() -> None:
     first = turn.take(NAME)
     assert first is not None
-    with first:
+    with closing(first):
         assert not turn.asked(first)
         assert turn.take(NAME) is None
         assert turn.asked(first)
@@ -99,6 +100,6 @@ def test_a_stranger_who_takes_the_name_stops_nobody(listens: bool) -> None:
 def test_a_turn_is_a_socket_that_no_file_stands_for() -> None:
     taken = turn.take(NAME)
     assert taken is not None
-    with taken:
+    with closing(taken):
         assert taken.family == socket.AF_UNIX
         assert taken.getsockname()[:1] == b"\0"
