@@ -26,7 +26,8 @@ TURN = 30.0
 class Region:
     """A server whose answers take `delay` seconds, have `status` and say what was asked.
 
-    `accepted` counts the connections that were made to it. With `stale` N it closes a kept connection at each Nth
+    `accepted` counts the connections that were made to it. With `hangs` N it never answers each Nth request, nor any
+    with an infinite `delay`, until the other side goes away. With `stale` N it closes a kept connection at each Nth
     request that comes over one, unanswered, as a server does whose patience has ended just then; `cut` counts those.
     """
 
@@ -34,8 +35,8 @@ class Region:
         self.name = name
         self.delay = delay
         self.status = 200
-        self.stale = 0
-        self._kept = 0
+        self.hangs = self.stale = 0
+        self._asked = self._kept = 0
         self.accepted = self.cut = 0
         self.port = 0
         self._server: asyncio.Server | None = None
@@ -78,6 +79,10 @@ class Region:
                     self.cut += 1
                     break
                 first = False
+                self._asked += 1
+                if math.isinf(self.delay) or (self.hangs and self._asked % self.hangs == 0):
+                    await reader.read()
+                    break
                 await asyncio.sleep(self.delay)
                 body = f"{self.name}\n\n".encode() + head
                 writer.write(f"HTTP/1.1 {self.status} \r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
