@@ -43,6 +43,11 @@ class Region:
         self._frozen: list[socket.socket] = []
         self._connections: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
 
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._connections)
+
     async def start(self, context: ssl.SSLContext | None) -> None:
         """Listen on loopback, at the same port as before where there was one."""
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, ssl=context, backlog=1024)

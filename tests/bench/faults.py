@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tests.bench.load import POST
+from tests.bench.load import POST, RATE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -67,93 +67,126 @@ class Scene:
         self.sick.difference_update(regions)
 
 
+def nothing(_failure: Failure, _after: float) -> bool:
+    """No request may fail."""
+    return False
+
+
+def posts_in_flight(failure: Failure, after: float) -> bool:
+    """Nobody knows whether the region did what those ask for."""
+    return failure.kind == POST and after <= 0
+
+
+def own_answer(failure: Failure, _after: float) -> bool:
+    """A 500 is the application's answer."""
+    return failure.status == 500 and failure.region != ""
+
+
+def until(seconds: float) -> Callable[[Failure, float], bool]:
+    """Any request that is sent so soon."""
+    return lambda _failure, after: after <= seconds
+
+
+TOGETHER = until(3.0)
+"""For two regions that fail at once."""
+
+
+class Deed(NamedTuple):
+    """What was done, in words, and whether a request may fail that was sent so many seconds after it."""
+
+    words: str
+    allows: Callable[[Failure, float], bool] = nothing
+
+
 @contextlib.contextmanager
-def dies(scene: Scene) -> Iterator[str]:
+def dies(scene: Scene) -> Iterator[Deed]:
     region = scene.pick()
     with scene.without(region) as name:
         scene.regions.stop(region)
-        yield f"{name} dies"
+        yield Deed(f"{name} dies", posts_in_flight)
         scene.regions.start(region)
 
 
 @contextlib.contextmanager
-def two_die(scene: Scene) -> Iterator[str]:
+def two_die(scene: Scene) -> Iterator[Deed]:
     two = scene.healthy()[:2]
     with scene.without(*two) as names:
         for region in two:
             scene.regions.stop(region)
-        yield f"{names} die together"
+        yield Deed(f"{names} die together", TOGETHER)
         for region in two:
             scene.regions.start(region)
 
 
 @contextlib.contextmanager
-def hangs(scene: Scene) -> Iterator[str]:
+def hangs(scene: Scene) -> Iterator[Deed]:
     region = scene.pick()
     delay = region.delay
     with scene.without(region) as name:
+        kept = region.connections
         scene.regions.freeze(region)
-        yield f"{name} hangs"
+        # Each connection that was kept takes one request with it, of which there are RATE a second.
+        yield Deed(f"{name} hangs, with {kept} connections", until(1 + kept / (RATE / 2)))
         scene.regions.stop(region)
         region.delay = delay
         scene.regions.start(region)
 
 
 @contextlib.contextmanager
-def hangs_now_and_then(scene: Scene) -> Iterator[str]:
+def hangs_now_and_then(scene: Scene) -> Iterator[Deed]:
     region = scene.pick()
     with scene.without(region) as name:
         region.hangs = 3
-        yield f"{name} hangs on every third request"
+        yield Deed(f"{name} hangs on every third request", until(25.0))
         region.hangs = 0
 
 
 @contextlib.contextmanager
-def answers_500(scene: Scene) -> Iterator[str]:
+def answers_500(scene: Scene) -> Iterator[Deed]:
     region = scene.pick()
     with scene.without(region) as name:
         region.status = 500
-        yield f"{name} answers 500"
+        yield Deed(f"{name} answers 500", own_answer)
         region.status = 200
 
 
 @contextlib.contextmanager
-def slows_down(scene: Scene) -> Iterator[str]:
+def slows_down(scene: Scene) -> Iterator[Deed]:
     region = scene.pick()
     delay = region.delay
     region.delay = min(SLOWEST, delay * scene.draw.uniform(1.5, 20))
-    yield f"{region.name} takes {region.delay * 1000:.0f} ms instead of {delay * 1000:.0f}"
+    yield Deed(f"{region.name} takes {region.delay * 1000:.0f} ms instead of {delay * 1000:.0f}")
     region.delay = delay
 
 
 @contextlib.contextmanager
-def all_slow_down(scene: Scene) -> Iterator[str]:
+def all_slow_down(scene: Scene) -> Iterator[Deed]:
     delays = {region: region.delay for region in scene.healthy()}
     factor = min(10, SLOWEST / max(delays.values()))
     for region in delays:
         region.delay *= factor
-    yield f"all regions take {factor:.0f} times as long"
+    yield Deed(f"all regions take {factor:.0f} times as long")
     for region, delay in delays.items():
         region.delay = delay
 
 
 @contextlib.contextmanager
-def file_deleted(scene: Scene) -> Iterator[str]:
+def file_deleted(scene: Scene) -> Iterator[Deed]:
     scene.times.unlink(missing_ok=True)
-    yield "the sample file is deleted"
+    yield Deed("the sample file is deleted")
 
 
 @contextlib.contextmanager
-def file_truncated(scene: Scene) -> Iterator[str]:
+def file_truncated(scene: Scene) -> Iterator[Deed]:
     size = scene.draw.choice((0, scene.draw.randrange(20_000)))
     with contextlib.suppress(FileNotFoundError):
         size = min(size, scene.times.stat().st_size)
         os.truncate(scene.times, size)
-    yield f"the sample file is cut to {size} bytes"
+    yield Deed(f"the sample file is cut to {size} bytes")
 
 
 @contextlib.contextmanager
-def file_filled(scene: Scene) -> Iterator[str]:
+def file_filled(scene: Scene) -> Iterator[Deed]:
     garbage = scene.draw.randbytes(scene.draw.randrange(8 << 20))
     lines = [
         f"upstream gone{scene.draw.randrange(1 << 30)}.demo 0.000100 {time.time():.3f}\n"
@@ -161,24 +194,24 @@ def file_filled(scene: Scene) -> Iterator[str]:
     ]
     with scene.times.open("ab") as file:
         file.write(garbage + b"\n" + "".join(lines).encode())
-    yield f"{len(garbage) / 1e6:.1f} MB of garbage and {len(lines)} unknown servers are in the sample file"
+    yield Deed(f"{len(garbage) / 1e6:.1f} MB of garbage and {len(lines)} unknown servers are in the sample file")
 
 
 @contextlib.contextmanager
-def file_locked(scene: Scene) -> Iterator[str]:
+def file_locked(scene: Scene) -> Iterator[Deed]:
     with scene.times.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield "the sample file is locked"
+        yield Deed("the sample file is locked")
 
 
 @contextlib.contextmanager
-def file_unwritable(scene: Scene) -> Iterator[str]:
+def file_unwritable(scene: Scene) -> Iterator[Deed]:
     aside = scene.times.with_name("aside.txt")
     aside.touch()
     with contextlib.suppress(FileNotFoundError):
         scene.times.rename(aside)
     scene.times.mkdir()  # root, who may run this, can write to any file
-    yield "the sample file is a directory"
+    yield Deed("the sample file is a directory")
     scene.times.rmdir()
     aside.rename(scene.times)
 
@@ -224,129 +257,104 @@ def signal_checks(scene: Scene, number: signal.Signals, most: int) -> set[int]:
 
 
 @contextlib.contextmanager
-def checks_killed(scene: Scene) -> Iterator[str]:
-    yield f"{len(signal_checks(scene, signal.SIGKILL, 8))} checks are killed"
+def checks_killed(scene: Scene) -> Iterator[Deed]:
+    yield Deed(f"{len(signal_checks(scene, signal.SIGKILL, 8))} checks are killed")
 
 
 @contextlib.contextmanager
-def checks_stopped(scene: Scene) -> Iterator[str]:
+def checks_stopped(scene: Scene) -> Iterator[Deed]:
     hit = signal_checks(scene, signal.SIGSTOP, 4)
-    yield f"{len(hit)} checks are stopped (SIGSTOP)"
+    yield Deed(f"{len(hit)} checks are stopped (SIGSTOP)")
     for each in processes():
         if each.pid in hit and each.state == "T":
             os.kill(each.pid, signal.SIGCONT)
 
 
 @contextlib.contextmanager
-def two_reweighs(scene: Scene) -> Iterator[str]:
+def two_reweighs(scene: Scene) -> Iterator[Deed]:
     command = [scene.running.router.directory / "multicloud-reweigh"]
     codes = []
     for _ in range(scene.draw.randint(5, 15)):
         pair = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
         codes += [process.wait(timeout=30) for process in pair]
         time.sleep(scene.draw.uniform(0, 0.5))
-    yield f"{len(codes)} reweighs by hand, two at once, {len(codes) - codes.count(0)} of them not with exit code 0"
+    yield Deed(
+        f"{len(codes)} reweighs by hand, two at once, {len(codes) - codes.count(0)} of them not with exit code 0"
+    )
 
 
 @contextlib.contextmanager
-def reweigh_breaks(scene: Scene) -> Iterator[str]:
+def reweigh_breaks(scene: Scene) -> Iterator[Deed]:
     script = scene.running.router.directory / "multicloud-reweigh"
     aside = script.rename(script.with_suffix(".aside"))
-    yield "the reweigh's script is gone"
+    yield Deed("the reweigh's script is gone")
     aside.rename(script)
 
 
 @contextlib.contextmanager
-def every_check_fails(scene: Scene) -> Iterator[str]:
+def every_check_fails(scene: Scene) -> Iterator[Deed]:
     script = scene.running.router.directory / "multicloud-check"
     right, wrong = script.with_suffix(".right"), script.with_suffix(".wrong")
     wrong.write_text(script.read_text().replace("\n", "\nMULTICLOUD_EXPECT=204 ", 1))
     wrong.chmod(0o755)
     script.rename(right)
     wrong.rename(script)
-    yield "every check fails"
+    yield Deed("every check fails")
     right.rename(script)
 
 
 @contextlib.contextmanager
-def reloaded(scene: Scene) -> Iterator[str]:
+def reloaded(scene: Scene) -> Iterator[Deed]:
     scene.running.router.reload()
-    yield "HAProxy is reloaded"
+    yield Deed("HAProxy is reloaded")
 
 
 @contextlib.contextmanager
-def dns_silent(scene: Scene) -> Iterator[str]:
+def dns_silent(scene: Scene) -> Iterator[Deed]:
     scene.names.answers = False
-    yield "DNS is silent"
+    yield Deed("DNS is silent")
     scene.names.answers = True
 
 
 @contextlib.contextmanager
-def dns_forgets(scene: Scene) -> Iterator[str]:
+def dns_forgets(scene: Scene) -> Iterator[Deed]:
     scene.names.unknown = {region.name for region in scene.regions}
-    yield "DNS knows no name any more"
+    yield Deed("DNS knows no name any more")
     scene.names.unknown = set()
 
 
-def nothing(_failure: Failure, _after: float) -> bool:
-    """No request may fail."""
-    return False
-
-
-def posts_in_flight(failure: Failure, after: float) -> bool:
-    """Nobody knows whether the region did what those ask for."""
-    return failure.kind == POST and after <= 0
-
-
-def own_answer(failure: Failure, _after: float) -> bool:
-    """A 500 is the application's answer."""
-    return failure.status == 500 and failure.region != ""
-
-
-def until(seconds: float) -> Callable[[Failure, float], bool]:
-    """Any request that is sent so soon."""
-    return lambda _failure, after: after <= seconds
-
-
 class Fault(NamedTuple):
-    """`allows` says whether a request may fail that was sent so many seconds after the fault.
+    """Two faults overlap only where their groups differ and neither is "alone", or where both are "region".
 
-    Two faults overlap only where their groups differ, or are both "region". `hold` is for how many seconds, at least
-    and at most, it lasts, and `chances` how often it is drawn.
+    `hold` is for how many seconds, at least and at most, it lasts, and `chances` how often it is drawn.
     """
 
     name: str
-    do: Callable[[Scene], AbstractContextManager[str]]
+    do: Callable[[Scene], AbstractContextManager[Deed]]
     group: str
-    allows: Callable[[Failure, float], bool] = nothing
     hold: tuple[float, float] = (3, 20)
     chances: int = 2
 
 
-IN_FLIGHT = until(1.0)
-"""Those that are sent over a connection which was idle when the region froze count as in flight, too."""
-
-TOGETHER = until(3.0)
-
 FAULTS = (
-    Fault("a region dies", dies, "region", posts_in_flight, (3, 20), 4),
-    Fault("favourite and backup die", two_die, "region", TOGETHER),
-    Fault("a region hangs", hangs, "region", IN_FLIGHT, (3, 20), 4),
-    Fault("one hangs on every third request", hangs_now_and_then, "alone", until(25.0), (20, 60), 3),
-    Fault("a region answers 500", answers_500, "region", own_answer, (3, 20), 3),
-    Fault("a region slows down", slows_down, "region", nothing, (5, 25), 4),
-    Fault("all regions slow down", all_slow_down, "alone", nothing, (5, 25), 1),
+    Fault("a region dies", dies, "region", chances=4),
+    Fault("favourite and backup die", two_die, "region"),
+    Fault("a region hangs", hangs, "region", chances=4),
+    Fault("one hangs on every third request", hangs_now_and_then, "alone", (20, 60), 3),
+    Fault("a region answers 500", answers_500, "region", chances=3),
+    Fault("a region slows down", slows_down, "region", (5, 25), 4),
+    Fault("all regions slow down", all_slow_down, "alone", (5, 25), 1),
     Fault("sample file deleted", file_deleted, "file"),
     Fault("sample file cut", file_truncated, "file"),
-    Fault("sample file filled with garbage", file_filled, "file", nothing, (3, 20), 3),
+    Fault("sample file filled with garbage", file_filled, "file", chances=3),
     Fault("sample file locked", file_locked, "file"),
     Fault("sample file unwritable", file_unwritable, "file"),
     Fault("checks killed", checks_killed, "checks"),
-    Fault("checks stopped", checks_stopped, "checks", nothing, (1, 15)),
-    Fault("two reweighs at once", two_reweighs, "checks", nothing, (1, 5)),
-    Fault("reweigh broken", reweigh_breaks, "checks", nothing, (5, 15), 1),
-    Fault("every check fails", every_check_fails, "alone", nothing, (8, 20), 1),
-    Fault("HAProxy reloaded", reloaded, "haproxy", nothing, (1, 10), 3),
-    Fault("DNS silent", dns_silent, "haproxy", nothing, (10, 70), 1),
-    Fault("DNS knows no name", dns_forgets, "haproxy", nothing, (10, 70), 1),
+    Fault("checks stopped", checks_stopped, "checks", (1, 15)),
+    Fault("two reweighs at once", two_reweighs, "checks", (1, 5)),
+    Fault("reweigh broken", reweigh_breaks, "checks", (5, 15), 1),
+    Fault("every check fails", every_check_fails, "alone", (8, 20), 1),
+    Fault("HAProxy reloaded", reloaded, "haproxy", (1, 10), 3),
+    Fault("DNS silent", dns_silent, "haproxy", (10, 70), 1),
+    Fault("DNS knows no name", dns_forgets, "haproxy", (10, 70), 1),
 )

@@ -20,6 +20,9 @@ NEW, KEPT, POST = "GET", "GET, kept connection", "POST"
 MIX = (NEW, KEPT, NEW, KEPT, POST)
 """What is sent, each as often."""
 
+RATE = 50.0
+"""Requests a second."""
+
 TIMEOUT = 5.0
 """Seconds after which a user gives up."""
 
@@ -40,16 +43,29 @@ class Failure(NamedTuple):
     region: str
 
 
+class Taken(NamedTuple):
+    """What was sent since the last time, how many kept connections turned out closed, and what failed.
+
+    `late` is by how many seconds a request was sent too late at most: more than a little where the machine is too busy
+    for what is measured.
+    """
+
+    requests: int
+    reopened: int
+    late: float
+    failures: list[Failure]
+
+
 class Load:
     """Requests to a port of this machine while the context lasts, open loop."""
 
-    def __init__(self, port: int, rate: float, seed: int) -> None:
+    def __init__(self, port: int, seed: int) -> None:
         self._port = port
-        self._rate = rate
         self._draw = Random(seed)
         self._lock = threading.Lock()
         self._sent = 0
         self._reopened = 0
+        self._late = 0.0
         self._failures: list[Failure] = []
         self._idle: list[tuple[float, Connection]] = []
         self._end = threading.Event()
@@ -63,11 +79,11 @@ class Load:
         self._end.set()
         self._thread.join()
 
-    def take(self) -> tuple[int, int, list[Failure]]:
-        """What was counted since the last time: requests, kept connections that turned out closed, failures."""
+    def take(self) -> Taken:
+        """What was counted since the last time."""
         with self._lock:
-            taken = self._sent, self._reopened, self._failures
-            self._sent, self._reopened, self._failures = 0, 0, []
+            taken = Taken(self._sent, self._reopened, self._late, self._failures)
+            self._sent, self._reopened, self._late, self._failures = 0, 0, 0.0, []
         return taken
 
     async def _run(self) -> None:
@@ -75,8 +91,10 @@ class Load:
         async with asyncio.TaskGroup() as group:
             while not self._end.is_set():
                 group.create_task(self._ask(self._draw.choice(MIX)))
-                due += 1 / self._rate
+                due += 1 / RATE
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
+                with self._lock:
+                    self._late = max(self._late, time.monotonic() - due)
         for _, (_, writer) in self._idle:
             writer.close()
 
