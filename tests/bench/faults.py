@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tests.bench.load import POST, RATE
+from tests.bench.load import POST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 SLOWEST = 1.0
 """Seconds that a region takes at most: less than a check may."""
+
+UNNOTICED = 8.0
+"""Seconds for which a region may hang before it is DOWN: two checks that take their time, and two pauses."""
 
 NEAR = 1.2
 """Regions are equally right whose delays differ by no more than this: the hysteresis, and some noise."""
@@ -87,6 +90,12 @@ def until(seconds: float) -> Callable[[Failure, float], bool]:
     return lambda _failure, after: after <= seconds
 
 
+def as_many_as(connections: int) -> Callable[[Failure, float], bool]:
+    """One request for each connection that was open, be it in flight or sent over one that was kept."""
+    left = iter(range(connections))
+    return lambda _failure, after: after <= UNNOTICED and next(left, None) is not None
+
+
 TOGETHER = until(3.0)
 """For two regions that fail at once."""
 
@@ -123,10 +132,9 @@ def hangs(scene: Scene) -> Iterator[Deed]:
     region = scene.pick()
     delay = region.delay
     with scene.without(region) as name:
-        kept = region.connections
         scene.regions.freeze(region)
-        # Each connection that was kept takes one request with it, of which there are RATE a second.
-        yield Deed(f"{name} hangs, with {kept} connections", until(1 + kept / (RATE / 2)))
+        kept = region.connections
+        yield Deed(f"{name} hangs, with {kept} connections", as_many_as(kept))
         scene.regions.stop(region)
         region.delay = delay
         scene.regions.start(region)

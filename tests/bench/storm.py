@@ -71,9 +71,9 @@ class Event(NamedTuple):
 class Result(NamedTuple):
     """What became of a fault, or of two at once.
 
-    `led` and `back` are seconds until the right region led for good, and until all was well once the fault was undone;
-    infinite where it never came to that. The others count requests: all, those that failed as the promises allow, and
-    those that failed beyond them.
+    `led` and `back` are seconds until the right region led for good, and until all was well once the fault was undone:
+    infinite where it never came to that, and not a number where nobody waited. The others count requests: all, those
+    that failed as the promises allow, and those that failed beyond them.
     """
 
     led: float
@@ -86,11 +86,14 @@ class Result(NamedTuple):
 @contextlib.contextmanager
 def started() -> Iterator[tuple[Edge, NameServer]]:
     """The router with the shipped configuration at its pace, in front of its regions, and their name server."""
-    with (
-        name_server() as names,
-        edge(DELAYS, interval="2s", reweigh_interval="3s", configure=by_name(names.address)) as running,
-    ):
-        yield running, names
+    with name_server() as names:
+
+        def configure(text: str) -> str:
+            # At the start HAProxy knows the addresses from the system, before it asks for them itself.
+            return by_name(names.address)(text).replace("init-addr none", "init-addr 127.0.0.1")
+
+        with edge(DELAYS, interval="2s", reweigh_interval="3s", configure=configure) as running:
+            yield running, names
 
 
 def measured(running: Edge) -> list[list[Server]]:
@@ -163,7 +166,7 @@ class Storm:
     def end(self) -> None:
         """Judge what was under way."""
         if self._events:
-            self._judge(math.inf, math.inf)
+            self._judge(math.nan, math.nan)
 
     def _say(self, text: str) -> None:
         print(f"{time.monotonic() - self._began:7.1f}  {text}", flush=True)
@@ -297,7 +300,7 @@ def report(storm: Storm) -> int:
 
 def span(seconds: Iterable[float]) -> str:
     """The median, and the most."""
-    found = list(seconds)
+    found = [each for each in seconds if not math.isnan(each)]
     return f"{statistics.median(found):.1f}, at most {max(found):.1f}" if found else ""
 
 
