@@ -214,8 +214,8 @@ class Storm:
             (allowed if is_allowed(failure, self._events) else beyond).append(failure)
         for some, verdict in ((allowed, "as allowed"), (beyond, "BEYOND what is allowed")):
             if some:
-                since = self._events[0].done
-                self._say(f"  {len(some)} of {taken.requests} requests failed {verdict}: {described(some, since)}")
+                words = described(some, [event.done for event in self._events])
+                self._say(f"  {len(some)} of {taken.requests} requests failed {verdict}: {words}")
         if taken.late > BUSY:
             self._say(f"  this machine was too busy: a request was sent {taken.late:.1f} s late")
         name = self._events[0].fault.name if len(self._events) == 1 else "two of these at once"
@@ -245,12 +245,13 @@ def is_allowed(failure: Failure, events: Sequence[Event]) -> bool:
     return any(failure.ended >= event.began and allows(failure, failure.sent - event.done) for event, allows in rules)
 
 
-def described(failures: Sequence[Failure], since: float) -> str:
-    """How many of which kind got what, and when they were sent."""
+def described(failures: Sequence[Failure], faults: Sequence[float]) -> str:
+    """How many of which kind got what, and when they were sent, from the last fault before the first of them."""
     kinds = Counter(f"{each.kind}: {each.status or 'no answer'}" for each in failures)
-    sent = [failure.sent - since for failure in failures]
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    return f"{counts}; sent {min(sent):+.2f} to {max(sent):+.2f} s from the fault"
+    sent = [failure.sent for failure in failures]
+    fault = max((done for done in faults if done <= min(sent)), default=faults[0])
+    return f"{counts}; sent {min(sent) - fault:+.2f} to {max(sent) - fault:+.2f} s from the fault"
 
 
 def sizes(running: Edge, files: set[str]) -> dict[str, float]:
