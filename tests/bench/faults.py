@@ -252,15 +252,14 @@ def signal_checks(scene: Scene, number: signal.Signals, most: int) -> set[int]:
     count = scene.draw.randint(1, most)
     deadline = time.monotonic() + 5 * count
     while len(hit) < count and time.monotonic() < deadline:
-        checks = [
-            each.pid for each in processes() if not each.haproxy and each.state not in "ZT" and each.pid not in hit
-        ]
-        if checks:
-            pid = checks[-1]
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-                hit.add(pid)
-            time.sleep(scene.draw.uniform(0, 1))
+        checks = {each.pid for each in processes() if not each.haproxy and each.state not in "ZT"} - hit
+        if not checks:
+            time.sleep(0.01)
+            continue
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(max(checks), number)
+            hit.add(max(checks))
+        time.sleep(scene.draw.uniform(0, 1))
     return hit
 
 
