@@ -47,7 +47,7 @@ RUN set -eu; \
 
 FROM python AS package
 WORKDIR /src
-COPY pyproject.toml README.md haproxy.cfg ./
+COPY pyproject.toml README.md haproxy.cfg deploy/start.sh ./
 COPY multicloud multicloud
 RUN set -eu; \
     lib=/package/usr/lib/python3.13; \
@@ -55,7 +55,8 @@ RUN set -eu; \
     # -I and -S: nothing in the environment changes what runs, and nothing is searched for.
     sed -i '1s/$/ -IS/' "$lib"/bin/*; \
     mv "$lib/bin" /package/usr/bin; \
-    rm -r "$lib/multicloud/haproxy.cfg" "$lib/multicloud/py.typed"; \
+    install start.sh /package/usr/bin/multicloud-start; \
+    rm "$lib/multicloud/py.typed"; \
     python3 -I -m compileall -q -b -s /package "$lib"; \
     find "$lib" -name '*.py' -delete; \
     # A configuration that was written for the shell version finds our commands at its places.
@@ -78,6 +79,5 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=5s \
 # The base asks for SIGUSR1, with which HAProxy waits for its clients, longer than `docker stop` waits before it kills.
 # To let them finish: docker stop --signal SIGUSR1 -t 60
 STOPSIGNAL SIGTERM
-# The master process reloads the configuration on SIGUSR2, and buries checks that outlive a worker.
 ENTRYPOINT []
-CMD ["haproxy", "-W", "-db", "-f", "/usr/local/etc/haproxy/haproxy.cfg"]
+CMD ["multicloud-start"]

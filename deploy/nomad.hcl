@@ -1,17 +1,16 @@
 # Nomad 1.5 or newer, with Docker; Consul is not needed. Each HAProxy measures from where it stands, and they share
 # nothing.
 #
-#   1. Build the image and push it to your registry; write your servers into haproxy.cfg.
+#   1. Build the image and push it to your registry.
 #   2. Change here what is marked CHANGE.
-#   3. nomad var put -force nomad/jobs/multicloud haproxy_cfg=@haproxy.cfg
-#      nomad job run deploy/nomad.hcl
+#   3. nomad job run deploy/nomad.hcl
 #
 # What it measures and decides:
 #
 #   nomad alloc exec -job multicloud multicloud status
 #
-# After a change of haproxy.cfg: the first command of step 3 again. Nomad writes the file and HAProxy reloads it, losing
-# no client and no sample; with a mistake in it, HAProxy serves on with the old one.
+# After a change, such as one more server: step 3 again. One instance after the other is replaced, and none before the
+# one before it is healthy.
 
 job "multicloud" {
   group "edge" {
@@ -55,9 +54,6 @@ job "multicloud" {
       config {
         image = "registry.example.com/multicloud:0.1.0" # CHANGE
         ports = ["http", "stats"]
-
-        # The directory: of a file alone, the container would keep seeing the first version.
-        volumes         = ["local:/usr/local/etc/haproxy:ro"]
         readonly_rootfs = true
 
         # The samples.
@@ -69,7 +65,7 @@ job "multicloud" {
           }
         }
 
-        # The Runtime API's socket.
+        # The Runtime API's socket, and the configuration, which is made of MULTICLOUD_SERVERS.
         mount {
           type   = "tmpfs"
           target = "/var/lib/haproxy"
@@ -79,16 +75,9 @@ job "multicloud" {
         }
       }
 
-      template {
-        destination   = "local/haproxy.cfg"
-        change_mode   = "signal"
-        change_signal = "SIGUSR2"
-        data          = <<-END
-          {{ with nomadVar "nomad/jobs/multicloud" }}{{ .haproxy_cfg }}{{ end }}
-        END
-      }
-
       env {
+        # CHANGE: host names, or NAME=ADDRESS:PORT as for `multicloud config`.
+        MULTICLOUD_SERVERS = "app-eu.example.com app-us.example.com"
         # What your servers are told in the header Fly_Extra.
         FLY_REGION = "${node.datacenter}"
       }

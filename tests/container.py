@@ -16,6 +16,7 @@ import socket
 import subprocess
 import tarfile
 import tempfile
+import time
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +24,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from multicloud.console import config, template
 from multicloud.demo.regions import Regions
-from multicloud.demo.router import configuration
 from tests.edge import wait_until
 from tests.test_drop_in import DELAYS, shell_version
+from tests.test_traffic import failures
+from tests.traffic import Traffic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +39,7 @@ LAYERS = Path(os.environ["IMAGE_LAYERS"])
 CONFIG: dict[str, Any] = json.loads(Path(os.environ["IMAGE_CONFIG"]).read_text())["Docker"]["config"]
 FLY: dict[str, Any] = tomllib.loads(Path("fly.toml").read_text())
 POD: dict[str, Any] = next(yaml.safe_load_all(Path("deploy/kubernetes.yaml").read_text()))["spec"]["template"]["spec"]
+HAPROXY_CFG = "/usr/local/etc/haproxy/haproxy.cfg"
 SOCKET = dict(variable.split("=", 1) for variable in CONFIG["Env"])["MULTICLOUD_SOCKET"]
 
 EMPTY_SETTINGS = b"\0\0\0\4\0\0\0\0\0"
@@ -147,14 +151,19 @@ def regions() -> Iterator[Regions]:
         yield regions
 
 
+def servers(regions: Regions) -> list[str]:
+    """The regions as `multicloud config` is told them."""
+    return [f"{region.name}=127.0.0.1:{region.port}" for region in regions]
+
+
 @contextlib.contextmanager
-def router(regions: Regions, *, volumes: Sequence[str] = ()) -> Iterator[Container]:
-    """The image as it is, but for the servers."""
-    files = {
-        "usr/local/etc/haproxy/haproxy.cfg": configuration(regions),
-        "etc/regions.pem": regions.authority.cert_pem.bytes().decode(),
-    }
+def router(regions: Regions, *, volumes: Sequence[str] = (), mounted: str = "") -> Iterator[Container]:
+    """The image as it is, with the servers in its variable; `mounted` is a configuration in place of that."""
+    files = {"etc/regions.pem": regions.authority.cert_pem.bytes().decode()}
+    if mounted:
+        files[HAPROXY_CFG.lstrip("/")] = mounted
     variables = {
+        **({} if mounted else {"MULTICLOUD_SERVERS": " ".join(servers(regions))}),
         "FLY_REGION": "test1",
         "UPSTREAM_CA": "/etc/regions.pem",
         "MULTICLOUD_CA_FILE": "/etc/regions.pem",
@@ -186,7 +195,7 @@ def test_the_commands_run_as_the_unprivileged_user() -> None:
 
 def test_the_shipped_configuration_is_valid_as_it_is() -> None:
     with container(command="exec sleep 60") as running:
-        said = running.run("haproxy", "-c", "-f", CONFIG["Cmd"][-1])
+        said = running.run("haproxy", "-c", "-f", HAPROXY_CFG)
     assert (said.returncode, said.stderr) == (0, "")
 
 
@@ -303,8 +312,10 @@ def test_the_volumes_of_kubernetes_are_all_that_it_writes_to(regions: Regions) -
         assert get(8080).headers["upstream"] == "eu"
 
 
-def test_a_reload_keeps_the_samples_and_leaves_no_dead_process(regions: Regions) -> None:
-    with router(regions) as running:
+@pytest.mark.parametrize("mounted", [False, True])
+def test_a_reload_keeps_the_samples_and_leaves_no_dead_process(regions: Regions, mounted: bool) -> None:
+    text = template.configuration(config.servers(servers(regions)), (3, 0, 0)) if mounted else ""
+    with router(regions, mounted=text) as running:
         old = running.processes("haproxy")
         os.kill(running.pid, signal.SIGUSR2)
         wait_until(lambda: old.keys() & running.processes("haproxy").keys() == {1}, 30, "a new worker, and no old one")
@@ -322,6 +333,55 @@ def test_a_configuration_for_the_shell_version_runs_unchanged(regions: Regions) 
         wait_until(lambda: measured(running) == {f"upstream {name}" for name in DELAYS}, 60, "a sample of each server")
         wait_until(lambda: running.weights() == [256, 1, 0, 0], 120, "256/1/0/0")
         assert get(8080).headers["upstream"] == "eu"
+
+
+@pytest.mark.parametrize(
+    ("named", "error"),
+    [
+        (
+            "eu.example.com a_b!",
+            "error: 'a_b!': 'a_b!' cannot be a server's name; accepted: letters, digits and . : _ -",
+        ),
+        ("eu=203.0.113.7:x", "error: 'eu=203.0.113.7:x': 'x' is no port; accepted: 1 to 65535"),
+        ("* eu.example.com", "error: '*': '*' cannot be a server's name; accepted: letters, digits and . : _ -"),
+        (
+            "-h",
+            "error: '-h': '-h' is no address; accepted: a host name, an IPv4 address, or an IPv6 address in brackets",
+        ),
+        (" ", "error: no server named; accepted: SERVER[=ADDRESS[:PORT]], one or more"),
+    ],
+)
+def test_servers_that_cannot_be_are_one_clear_line_and_the_container_ends(named: str, error: str) -> None:
+    with container(command="exec sleep 60") as running:
+        done = running.run("env", f"MULTICLOUD_SERVERS={named}", *CONFIG["Cmd"])
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"{error}\n")
+
+
+def test_from_debians_own_configuration_one_edit_and_one_paste_route_and_lose_nothing_with_the_favourite() -> None:
+    """Debian's HAProxy is what this image stands on, and its configuration is in it, too."""
+    paste = """
+mkdir -p /run/haproxy; chown haproxy:haproxy /run/haproxy; chmod 2775 /run/haproxy  # as Debian's tmpfiles.d does
+update-ca-certificates >/dev/null 2>&1
+sed -i /chroot/d /etc/haproxy/haproxy.cfg
+multicloud config --blocks --backend app {servers} >>/etc/haproxy/haproxy.cfg
+exec haproxy -W -db -f /etc/haproxy/haproxy.cfg
+"""
+    with Regions(list(DELAYS)) as regions:
+        for region in regions:
+            region.delay = DELAYS[region.name]
+        files = {"usr/local/share/ca-certificates/regions.crt": regions.authority.cert_pem.bytes().decode()}
+        start = paste.format(servers=" ".join(servers(regions)))
+        with container(files, {"MULTICLOUD_SOCKET": ""}, user="root", command=start) as running:
+            wait_until(lambda: running.weights() == [256, 1, 0, 0], 120, "256/1/0/0")
+            assert running.run("stat", "-c", "%U %G %a", "/run/haproxy/admin.sock").stdout == "root haproxy 660\n"
+            assert running.run("stat", "-c", "%U", "/tmp/times.txt").stdout == "haproxy\n"
+            with Traffic(8080, rate=50) as traffic:
+                time.sleep(2)
+                eu = next(iter(regions))
+                regions.stop(eu)
+                wait_until(lambda: running.weights()[1] == 256, 60, "us as favourite")
+                time.sleep(1)
+    assert failures(traffic) == []
 
 
 def measured(running: Container) -> set[str]:

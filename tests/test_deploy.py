@@ -18,6 +18,7 @@ import pytest
 import yaml
 from kubernetes_validate.utils import all_versions
 
+from multicloud.console import config
 from tests import servers
 from tests.command import BARE
 
@@ -41,9 +42,8 @@ NOMAD_PORTS: dict[str, dict[str, int]] = {
 FLY: dict[str, Any] = tomllib.loads((ROOT / "fly.toml").read_text())
 
 EXPOSED = {int(port) for port in re.findall(r"^EXPOSE (.*)$", IMAGE, re.MULTILINE)[0].split()}
-CONFIG_DIRECTORY = posixpath.dirname(re.findall(r'"([^"]*/haproxy\.cfg)"\]$', IMAGE, re.MULTILINE)[0])
 WRITTEN = {"/tmp", posixpath.dirname(re.findall(r"^ENV MULTICLOUD_SOCKET=(.*)$", IMAGE, re.MULTILINE)[0])}
-"""Where the samples and the socket are."""
+"""Where the samples, the socket and the configuration are."""
 
 
 def bound(name: str) -> int:
@@ -106,11 +106,11 @@ def test_kubernetes_runs_it_where_pods_must_be_restricted() -> None:
     assert CONTAINER["securityContext"]["capabilities"] == {"drop": ["ALL"]}
 
 
-def test_kubernetes_mounts_the_configuration_and_what_is_written_over_a_read_only_root() -> None:
+def test_kubernetes_mounts_what_is_written_over_a_read_only_root_and_no_file() -> None:
     kinds = {volume["name"]: volume.keys() - {"name"} for volume in POD["volumes"]}
     mounted = {mount["mountPath"]: kinds[mount["name"]] for mount in CONTAINER["volumeMounts"]}
     assert CONTAINER["securityContext"]["readOnlyRootFilesystem"]
-    assert mounted == {CONFIG_DIRECTORY: {"configMap"}, **{path: {"emptyDir"} for path in WRITTEN}}
+    assert mounted == {path: {"emptyDir"} for path in WRITTEN}
 
 
 def test_kubernetes_waits_longer_than_its_hook_takes() -> None:
@@ -118,17 +118,8 @@ def test_kubernetes_waits_longer_than_its_hook_takes() -> None:
     assert sum(map(int, re.findall(r"sleep (\d+)", command))) < POD["terminationGracePeriodSeconds"]
 
 
-def test_nomad_lets_clients_finish_and_reloads_what_changed() -> None:
-    template = TASK["template"][0]
+def test_nomad_lets_clients_finish() -> None:
     assert (TASK["driver"], TASK["kill_signal"], TASK["kill_timeout"]) == ("docker", "SIGUSR1", "30s")
-    assert (template["change_mode"], template["change_signal"]) == ("signal", "SIGUSR2")
-
-
-def test_nomad_finds_the_configuration_under_the_name_that_its_first_lines_put_it() -> None:
-    head = (ROOT / "deploy/nomad.hcl").read_text().partition("\njob ")[0]
-    path, item = re.findall(r"nomad var put -force (\S+) (\w+)=@haproxy\.cfg", head)[0]
-    assert path == f"nomad/jobs/{next(iter(JOB))}"  # what a job may read without a policy
-    assert f'{{{{ with nomadVar "{path}" }}}}{{{{ .{item} }}}}{{{{ end }}}}' in TASK["template"][0]["data"]
 
 
 def test_nomad_sends_traffic_and_checks_to_ports_of_the_image() -> None:
@@ -138,17 +129,25 @@ def test_nomad_sends_traffic_and_checks_to_ports_of_the_image() -> None:
     assert (service["port"], service["check"][0]["port"]) == ("http", "stats")
 
 
-def test_nomad_mounts_the_configuration_and_what_is_written_over_a_read_only_root() -> None:
-    config = TASK["config"][0]
-    directory = posixpath.dirname(TASK["template"][0]["destination"])
-    assert config["volumes"] == [f"{directory}:{CONFIG_DIRECTORY}:ro"]
-    assert config["readonly_rootfs"]
-    assert {mount["target"]: mount["type"] for mount in config["mount"]} == dict.fromkeys(WRITTEN, "tmpfs")
+def test_nomad_mounts_what_is_written_over_a_read_only_root_and_no_file() -> None:
+    driver = TASK["config"][0]
+    assert "template" not in TASK
+    assert "volumes" not in driver
+    assert driver["readonly_rootfs"]
+    assert {mount["target"]: mount["type"] for mount in driver["mount"]} == dict.fromkeys(WRITTEN, "tmpfs")
 
 
 def test_kubernetes_and_nomad_run_the_same_image_and_tell_the_region() -> None:
+    variables = {variable["name"]: variable["value"] for variable in CONTAINER["env"]}
     assert CONTAINER["image"] == TASK["config"][0]["image"]
-    assert {variable["name"] for variable in CONTAINER["env"]} == TASK["env"][0].keys() == {"FLY_REGION"}
+    assert variables.keys() == TASK["env"][0].keys() == {"MULTICLOUD_SERVERS", "FLY_REGION"}
+
+
+def test_every_platform_names_servers_that_the_image_can_write_a_configuration_for() -> None:
+    variables = {variable["name"]: variable["value"] for variable in CONTAINER["env"]}
+    for platform in (variables, TASK["env"][0], FLY["env"]):
+        names = platform["MULTICLOUD_SERVERS"].split()
+        assert [server.name for server in config.servers(names)] == names
 
 
 @pytest.mark.parametrize("address", ["", "127.0.0.1", "0.0.0.0", "::", "::1"])

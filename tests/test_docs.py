@@ -85,10 +85,9 @@ def unknown_commands(page: str) -> list[str]:
 
 
 def unknown_variables(page: str) -> set[str]:
-    """The variables that are neither a setting nor in haproxy.cfg."""
-    known = {settings.CONF, *(setting.variable for setting in SETTINGS)} | set(
-        re.findall(r"\w+", (ROOT / "haproxy.cfg").read_text())
-    )
+    """The variables that are neither a setting nor in haproxy.cfg nor in what the image starts."""
+    files = (ROOT / "haproxy.cfg").read_text() + (ROOT / "deploy/start.sh").read_text()
+    known = {settings.CONF, *(setting.variable for setting in SETTINGS)} | set(re.findall(r"\w+", files))
     return set(re.findall(r"\bMULTICLOUD_[A-Z_]+", page)) - known
 
 
