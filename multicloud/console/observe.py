@@ -10,6 +10,7 @@ import grp
 import os
 import pwd
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -72,6 +73,19 @@ def instance(api: RuntimeAPI) -> Instance:
     algorithms = {backend: algorithm for backend, algorithm in backends if algorithm}
     asked = tuple(dict.fromkeys(NAMESERVER.findall(api.ask("show resolvers"))))
     return Instance(info["Version"], int(info["Pid"]), api.ask("show cli level"), api.servers(), algorithms, asked)
+
+
+def binary_version() -> str | None:
+    """What the HAProxy in HAPROXY_BINARY, or else in the PATH, says of its version; None where there is none."""
+    program = shutil.which(os.environ.get("HAPROXY_BINARY") or "haproxy")
+    if program is None:
+        return None
+    try:
+        said = subprocess.run([program, "-v"], capture_output=True, text=True, errors="replace", timeout=5, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    found = re.match(r"HA-?Proxy version (\S+)", said.stdout)
+    return f"HAProxy {found[1]} at {program}" if found else None
 
 
 def user_of(pid: int) -> User | None:

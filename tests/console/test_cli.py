@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,12 @@ import pytest
 from multicloud import probe, ranking, reweigh, samples, settings
 from multicloud.check import UsageError
 from multicloud.console import explain, waterfall
+from multicloud.demo.router import haproxy_binary
 from multicloud.ranking import DOWN, DRAIN, MAINT, UP, Server
 from tests.command import BARE, PROGRAM, Terminal, run
 from tests.edge import Edge, edge, wait_until
+from tests.haproxy import haproxy as running_haproxy
+from tests.haproxy import tell
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,10 +63,18 @@ def test_each_command_has_help_with_examples(command: str) -> None:
     assert "[MULTICLOUD_" in shown.stdout or command == "demo"
 
 
-def test_the_version_is_the_packages() -> None:
-    shown = run("--version")
-    assert shown.returncode == 0
-    assert shown.stdout.startswith("multicloud, version ")
+def test_the_version_is_the_packages_and_that_of_the_haproxy_which_is_found(tmp_path: Path) -> None:
+    binary = haproxy_binary()
+    shown = run("--version", environ={"HAPROXY_BINARY": binary})
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.startswith(f"multicloud, version {version('multicloud')}, with HAProxy ")
+    assert shown.stdout.endswith(f" at {binary}\n")
+    with running_haproxy("") as address:
+        said = tell(address, "show info")[0].partition("\nVersion: ")[2].partition("\n")[0]
+        assert f"HAProxy {said} at" in shown.stdout
+    for none in (str(tmp_path / "none"), "/bin/false"):
+        bare = run("--version", environ={"HAPROXY_BINARY": none})
+        assert (bare.returncode, bare.stdout, bare.stderr) == (0, f"multicloud, version {version('multicloud')}\n", "")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
