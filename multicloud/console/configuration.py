@@ -1,13 +1,15 @@
 """HAProxy's configuration file, as far as external checks depend on it (its configuration manual, sections 2.1 to 2.4).
 
 Words, quotes, comments, environment variables and what a proxy inherits from its `defaults` are read as HAProxy reads
-them. Conditional blocks (`.if`) are not decided: all their branches are read.
+them. Conditional blocks (`.if`) are decided as far as `conditions` can.
 """
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, NamedTuple
+
+from multicloud.console.conditions import Blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +18,8 @@ SECTIONS = (
     *("global", "defaults", "frontend", "backend", "listen", "peers", "resolvers", "mailers", "userlist", "program"),
     *("http-errors", "cache", "ring", "log-forward", "fcgi-app", "crt-store", "traces", "log-profile", "acme"),
 )
+
+TLS_OPTIONS = ("ca-file", "verify", "sni", "verifyhost")
 
 UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 1e-3}
 
@@ -46,26 +50,48 @@ class Section(NamedTuple):
         return found
 
 
-def read(paths: Iterable[str], environ: Mapping[str, str]) -> list[Section]:
-    """The sections of the files, in order; `environ` is what HAProxy was started with. Raises ConfigurationError."""
+class Configuration(NamedTuple):
+    """The sections of the files, in order, and the conditions (`.if …`) that were not decided: all branches count."""
+
+    sections: list[Section]
+    undecided: list[str]
+
+    def process(self) -> Section:
+        """All sections `global` as one."""
+        lines = [line for section in self.sections if section.kind == "global" for line in section.lines]
+        return Section("global", "", lines)
+
+    def proxies(self) -> list[Section]:
+        """The sections that have servers."""
+        return [section for section in self.sections if section.kind in ("backend", "listen")]
+
+
+def read(paths: Iterable[str], environ: Mapping[str, str], version: str | None = None) -> Configuration:
+    """What the files say. Raises ConfigurationError.
+
+    `environ` and `version` are those of the HAProxy that reads them; the version is None where none is known.
+    """
     sections: list[Section] = []
+    undecided: list[str] = []
     for path in paths:
         try:
             with open(path, encoding="utf-8", errors="replace") as file:
                 lines = file.read().splitlines()
         except OSError as error:
             raise ConfigurationError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+        blocks = Blocks(environ, version)
         for line in lines:
             words = split(line, environ)
-            if not words or words[0].startswith("."):
+            if not words or not blocks.counts(words):
                 continue
             if words[0] in SECTIONS:
                 sections.append(Section(words[0], words[1] if len(words) > 1 else "", _inherited(words, sections)))
             elif sections:
                 sections[-1].lines.append(words)
+        undecided += blocks.undecided
     if not sections:
         raise ConfigurationError(f"{', '.join(paths)}: no section of a HAProxy configuration")
-    return sections
+    return Configuration(sections, undecided)
 
 
 def _inherited(words: Sequence[str], sections: Sequence[Section]) -> list[list[str]]:
@@ -96,6 +122,31 @@ def _part(found: re.Match[str], environ: Mapping[str, str]) -> str:
 
 def _value(found: re.Match[str], environ: Mapping[str, str]) -> str:
     return environ.get(found["bare"] or found["name"], found["default"] or "")
+
+
+def servers(section: Section) -> dict[str, dict[str, str]]:
+    """The options of TLS on each `server` line, by the server's name: those of TLS_OPTIONS, and "ssl" where it is on.
+
+    A `default-server` line holds for those below it.
+    """
+    default: dict[str, str] = {}
+    found = {}
+    for kind, *words in section.lines:
+        if kind not in ("server", "default-server"):
+            continue
+        options = dict(default)
+        for at, word in enumerate(words):
+            if word == "ssl":
+                options["ssl"] = ""
+            elif word == "no-ssl":
+                options.pop("ssl", None)
+            elif word in TLS_OPTIONS and words[at + 1 :]:
+                options[word] = words[at + 1]
+        if kind == "default-server":
+            default = options
+        elif words:
+            found[words[0]] = options
+    return found
 
 
 def seconds(text: str) -> float | None:

@@ -62,7 +62,7 @@ def examine(sources: Sources, files: Sequence[str]) -> list[Finding]:
     except runtime.RuntimeAPIError as error:
         findings.append(_unreachable(values.socket, error))
     if files:
-        sections = configuration.read(files, environ)
+        sections = configuration.read(files, environ, instance.version if instance else None).sections
     if instance is not None:
         user = observe.user_of(instance.pid)
         findings += _process(instance, values, user)
