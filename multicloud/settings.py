@@ -125,6 +125,10 @@ class Sources:
         """The place that `read` takes the setting from: a variable, a line of the file, or "default"."""
         return self._find(setting, sections)[1] or "default"
 
+    def text(self, setting: Setting, *sections: str) -> str:
+        """What `read` reads the setting from, as it is written there."""
+        return self._find(setting, sections)[0]
+
     def _value(self, setting: Setting, sections: tuple[str, ...]) -> object:
         text, where = self._find(setting, sections)
         try:

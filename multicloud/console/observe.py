@@ -6,6 +6,7 @@ management guide, section 9.3), which change nothing.
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import os
 import pwd
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from multicloud import runtime
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from multicloud.runtime import RuntimeAPI, Server
 
 REWEIGH = "multicloud-reweigh"
@@ -26,11 +29,13 @@ REWEIGH = "multicloud-reweigh"
 PASSED, TIMED_OUT, EXTERNAL = "PROCOK", "PROCTOUT", "PROC"
 """Check statuses of external checks, and how they all begin."""
 
+AGENT_STATUS, AGENT_PLACE = ("pxname", "svname", "agent_status"), ("srv_agent_addr", "srv_agent_port")
+"""Columns of `show stat` and of `show servers state`."""
+
 NAMESERVER = re.compile(r"^ nameserver (\S+):\n  sent: +[1-9]", re.MULTILINE)
 """A name server in `show resolvers` to which HAProxy has sent queries."""
 
 EXIT_CODES = {
-    "2": "wrong settings, which the line in HAProxy's log names",
     "126": "HAProxy's user may not execute the check's command",
     "127": "a program was not found: the check's command, or what it runs, is not in `external-check path`",
     "255": "HAProxy could not start the check's command: is it there, and may HAProxy's user execute it?",
@@ -66,6 +71,14 @@ class Instance(NamedTuple):
         return [server for server in self.servers if server.check.startswith(EXTERNAL) and server.name != REWEIGH]
 
 
+class Agent(NamedTuple):
+    """What HAProxy asks besides its check of a server (`agent-check`): `address` and `port` of an agent."""
+
+    server: Server
+    address: str
+    port: int
+
+
 def instance(api: RuntimeAPI) -> Instance:
     """Ask HAProxy. Raises RuntimeAPIError."""
     info = dict(line.split(": ", 1) for line in api.ask("show info").splitlines() if ": " in line)
@@ -73,6 +86,28 @@ def instance(api: RuntimeAPI) -> Instance:
     algorithms = {backend: algorithm for backend, algorithm in backends if algorithm}
     asked = tuple(dict.fromkeys(NAMESERVER.findall(api.ask("show resolvers"))))
     return Instance(info["Version"], int(info["Pid"]), api.ask("show cli level"), api.servers(), algorithms, asked)
+
+
+def agents(api: RuntimeAPI, servers: Sequence[Server]) -> list[Agent]:
+    """The agents of the servers, which HAProxy may ask for their weights, too. Raises RuntimeAPIError."""
+    asked = {row[:2] for row in runtime.rows(api.ask("show stat -1 4 -1"), ",", AGENT_STATUS) if row[2]}
+    table = api.ask("show servers state").partition("\n")[2]
+    places = {row[:2]: row[2:] for row in runtime.rows(table, " ", ("be_name", "srv_name"), AGENT_PLACE)}
+    found = []
+    for server in servers:
+        address, port = places.get(server.key, ("", ""))
+        if server.key in asked and port.isdigit():
+            found.append(Agent(server, server.address if address in ("", "-") else address, int(port)))
+    return found
+
+
+def reason(pid: int, user: User | None) -> str:
+    """Where the reason is that a check or a reweigh fails: it says so on HAProxy's standard error."""
+    if user is not None:
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/{pid}/fd/2") == os.devnull:
+                return "its reason is kept nowhere, since HAProxy's standard error is /dev/null (`haproxy -D`, or `-q`)"
+    return "its reason is on HAProxy's standard error (`journalctl -u haproxy`)"
 
 
 def binary_version() -> str | None:
@@ -116,13 +151,14 @@ def may(user: User, modes: str, path: str | Path) -> bool | None:
 
     The kernel is asked as that user, so that directories on the way, groups and access control lists all count.
     """
+    path = os.path.abspath(path)
     if os.geteuid() == user.uid:
         return os.access(path, sum({"r": os.R_OK, "w": os.W_OK, "x": os.X_OK}[mode] for mode in modes))
     if os.geteuid() != 0:
         return None
     tests = " && ".join(f'test -{mode} "$1"' for mode in modes)
     done = subprocess.run(
-        ["/bin/sh", "-c", tests, "sh", str(path)],
+        ["/bin/sh", "-c", tests, "sh", path],
         check=False,
         cwd="/",
         user=user.uid,

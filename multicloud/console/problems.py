@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 from multicloud import reweigh, scores
 from multicloud.console import observe
-from multicloud.ranking import DOWN, UP, changes
+from multicloud.ranking import DOWN, MAINT, UP, changes
 from multicloud.settings import TIMES
 
 if TYPE_CHECKING:
-    from multicloud.console.observe import Instance
+    from collections.abc import Container
+
+    from multicloud.console.observe import Instance, User
     from multicloud.runtime import Server
     from multicloud.samples import Samples
     from multicloud.settings import Sources
@@ -27,41 +29,72 @@ STEP = 5
 """Seconds between the moments that are judged."""
 
 
-def problems(instance: Instance, found: Samples, sources: Sources, now: float) -> list[str]:
-    """A line for each problem. `now` is the UNIX time at which both were read, `found` has samples of LOOK_BACK too."""
+LAST_RESORT = "last-resort"
+"""The backend of haproxy.cfg that is asked when no server of `upstream` is left."""
+
+REWEIGH, SAMPLES = "reweigh", "samples"
+"""What may follow from a cause that has been told: that no reweigh works, and that samples are missing."""
+
+
+def problems(
+    instance: Instance, found: Samples, sources: Sources, now: float, told: Container[str] = frozenset()
+) -> list[str]:
+    """A line for each problem, causes first; what follows from another one, or is in `told`, is left out.
+
+    `now` is the UNIX time at which both were read, `found` has samples of LOOK_BACK too. `told` may have REWEIGH and
+    SAMPLES, or samples_of(server) for one server.
+    """
     times = sources.read((TIMES,)).times
+    user = observe.user_of(instance.pid)
+    reason = observe.reason(instance.pid, user)
+    unwritable = observe.unwritable(user, times) if user else None
+    stopped = _reweigh(instance, user, reason)
     backends: dict[str, list[Server]] = {}
     for server in instance.servers:
         backends.setdefault(server.backend, []).append(server)
     checked = {server.backend for server in instance.checked()}
     routed = {backend: members for backend, members in backends.items() if backend in checked or _has(members, found)}
-    lines = _reweigh(instance) + _unresolved(instance.servers)
+    resort = [server.name for server in backends.get(LAST_RESORT, []) if server.state == UP]
+    lines = [unwritable] if unwritable else []
+    lines += _unresolved(instance.servers) + ([] if REWEIGH in told else stopped)
     for backend, members in routed.items():
         if any(server.source == server.key for server in members):  # else the tracked ones have the same problem
-            lines += _unserved(backend, members)
-        if _has(members, found) or len(members) > 1:  # else it may be a reweigh under another name
-            lines += _unmeasured(members, found, now)
-        lines += _unweighed(backend, members, found, sources, now)
-    user = observe.user_of(instance.pid)
-    unwritable = observe.unwritable(user, times) if user else None
-    if unwritable:
-        lines.append(unwritable)
+            lines += _unserved(backend, members, bool(resort))
+        missing = not unwritable and SAMPLES not in told
+        if missing and (_has(members, found) or len(members) > 1):  # else it may be a reweigh under another name
+            named = [server for server in members if samples_of(server) not in told]
+            lines += _unmeasured(named, found, now, times, reason)
+        if not stopped and REWEIGH not in told:
+            lines += _unweighed(backend, members, found, sources, now)
     if found.garbage:
         lines.append(f"{times} has lines that are no samples ({found.garbage}): who else writes there?")
     return lines
+
+
+def samples_of(server: Server) -> str:
+    """That samples of a server are missing, where its cause has been told."""
+    return f"{SAMPLES} of {server.backend}/{server.name}"
 
 
 def _has(members: list[Server], found: Samples) -> bool:
     return any(server.source in found.series for server in members)
 
 
-def _reweigh(instance: Instance) -> list[str]:
-    why = "HAProxy's log says why, and so does `multicloud reweigh`"
-    return [
-        f"{server.backend}/{server.name} is DOWN, so nobody sets weights: " + observe.EXIT_CODES.get(server.code, why)
-        for server in instance.servers
-        if server.name == observe.REWEIGH and server.state == DOWN
-    ]
+def _reweigh(instance: Instance, user: User | None, reason: str) -> list[str]:
+    """Why nobody sets weights, where the reweigh has the name that haproxy.cfg gives it."""
+    by_hand = f"`runuser -u {user.name} -- multicloud reweigh`" if user else "`multicloud reweigh` as HAProxy's user"
+    lines = []
+    for server in instance.servers:
+        name = f"{server.backend}/{server.name}"
+        if server.name == observe.REWEIGH and server.state == DOWN:
+            why = observe.EXIT_CODES.get(server.code, f"{by_hand} says why; {reason}")
+            lines.append(f"{name} is DOWN, so nobody sets weights: {why}")
+        elif server.name == observe.REWEIGH and server.state == MAINT:
+            lines.append(
+                f"{name} is in maintenance, so an operator has frozen the weights: `set server {name} state ready` "
+                "at the Runtime API lets go"
+            )
+    return lines
 
 
 def _unresolved(servers: list[Server]) -> list[str]:
@@ -74,20 +107,25 @@ def _unresolved(servers: list[Server]) -> list[str]:
     ]
 
 
-def _unserved(backend: str, members: list[Server]) -> list[str]:
+def _unserved(backend: str, members: list[Server], resort: bool) -> list[str]:
+    """Whether a backend has no server to send a request to, and what becomes of it; `resort`: LAST_RESORT may be UP."""
+    lost = "so each request to it is a 503"
+    if resort and backend != LAST_RESORT:
+        rule = f"`use_backend {LAST_RESORT} if {{ nbsrv({backend}) lt 1 }}`"
+        lost = f"so {LAST_RESORT} is tried where a frontend has {rule}, and else each request is a 503"
     up = [server for server in members if server.state == UP]
     if not up:
         states = ", ".join(sorted({server.state for server in members}))
-        return [f"no server of {backend} is UP ({states}), so each request to it is a 503"]
+        return [f"no server of {backend} is UP ({states}), {lost}"]
     if not any(server.weight for server in up):
         return [
-            f"every server of {backend} that is UP has weight 0, so each request to it is a 503: "
+            f"every server of {backend} that is UP has weight 0, {lost}: "
             "run `multicloud reweigh`, and give the servers `weight 1` in the configuration"
         ]
     return []
 
 
-def _unmeasured(members: list[Server], found: Samples, now: float) -> list[str]:
+def _unmeasured(members: list[Server], found: Samples, now: float, path: str, reason: str) -> list[str]:
     lines = []
     for server in members:
         if server.state != UP or server.since_change < PATIENCE or server.source != server.key:
@@ -95,19 +133,21 @@ def _unmeasured(members: list[Server], found: Samples, now: float) -> list[str]:
         newest = found.series.get(server.key, [])
         times = [when for _, when, _ in newest if when is not None]
         if not newest:
-            lines.append(f"no samples for {server.name}, which is UP: {_why_unmeasured(server.check)}")
+            lines.append(f"no samples for {server.name}, which is UP: {_why_unmeasured(server, path, reason)}")
         elif times and now - times[0] > max(PATIENCE, 3 * _usual_gap(times)):
             lines.append(
                 f"no samples for {server.name} since {_clock(times[0])} ({now - times[0]:.0f} s), although it is UP: "
-                + _why_unmeasured(server.check)
+                + _why_unmeasured(server, path, reason)
             )
     return lines
 
 
-def _why_unmeasured(check: str) -> str:
-    if not check.startswith(observe.EXTERNAL):
+def _why_unmeasured(server: Server, path: str, reason: str) -> str:
+    if not server.check.startswith(observe.EXTERNAL):
         return "it has no external check"
-    return "HAProxy's log has what its check says"
+    if server.check == observe.PASSED:
+        return f"its check passes, but does not write to {path}: is it multicloud-check, and has it the same `times`?"
+    return f"its check fails; {reason}"
 
 
 def _usual_gap(times: list[float]) -> float:

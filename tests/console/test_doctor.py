@@ -118,7 +118,10 @@ def test_what_the_checks_of_servers_that_are_down_say_is_told() -> None:
         assert "no server of upstream is UP (DOWN)" in one(wrong, "no server")
         for name in ("eu", "us"):
             line = one(wrong, f"the check of upstream/{name} fails with exit code 1: ")
-            assert line.endswith(f"https://{name}:{router.region[name].port} (127.0.0.1): status 503, expected 200")
+            assert f": https://{name}:{router.region[name].port} (127.0.0.1): status 503, expected 200: " in line
+            assert "set `path` or `expect` or `host` in [upstream] of /etc/multicloud.conf" in line
+            assert "; asked with path = / (default), expect = 200 (default), ca_file = " in line
+        assert "no samples" not in " ".join(wrong)
 
 
 def test_a_server_of_mode_tcp_without_tls_is_probed_as_such(tmp_path: Path) -> None:
@@ -138,7 +141,7 @@ backend databases from common
         wait_until(lambda: router.states("databases") == {"db": "DOWN"}, 30, "it is DOWN")
         _, wrong, _ = doctor(router)
         line = one(wrong, "the check of databases/db fails with exit code 1: ")
-        assert line.endswith("tcp://db:1 (127.0.0.1): connection refused, connecting")
+        assert line.endswith("tcp://db:1 (127.0.0.1): connection refused, connecting; asked with all defaults")
 
 
 def test_checks_that_are_slower_than_their_interval_are_a_problem() -> None:
@@ -169,10 +172,12 @@ def test_a_command_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
 
     with edge({"eu": 0.01}, configure=lost) as router:
         wait_until(lambda: set(router.states().values()) == {"DOWN"}, 30, "it is DOWN")
+        _, wrong, _ = doctor(router)
+        assert "HAProxy could not start the check's command" in one(wrong, "the check of upstream/eu fails")
         code, wrong, _ = doctor(router, "-f", str(router.router.directory / "haproxy.cfg"))
         assert code == 1
-        assert "HAProxy could not start the check's command" in one(wrong, "the check of upstream/eu fails")
         assert one(wrong, "there is no").endswith(f"upstream: there is no {tmp_path}/lost")
+        assert "fails" not in " ".join(wrong), "that follows from it"
 
 
 @as_root

@@ -1,0 +1,75 @@
+"""The sample file and the weights: whether HAProxy's user can write the one, and whether the others are right."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+from multicloud import reweigh, samples, settings
+from multicloud.console import observe, problems
+from multicloud.console.doctor.finding import ok, problem, unknown
+from multicloud.console.problems import REWEIGH, SAMPLES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from multicloud.console.doctor.finding import Finding
+    from multicloud.console.observe import Instance, User
+    from multicloud.settings import Sources
+
+
+def weights(instance: Instance | None, sources: Sources, user: User | None, told: frozenset[str]) -> Iterator[Finding]:
+    """What is wrong with them, less what follows from a cause that was `told`."""
+    path = sources.read((settings.TIMES,)).times
+    try:
+        found = samples.read(path, reweigh.longest_window(sources) + problems.LOOK_BACK)
+    except samples.SampleFileError as error:
+        yield problem(f"{error}: remove it, or name another in MULTICLOUD_TIMES")
+        return
+    writable = user is None or observe.unwritable(user, path) is None
+    if user is not None and observe.may(user, "r", "/") is None:
+        yield unknown(f"only root sees whether HAProxy's user {user.name} can write {path}")
+    elif user is not None and writable:
+        yield ok(f"HAProxy's user {user.name} can write the sample file {path}{_in_place(user, path)}")
+    if instance is None:
+        return
+    wrong = problems.problems(instance, found, sources, time.time(), told)
+    for each in wrong:
+        yield problem(each)
+    measured = sum(server.key in found.series for server in instance.servers)
+    passing = any(server.check == observe.PASSED for server in instance.checked())
+    if not measured and passing and writable and SAMPLES not in told:
+        yield problem(
+            f"{path} has no samples of a server that HAProxy knows: do its servers have "
+            "`option external-check` with multicloud-check, and does that write to the same file?"
+        )
+    elif measured and not wrong and told.isdisjoint((REWEIGH, SAMPLES)):
+        yield ok(f"{measured} servers are measured, and have the weights that they should have")
+    if not any(server.name == observe.REWEIGH for server in instance.servers):
+        yield unknown(
+            f"no server is named {observe.REWEIGH}, so it is not known whether a reweigh runs: see the backend "
+            "`reweigh` in haproxy.cfg"
+        )
+
+
+def _in_place(user: User, path: str) -> str:
+    """Why a file that grows too long is shortened in place, and not replaced; "" where it can be replaced."""
+    path = os.path.realpath(path)
+    if not os.path.exists(path):
+        return ""
+    if _is_mounted(path):
+        return ", which is shortened in place, since it is a mount of its own"
+    directory = os.path.dirname(path)
+    if observe.may(user, "wx", directory) is False:
+        return f", which is shortened in place, since that user cannot write {directory}"
+    return ""
+
+
+def _is_mounted(path: str) -> bool:
+    """Whether something is mounted on the file itself: os.path.ismount sees no bind mount of the same file system."""
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
+            return any(line.split()[4] == path for line in file)
+    except OSError:
+        return False
