@@ -12,9 +12,9 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud import check, probe
-from multicloud.console import configuration, observe
+from multicloud.console import configuration
 from multicloud.console.doctor.checks import as_checked
-from multicloud.console.doctor.finding import checks_of, ok, problem, unknown
+from multicloud.console.doctor.finding import checks_of, ok, problem, some, unknown
 from multicloud.console.problems import samples_of
 from multicloud.ranking import MAINT
 from multicloud.settings import SettingError
@@ -78,20 +78,23 @@ class Handshakes:
             return str(error).partition(": ")[2]
         if result.error is None:
             return ""
-        return result.error.removeprefix(REFUSED) if result.error.startswith(REFUSED) else None
+        said = result.error.removesuffix(", in the TLS handshake")
+        return said.removeprefix(REFUSED) if said.startswith(REFUSED) else None
 
 
 def certificates(instance: Instance, found: Configuration, sources: Sources) -> Iterator[Finding]:
     """A line for each thing that is wrong with certificates, with all the servers that have it."""
-    by_key = {server.key: server for server in instance.servers}
+    checked = instance.checked()
+    by_key = {server.key: server for server in checked}
+    by_place = {(server.address, server.port): server for server in checked}
     handshakes = Handshakes()
     wrong: dict[tuple[str, str], list[Server]] = {}
     accepted, unseen = [], []
     for server, line in _verified(instance, found):
-        measured = by_key.get(server.source, server)
-        own = _terms_of_check(measured, sources) if measured.check.startswith(observe.EXTERNAL) else None
+        measured = by_key.get(server.source) or by_place.get((server.address, server.port))
+        own = _terms_of_check(measured, sources) if measured else None
         refusal = handshakes.refusal(server, line)
-        refused_to_check = handshakes.refusal(measured, own) if own else None
+        refused_to_check = handshakes.refusal(server, own) if own else None
         name = f"{server.backend}/{server.name}"
         if refusal:
             text = _write_on_line(refusal, line, own if refused_to_check == "" else None)
@@ -104,12 +107,12 @@ def certificates(instance: Instance, found: Configuration, sources: Sources) -> 
         else:
             accepted.append(name)
     for (who, text), servers in wrong.items():
-        names = ", ".join(f"{server.backend}/{server.name}" for server in servers)
+        names = some([f"{server.backend}/{server.name}" for server in servers])
         explained = [] if who.startswith("HAProxy") else servers
         consequences = [word for each in explained for word in (checks_of(each.backend, each.name), samples_of(each))]
         yield problem(f"{who} {names} {text}", *consequences)
     if unseen:
-        yield unknown(f"certificates that could not be had in time from here were not verified: {', '.join(unseen)}")
+        yield unknown(f"certificates that could not be had in time from here were not verified: {some(unseen)}")
     if accepted and not wrong:
         yield ok(f"HAProxy accepts the certificates of {len(accepted)} servers by what their lines say")
 

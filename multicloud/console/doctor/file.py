@@ -7,18 +7,15 @@ from typing import TYPE_CHECKING
 
 from multicloud import settings
 from multicloud.console import observe
-from multicloud.console.doctor.finding import CHECKS, ok, problem, unknown
+from multicloud.console.doctor.finding import CHECKS, ok, problem, some, unknown
 from multicloud.console.problems import REWEIGH, SAMPLES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from multicloud.console.doctor.finding import Finding
     from multicloud.console.observe import Instance, User
     from multicloud.settings import Sources
-
-SHOWN = 8
-"""How many names are shown of those that there are."""
 
 
 def read_all(sources: Sources) -> None:
@@ -69,17 +66,13 @@ def _nobodys(sources: Sources, instance: Instance) -> Iterator[Finding]:
         if section and backend not in backends:
             yield problem(
                 f"{sources.path}: [{section}] names no backend of HAProxy's, so what stands there holds for nothing; "
-                f"backends with servers: {_some(list(backends))}"
+                f"backends with servers: {some(list(backends))}"
             )
         elif name and name not in backends[backend]:
             yield problem(
                 f"{sources.path}: [{section}] names no server of {backend}, so what stands there holds for nothing; "
-                f"its servers: {_some(backends[backend])}"
+                f"its servers: {some(backends[backend])}"
             )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _readable(path: str, user: User) -> Iterator[Finding]:

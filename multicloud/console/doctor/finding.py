@@ -5,10 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from multicloud.runtime import Server
 
 CHECKS = "checks"
 """What may follow from a cause, beside what `problems` knows: that checks fail."""
+
+SHOWN = 8
+"""How many names a line has."""
 
 
 class Finding(NamedTuple):
@@ -35,6 +40,11 @@ def problem(text: str, *explains: str) -> Finding:
 def unknown(text: str) -> Finding:
     """What could not be looked at, and why."""
     return Finding("unknown", text)
+
+
+def some(names: Sequence[str]) -> str:
+    """The names, or the first of them."""
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def checks_of(backend: str, server: str = "") -> str:

@@ -1,0 +1,118 @@
+"""What `multicloud doctor` and `multicloud status` say of a router that an operator or an agent has a hand in."""
+
+from __future__ import annotations
+
+import contextlib
+import socketserver
+import threading
+from typing import TYPE_CHECKING
+
+from tests.command import run
+from tests.console.test_doctor import doctor, one
+from tests.edge import Edge, edge, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def status(router: Edge) -> str:
+    """What status says, in one line."""
+    return " ".join(run("status", environ=router.router.settings).stdout.split())
+
+
+@contextlib.contextmanager
+def agent(said: str) -> Iterator[int]:
+    """The port of an agent that says this line."""
+
+    class Say(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.sendall(said.encode() + b"\n")
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Say) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_an_agent_that_says_a_weight_is_a_problem() -> None:
+    for said, problems in (("up 75%", 2), ("weight:20", 2), ("ready,up", 0)):
+        with agent(said) as port:
+
+            def asked(text: str, port: int = port) -> str:
+                line = f"    default-server agent-check agent-inter 1s agent-addr 127.0.0.1 agent-port {port}\n"
+                return text.replace("    default-server check inter", f"{line}    default-server check inter", 1)
+
+            with edge({"eu": 0.01, "us": 0.1}, configure=asked) as router:
+                wait_until(lambda router=router: len(router.times()) >= 2, 30, "both are measured")  # type: ignore[misc]
+                _, wrong, others = doctor(router)
+                found = [line for line in wrong if "the agent of upstream/" in line]
+                assert len(found) == problems, wrong
+                assert all(
+                    f"says the weight {said.split()[-1]}, so it and the reweigh overwrite" in line for line in found
+                )
+                assert len([line for line in others if "says no weight" in line]) == 2 - problems
+
+
+def test_an_agent_that_is_not_heard_is_unknown() -> None:
+    def asked(text: str) -> str:
+        line = "    default-server agent-check agent-addr 127.0.0.1 agent-port 1\n"
+        return text.replace("    default-server check inter", f"{line}    default-server check inter", 1)
+
+    with edge({"eu": 0.01}, configure=asked) as router:
+        wait_until(lambda: router.times() != [], 30, "it is measured")
+        _, _, others = doctor(router)
+        assert one(others, "upstream/eu has an `agent-check`").startswith("unknown ")
+
+
+def test_frozen_weights_are_an_operators_and_told_as_such() -> None:
+    with edge({"eu": 0.01, "us": 0.1}) as router:
+        wait_until(lambda: router.weights() == {"eu": 256, "us": 1}, 30, "the two are ranked")
+        router.tell("set server reweigh/multicloud-reweigh state maint")
+        code, wrong, _ = doctor(router)
+        assert code == 1
+        line = one(wrong, "an operator has frozen the weights")
+        assert "`set server reweigh/multicloud-reweigh state ready`" in line
+        assert "an operator has frozen the weights" in status(router)
+        router.tell("set server reweigh/multicloud-reweigh state ready")
+        assert "frozen" not in status(router)
+
+
+def test_the_last_resort_is_known_before_each_request_is_called_a_503() -> None:
+    with edge({"eu": 0.01}) as router:
+        router.region["eu"].status = 500
+        wait_until(lambda: router.states() == {"eu": "DOWN"}, 30, "it is DOWN")
+        expected = (
+            "no server of upstream is UP (DOWN), so last-resort is tried where a frontend has "
+            "`use_backend last-resort if { nbsrv(upstream) lt 1 }`, and else each request is a 503"
+        )
+        assert expected in status(router)
+        assert expected in one(doctor(router)[1], "no server of upstream")
+        assert router.get() == (500, "eu"), "it is tried"
+        router.tell("set server last-resort/eu state maint")
+        assert "no server of upstream is UP (DOWN), so each request to it is a 503" in status(router)
+        assert router.get()[0] == 503
+
+
+def test_a_sample_file_that_cannot_be_written_is_the_cause_of_missing_samples() -> None:
+    with edge({"eu": 0.01, "us": 0.1}) as router:
+        path = router.router.settings["MULTICLOUD_TIMES"]
+        wait_until(lambda: len(router.times()) >= 2, 30, "both are measured")
+        router.tell("set server reweigh/multicloud-reweigh state maint")
+        wrong = doctor(router)[1]
+        assert "has had other weights" not in " ".join(wrong), "that follows from it"
+        assert path not in " ".join(wrong)
+
+
+def test_conditional_blocks_are_told_of_only_where_one_was_not_decided() -> None:
+    def undecided(text: str) -> str:
+        return text + "\n.if feature(OPENSSL)\n.endif\n"
+
+    for configure, number in ((str, 0), (undecided, 1)):
+        with edge({"eu": 0.01}, interval="600s", configure=configure) as router:
+            _, _, others = doctor(router, "-f", str(router.router.directory / "haproxy.cfg"))
+            assert len([line for line in others if ".if" in line]) == number
+    assert one(others, ".if").startswith("unknown `.if feature(OPENSSL)` in the configuration was not decided")

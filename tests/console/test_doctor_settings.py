@@ -1,0 +1,169 @@
+"""What `multicloud doctor` says of the settings, and of what HAProxy's user may do with files and sockets."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.command import run
+from tests.console.test_doctor import as_root, doctor, one
+from tests.edge import edge, wait_until
+from tests.haproxy import haproxy
+
+CONF = """\
+path = /all
+[upstream]
+path = /healthz
+[upstream/us]
+expect = 204
+timeout = 1
+"""
+
+
+@pytest.fixture
+def conf(tmp_path: Path) -> Path:
+    return tmp_path / "multicloud.conf"
+
+
+def of_nobody(text: str) -> str:
+    """A configuration whose HAProxy runs as nobody."""
+    nobody = pwd.getpwnam("nobody")
+    return text.replace("global\n", f"global\n    uid {nobody.pw_uid}\n    gid {nobody.pw_gid}\n", 1)
+
+
+def test_servers_are_probed_with_the_settings_of_their_sections_which_are_shown(conf: Path) -> None:
+    conf.write_text(CONF)
+    with edge({"eu": 0.01, "us": 0.01}, commands={"MULTICLOUD_CONF": str(conf)}) as router:
+        for region in router.regions:
+            region.status = 404
+        wait_until(lambda: set(router.states().values()) == {"DOWN"}, 30, "both are DOWN")
+        _, wrong, others = doctor(router)
+        for name, used in (
+            ("eu", f"asked with path = /healthz ({conf}:3), expect = 200 (default), ca_file = "),
+            (
+                "us",
+                f"asked with timeout = 1 ({conf}:6), path = /healthz ({conf}:3), expect = 204 ({conf}:5), ca_file = ",
+            ),
+        ):
+            line = one(wrong, f"the check of upstream/{name} fails")
+            assert "status 404, expected 20" in line
+            assert f"set `path` or `expect` or `host` in [upstream] of {conf}; {used}" in line
+        general = one(others, "settings: ")
+        assert f"times = {router.router.settings['MULTICLOUD_TIMES']} (MULTICLOUD_TIMES)" in general
+        assert f"path = /all ({conf}:1)" in general
+        assert one(others, "settings of upstream: ").endswith(f"path = /healthz ({conf}:3)")
+        assert one(others, "settings of upstream/us: ").endswith(f"expect = 204 ({conf}:5), timeout = 1 ({conf}:6)")
+
+
+def test_a_section_of_nobody_is_a_problem(conf: Path) -> None:
+    conf.write_text("[ap]\npath = /\n[upstream]\npath = /\n[upstream/eu]\npath = /\n[upstream/ap]\npath = /\n")
+    with edge({"eu": 0.01}, interval="600s") as router:
+        router.router.settings["MULTICLOUD_CONF"] = str(conf)
+        code, wrong, _ = doctor(router)
+        assert code == 1
+        assert f"{conf}: [ap] names no backend of HAProxy's" in one(wrong, "names no backend")
+        assert f"{conf}: [upstream/ap] names no server of upstream" in one(wrong, "names no server")
+        assert one(wrong, "names no server").endswith("its servers: eu")
+
+
+def test_what_the_environment_says_of_a_setting_is_told_to_win(conf: Path) -> None:
+    conf.write_text(CONF)
+    done = run("doctor", "--path", "/here", environ={"MULTICLOUD_CONF": str(conf), "MULTICLOUD_SOCKET": "/none"})
+    assert "settings: path = /here (MULTICLOUD_PATH), socket = /none (MULTICLOUD_SOCKET)" in done.stdout
+    assert f"settings of upstream: path = /healthz ({conf}:3, but MULTICLOUD_PATH wins here)" in done.stdout
+
+
+@pytest.mark.parametrize("environ", [{}, {"MULTICLOUD_EXPECT": "204"}])
+@pytest.mark.parametrize("section", ["[none]", "[none/server]"])
+def test_a_value_that_cannot_be_read_is_exit_code_2_in_whatever_section(
+    conf: Path, section: str, environ: dict[str, str]
+) -> None:
+    conf.write_text(f"{section}\nexpect = ok\n")
+    done = run("doctor", environ={"MULTICLOUD_CONF": str(conf), **environ})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"error: {conf}:2: expect: cannot read 'ok'; accepted: status codes: 200 or 200,204 or 200-399\n"
+    )
+
+
+def test_where_haproxy_is_away_nothing_else_is_guessed_from_it(conf: Path) -> None:
+    conf.write_text(CONF)
+    done = run(
+        "doctor", "--socket", f"{conf}.sock", environ={"MULTICLOUD_CONF": str(conf), "MULTICLOUD_TIMES": "/none"}
+    )
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["problem", "ok", "ok", "ok", "unknown"]
+
+
+@as_root
+def test_a_settings_file_that_haproxys_user_cannot_read_is_the_cause_of_all(conf: Path) -> None:
+    conf.write_text(CONF)
+    conf.chmod(0o600)
+    with edge({"eu": 0.01}, configure=of_nobody) as router:
+        router.router.settings["MULTICLOUD_CONF"] = str(conf)
+        wait_until(lambda: set(router.states().values()) == {"DOWN"}, 30, "it is DOWN")
+        code, wrong, _ = doctor(router)
+        assert code == 1
+        assert f"HAProxy's user nobody cannot read the settings file {conf}" in one(wrong, "settings file")
+        for consequence in ("fails", "no samples", "nobody sets weights"):
+            assert consequence not in " ".join(wrong)
+
+
+@as_root
+def test_a_socket_that_haproxys_user_cannot_open_is_a_problem_of_the_reweigh() -> None:
+    with edge({"eu": 0.01, "us": 0.1}, configure=of_nobody) as router:
+        wait_until(lambda: router.states("reweigh")["multicloud-reweigh"] == "DOWN", 30, "the reweigh fails")
+        address = router.router.settings["MULTICLOUD_SOCKET"]
+        code, wrong, _ = doctor(router)
+        assert code == 1
+        line = one(wrong, f"HAProxy's user nobody cannot connect to the socket {address}")
+        group = pwd.getpwnam("nobody").pw_gid
+        assert "write `user nobody group " in line
+        assert "nobody sets weights" not in " ".join(wrong), "that follows from it"
+        router.router.directory.chmod(0o711)
+        os.chown(address, pwd.getpwnam("nobody").pw_uid, group)
+        _, wrong, others = doctor(router)
+        assert "cannot connect" not in " ".join(wrong)
+        one(others, "HAProxy's user nobody can connect to it")
+
+
+@as_root
+def test_a_sample_file_that_can_only_be_shortened_in_place_is_told() -> None:
+    shared = Path("/tmp") / f"multicloud-{os.getpid()}"  # a directory of pytest's is for root alone
+    shared.mkdir(mode=0o755)
+    try:
+        times = shared / "times.txt"
+        times.write_text("upstream eu 0.02 1763870000\n")
+        os.chown(times, pwd.getpwnam("nobody").pw_uid, -1)
+        backends = "backend upstream\n server eu 127.0.0.1:1\n"
+        with haproxy(backends, extra="user nobody") as address:
+            done = run("doctor", "--times", str(times), "--socket", address)
+            said = one(done.stdout.splitlines(), "can write the sample file")
+            assert said.endswith(f"{times}, which is shortened in place, since that user cannot write {shared}")
+            shared.chmod(0o777)
+            done = run("doctor", "--times", str(times), "--socket", address)
+            assert one(done.stdout.splitlines(), "can write the sample file").endswith(str(times))
+    finally:
+        shutil.rmtree(shared)
+
+
+def test_where_nothing_keeps_what_a_check_says_doctor_says_how_to_see_it() -> None:
+    def quiet(text: str) -> str:
+        return text.replace("global\n", "global\n    quiet\n", 1)
+
+    for configure, expected in ((str, "HAProxy's standard error (`journalctl"), (quiet, "standard error is /dev/null")):
+        with edge({"eu": 0.01}, commands={"MULTICLOUD_PATH": "mistyped"}, configure=configure) as router:
+            wait_until(lambda router=router: set(router.states().values()) == {"DOWN"}, 30, "it is DOWN")  # type: ignore[misc]
+            del router.router.settings["MULTICLOUD_PATH"]
+            _, wrong, _ = doctor(router)
+            line = one(wrong, "the check of upstream/eu fails with exit code 2")
+            assert expected in line
+            assert "HAPROXY_PROXY_NAME=upstream HAPROXY_SERVER_NAME=eu HAPROXY_SERVER_ADDR=127.0.0.1 " in line
+            command = line.split("`")[-2].partition("-- ")[2].split()
+            assert command[-2:] == ["multicloud", "check"]
+            variables = dict(word.split("=", 1) for word in command[1:-2])
+            done = run("check", environ={**router.router.settings, "MULTICLOUD_PATH": "mistyped", **variables})
+            assert done.stderr.startswith("error: MULTICLOUD_PATH: cannot read 'mistyped'")
