@@ -115,4 +115,4 @@ def test_conditional_blocks_are_told_of_only_where_one_was_not_decided() -> None
         with edge({"eu": 0.01}, interval="600s", configure=configure) as router:
             _, _, others = doctor(router, "-f", str(router.router.directory / "haproxy.cfg"))
             assert len([line for line in others if ".if" in line]) == number
-    assert one(others, ".if").startswith("unknown `.if feature(OPENSSL)` in the configuration was not decided")
+    assert one(others, ".if").endswith("so all do here: `.if feature(OPENSSL)`")

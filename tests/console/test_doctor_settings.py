@@ -42,16 +42,17 @@ def test_servers_are_probed_with_the_settings_of_their_sections_which_are_shown(
             region.status = 404
         wait_until(lambda: set(router.states().values()) == {"DOWN"}, 30, "both are DOWN")
         _, wrong, others = doctor(router)
-        for name, used in (
-            ("eu", f"asked with path = /healthz ({conf}:3), expect = 200 (default), ca_file = "),
+        for name, section, used in (
+            ("eu", "upstream", f"asked with path = /healthz ({conf}:3), expect = 200 (default), ca_file = "),
             (
                 "us",
+                "upstream/us",
                 f"asked with timeout = 1 ({conf}:6), path = /healthz ({conf}:3), expect = 204 ({conf}:5), ca_file = ",
             ),
         ):
             line = one(wrong, f"the check of upstream/{name} fails")
             assert "status 404, expected 20" in line
-            assert f"set `path` or `expect` or `host` in [upstream] of {conf}; {used}" in line
+            assert f"set `path` or `expect` or `host` in [{section}] of {conf}; {used}" in line
         general = one(others, "settings: ")
         assert f"times = {router.router.settings['MULTICLOUD_TIMES']} (MULTICLOUD_TIMES)" in general
         assert f"path = /all ({conf}:1)" in general

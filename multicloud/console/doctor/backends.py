@@ -7,7 +7,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from multicloud.console import configuration, observe
-from multicloud.console.doctor.finding import CHECKS, checks_of, ok, problem, unknown
+from multicloud.console.doctor.finding import CHECKS, checks_of, ok, problem, some, unknown
 from multicloud.console.doctor.process import REMOVE_CHROOT
 from multicloud.console.problems import REWEIGH
 
@@ -51,7 +51,8 @@ def _algorithm(backend: str, algorithm: str, consistent: bool | None) -> Finding
     also = ", or `hash-type consistent` beside it" if name in HASHED else ""
     return problem(
         f"{backend}: `balance {algorithm}` is static, and HAProxy refuses weights ({REFUSAL}): "
-        f"write `balance roundrobin`{also}"
+        f"write `balance roundrobin`{also}",
+        REWEIGH,
     )
 
 
@@ -66,7 +67,8 @@ def backends(found: Configuration, instance: Instance | None, user: User | None)
     if process.last("chroot"):
         yield problem(f"`chroot` hides the checks from HAProxy: {REMOVE_CHROOT}", CHECKS)
     sockets = [line for line in process.lines if line[:2] == ["stats", "socket"]]
-    if not any(line[at : at + 2] == ["level", "admin"] for line in sockets for at in range(len(line))):
+    admin = any(line[at : at + 2] == ["level", "admin"] for line in sockets for at in range(len(line)))
+    if not admin and (instance is None or instance.level == "admin"):  # else the running one has been told
         yield problem("no `stats socket … level admin` in `global`: a reweigh cannot set weights", REWEIGH)
     user = user or _user(process)
     checked = [section for section in found.proxies() if section.last("option", "external-check") is not None]
@@ -79,8 +81,9 @@ def backends(found: Configuration, instance: Instance | None, user: User | None)
             balance = section.last("balance") or ["roundrobin"]
             consistent = (section.last("hash-type") or [""])[0] == "consistent"
             yield _algorithm(section.name, balance[0], consistent)
-    for condition in found.undecided:
-        yield unknown(f"`{condition}` in the configuration was not decided: all its branches count here")
+    if found.undecided:
+        conditions = some([f"`{condition}`" for condition in dict.fromkeys(found.undecided)])
+        yield unknown(f"it was not decided which branches of the configuration count, so all do here: {conditions}")
 
 
 def _user(process: Section) -> User | None:

@@ -128,7 +128,9 @@ def _used(scheme: str, server: Server, sources: Sources) -> str:
 
 
 def _remedy(error: str, server: Server, sources: Sources) -> str:
-    """The settings that may mend it, where some may."""
+    """The settings that may mend it, where some may, and the section for them."""
     group = next((group for part, group in REMEDIES if part in error), ())
     names = " or ".join(f"`{setting.name}`" for setting in group)
-    return f": if the server is well, set {names} in [{server.backend}] of {sources.path}" if names else ""
+    own, section = check.sections(told_of(server))
+    section = own if own in sources.sections else section
+    return f": if the server is well, set {names} in [{section}] of {sources.path}" if names else ""
