@@ -79,7 +79,9 @@ def _readable(path: str, user: User) -> Iterator[Finding]:
     allowed = observe.may(user, "r", path)
     if allowed is None:
         yield unknown(f"only root sees whether HAProxy's user {user.name} can read the settings file {path}")
-    elif not allowed:
+    elif allowed:
+        yield ok(f"HAProxy's user {user.name} can read the settings file")
+    else:
         yield problem(
             f"HAProxy's user {user.name} cannot read the settings file {path}, so each check and reweigh ends with "
             f"exit code 2: `chmod a+r {path}`, and `chmod a+x` each directory of the way",
