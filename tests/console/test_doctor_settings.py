@@ -114,6 +114,25 @@ def test_a_settings_file_that_haproxys_user_cannot_read_is_the_cause_of_all(conf
 
 
 @as_root
+def test_a_bundle_that_haproxys_user_cannot_read_is_the_cause_of_failing_checks() -> None:
+    shared = Path("/tmp") / f"multicloud-{os.getpid()}"  # a directory of pytest's is for root alone
+    shared.mkdir(mode=0o755)
+    try:
+        conf, bundle = shared / "multicloud.conf", shared / "authority.pem"
+        bundle.touch(mode=0o600)
+        conf.write_text(f"[upstream]\nca_file = {bundle}\n")
+        with edge({"eu": 0.01}, configure=of_nobody) as router:
+            router.router.settings["MULTICLOUD_CONF"] = str(conf)
+            del router.router.settings["MULTICLOUD_CA_FILE"]
+            wait_until(lambda: set(router.states().values()) == {"DOWN"}, 30, "it is DOWN")
+            _, wrong, _ = doctor(router)
+            assert f"HAProxy's user nobody cannot read {bundle} ({conf}:2: ca_file)" in one(wrong, "certificate")
+            assert "fails" not in " ".join(wrong)
+    finally:
+        shutil.rmtree(shared)
+
+
+@as_root
 def test_a_socket_that_haproxys_user_cannot_open_is_a_problem_of_the_reweigh() -> None:
     with edge({"eu": 0.01, "us": 0.1}, configure=of_nobody) as router:
         wait_until(lambda: router.states("reweigh")["multicloud-reweigh"] == "DOWN", 30, "the reweigh fails")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from multicloud import settings
 from multicloud.console import observe
-from multicloud.console.doctor.finding import CHECKS, ok, problem, some, unknown
+from multicloud.console.doctor.finding import CHECKS, checks_of, ok, problem, some, unknown
 from multicloud.console.problems import REWEIGH, SAMPLES
 
 if TYPE_CHECKING:
@@ -34,6 +34,20 @@ def settings_file(sources: Sources, instance: Instance | None, user: User | None
         yield from _nobodys(sources, instance)
     if user is not None and sources.path != os.devnull and os.path.exists(sources.path):
         yield from _readable(sources.path, user)
+        yield from _authorities(sources, user)
+
+
+def _authorities(sources: Sources, user: User) -> Iterator[Finding]:
+    """CA bundles that the file names. HAProxy itself reads its own as root, but the checks are its user's."""
+    for section, written in sources.sections.items():
+        backend, _, server = section.partition("/")
+        path = written.get(settings.CA_FILE.name, ("", 0))[0]
+        if path and observe.may(user, "r", path) is False:
+            yield problem(
+                f"HAProxy's user {user.name} cannot read {path} ({sources.path}:{written[settings.CA_FILE.name][1]}: "
+                "ca_file), so checks that verify a certificate end with exit code 2: is it there, and of mode 644?",
+                checks_of(backend, server) if section else CHECKS,
+            )
 
 
 def _values(sources: Sources) -> Iterator[Finding]:
