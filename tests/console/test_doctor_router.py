@@ -97,16 +97,6 @@ def test_the_last_resort_is_known_before_each_request_is_called_a_503() -> None:
         assert router.get()[0] == 503
 
 
-def test_a_sample_file_that_cannot_be_written_is_the_cause_of_missing_samples() -> None:
-    with edge({"eu": 0.01, "us": 0.1}) as router:
-        path = router.router.settings["MULTICLOUD_TIMES"]
-        wait_until(lambda: len(router.times()) >= 2, 30, "both are measured")
-        router.tell("set server reweigh/multicloud-reweigh state maint")
-        wrong = doctor(router)[1]
-        assert "has had other weights" not in " ".join(wrong), "that follows from it"
-        assert path not in " ".join(wrong)
-
-
 def test_conditional_blocks_are_told_of_only_where_one_was_not_decided() -> None:
     def undecided(text: str) -> str:
         return text + "\n.if feature(OPENSSL)\n.endif\n"

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
-import shutil
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.command import run
 from tests.console.test_doctor import as_root, doctor, one
 from tests.edge import edge, wait_until
-from tests.haproxy import haproxy
+from tests.haproxy import haproxy, tell
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CONF = """\
 path = /all
@@ -33,6 +38,14 @@ def of_nobody(text: str) -> str:
     """A configuration whose HAProxy runs as nobody."""
     nobody = pwd.getpwnam("nobody")
     return text.replace("global\n", f"global\n    uid {nobody.pw_uid}\n    gid {nobody.pw_gid}\n", 1)
+
+
+@contextlib.contextmanager
+def for_all() -> Iterator[Path]:
+    """A directory that every user can read, as pytest's are not."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 def test_servers_are_probed_with_the_settings_of_their_sections_which_are_shown(conf: Path) -> None:
@@ -115,9 +128,7 @@ def test_a_settings_file_that_haproxys_user_cannot_read_is_the_cause_of_all(conf
 
 @as_root
 def test_a_bundle_that_haproxys_user_cannot_read_is_the_cause_of_failing_checks() -> None:
-    shared = Path("/tmp") / f"multicloud-{os.getpid()}"  # a directory of pytest's is for root alone
-    shared.mkdir(mode=0o755)
-    try:
+    with for_all() as shared:
         conf, bundle = shared / "multicloud.conf", shared / "authority.pem"
         bundle.touch(mode=0o600)
         conf.write_text(f"[upstream]\nca_file = {bundle}\n")
@@ -128,8 +139,6 @@ def test_a_bundle_that_haproxys_user_cannot_read_is_the_cause_of_failing_checks(
             _, wrong, _ = doctor(router)
             assert f"HAProxy's user nobody cannot read {bundle} ({conf}:2: ca_file)" in one(wrong, "certificate")
             assert "fails" not in " ".join(wrong)
-    finally:
-        shutil.rmtree(shared)
 
 
 @as_root
@@ -152,9 +161,7 @@ def test_a_socket_that_haproxys_user_cannot_open_is_a_problem_of_the_reweigh() -
 
 @as_root
 def test_a_sample_file_that_can_only_be_shortened_in_place_is_told() -> None:
-    shared = Path("/tmp") / f"multicloud-{os.getpid()}"  # a directory of pytest's is for root alone
-    shared.mkdir(mode=0o755)
-    try:
+    with for_all() as shared:
         times = shared / "times.txt"
         times.write_text("upstream eu 0.02 1763870000\n")
         os.chown(times, pwd.getpwnam("nobody").pw_uid, -1)
@@ -166,8 +173,25 @@ def test_a_sample_file_that_can_only_be_shortened_in_place_is_told() -> None:
             shared.chmod(0o777)
             done = run("doctor", "--times", str(times), "--socket", address)
             assert one(done.stdout.splitlines(), "can write the sample file").endswith(str(times))
-    finally:
-        shutil.rmtree(shared)
+
+
+@as_root
+def test_a_sample_file_that_haproxys_user_cannot_write_is_the_cause_of_missing_samples() -> None:
+    passing = """
+backend upstream
+    option external-check
+    external-check path "/usr/bin:/bin"
+    external-check command true
+    server eu 127.0.0.1:1 check inter 100
+"""
+    with for_all() as shared, haproxy(passing, extra="external-check\n insecure-fork-wanted\n user nobody") as address:
+        times = shared / "times.txt"
+        times.touch()
+        wait_until(lambda: "PROCOK" in tell(address, "show stat")[0], 30, "the check has passed")
+        arguments = "doctor", "--times", str(times), "--socket", address
+        assert "cannot write the sample file" in one(run(*arguments).stdout.splitlines(), "sample")
+        os.chown(times, pwd.getpwnam("nobody").pw_uid, -1)
+        assert "has no samples of a server that HAProxy knows" in run(*arguments).stdout
 
 
 def test_where_nothing_keeps_what_a_check_says_doctor_says_how_to_see_it() -> None:
