@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -160,19 +161,38 @@ def test_a_socket_that_haproxys_user_cannot_open_is_a_problem_of_the_reweigh() -
 
 
 @as_root
-def test_a_sample_file_that_can_only_be_shortened_in_place_is_told() -> None:
+def test_a_sample_file_that_cannot_be_shortened_or_only_in_place_is_told() -> None:
     with for_all() as shared:
         times = shared / "times.txt"
         times.write_text("upstream eu 0.02 1763870000\n")
-        os.chown(times, pwd.getpwnam("nobody").pw_uid, -1)
-        backends = "backend upstream\n server eu 127.0.0.1:1\n"
-        with haproxy(backends, extra="user nobody") as address:
-            done = run("doctor", "--times", str(times), "--socket", address)
-            said = one(done.stdout.splitlines(), "can write the sample file")
-            assert said.endswith(f"{times}, which is shortened in place, since that user cannot write {shared}")
+        times.chmod(0o666)
+        with haproxy("backend upstream\n server eu 127.0.0.1:1\n", extra="user nobody") as address:
+
+            def said() -> str:
+                lines = run("doctor", "--times", str(times), "--socket", address).stdout.splitlines()
+                return one(lines, f"HAProxy's user nobody can write the sample file {times}")
+
+            assert said().startswith("problem ")
+            assert said().endswith(f", but not shorten it, since it is somebody else's: chown nobody {times}")
+            os.chown(times, pwd.getpwnam("nobody").pw_uid, -1)
+            assert said().startswith("ok ")
+            assert said().endswith(f", which is shortened in place, since that user cannot write {shared}")
             shared.chmod(0o777)
-            done = run("doctor", "--times", str(times), "--socket", address)
-            assert one(done.stdout.splitlines(), "can write the sample file").endswith(str(times))
+            assert said().endswith(str(times))
+
+
+@as_root
+def test_a_sample_file_that_is_a_mount_is_shortened_in_place() -> None:
+    with for_all() as shared, haproxy("backend upstream\n server eu 127.0.0.1:1\n") as address:
+        times = shared / "times.txt"
+        times.touch()
+        if subprocess.run(["mount", "--bind", times, times], check=False).returncode:
+            pytest.skip("root may not mount here")
+        try:
+            lines = run("doctor", "--times", str(times), "--socket", address).stdout.splitlines()
+        finally:
+            subprocess.run(["umount", times], check=True)
+        assert one(lines, "can write the sample file").endswith(", since it is a mount of its own")
 
 
 @as_root

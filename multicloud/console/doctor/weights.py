@@ -31,7 +31,7 @@ def weights(instance: Instance | None, sources: Sources, user: User | None, told
     if user is not None and observe.may(user, "r", "/") is None:
         yield unknown(f"only root sees whether HAProxy's user {user.name} can write {path}")
     elif user is not None and writable:
-        yield ok(f"HAProxy's user {user.name} can write the sample file {path}{_in_place(user, path)}")
+        yield _shortened(user, path)
     if instance is None:
         return
     wrong = problems.problems(instance, found, sources, time.time(), told)
@@ -53,17 +53,21 @@ def weights(instance: Instance | None, sources: Sources, user: User | None, told
         )
 
 
-def _in_place(user: User, path: str) -> str:
-    """Why a file that grows too long is shortened in place, and not replaced; "" where it can be replaced."""
-    path = os.path.realpath(path)
-    if not os.path.exists(path):
-        return ""
-    if _is_mounted(path):
-        return ", which is shortened in place, since it is a mount of its own"
-    directory = os.path.dirname(path)
+def _shortened(user: User, path: str) -> Finding:
+    """Whether the user, who can write the file, can also shorten it when it grows too long, and how."""
+    can = f"HAProxy's user {user.name} can write the sample file {path}"
+    directory = os.path.dirname(os.path.realpath(path))
+    try:
+        owner = os.stat(path).st_uid
+    except OSError:
+        return ok(can)  # there will be one of that user's
+    if user.uid not in (0, owner):
+        return problem(f"{can}, but not shorten it, since it is somebody else's: chown {user.name} {path}")
+    if _is_mounted(os.path.realpath(path)):
+        return ok(f"{can}, which is shortened in place, since it is a mount of its own")
     if observe.may(user, "wx", directory) is False:
-        return f", which is shortened in place, since that user cannot write {directory}"
-    return ""
+        return ok(f"{can}, which is shortened in place, since that user cannot write {directory}")
+    return ok(can)
 
 
 def _is_mounted(path: str) -> bool:
