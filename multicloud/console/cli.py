@@ -329,8 +329,8 @@ def _status(sources: settings.Sources, form: str) -> str:
 def doctor(files: tuple[str, ...], sources: settings.Sources) -> None:
     """Find what usually goes wrong, and say how to mend it.
 
-    It looks at the running HAProxy, at the sample file and, with -f, at the configuration, and changes nothing. It sees
-    most as root. Servers whose check fails are probed once, to show what their checks say to HAProxy's log.
+    It looks at the running HAProxy, the settings, the sample file and, with -f, the configuration, and changes nothing.
+    As root it asks what HAProxy's user may do. Servers whose check fails are probed once, with their own settings.
 
     \b
     Examples:
