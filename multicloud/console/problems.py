@@ -28,7 +28,6 @@ LOOK_BACK = 60
 STEP = 5
 """Seconds between the moments that are judged."""
 
-
 LAST_RESORT = "last-resort"
 """The backend of haproxy.cfg that is asked when no server of `upstream` is left."""
 
@@ -48,7 +47,7 @@ def problems(
     user = observe.user_of(instance.pid)
     reason = observe.reason(instance.pid, user)
     unwritable = observe.unwritable(user, times) if user else None
-    stopped = _reweigh(instance, user, reason)
+    stopped = _reweigh(instance, user, reason, explained=REWEIGH in told)
     backends: dict[str, list[Server]] = {}
     for server in instance.servers:
         backends.setdefault(server.backend, []).append(server)
@@ -56,7 +55,7 @@ def problems(
     routed = {backend: members for backend, members in backends.items() if backend in checked or _has(members, found)}
     resort = [server.name for server in backends.get(LAST_RESORT, []) if server.state == UP]
     lines = [unwritable] if unwritable else []
-    lines += _unresolved(instance.servers) + ([] if REWEIGH in told else stopped)
+    lines += _unresolved(instance.servers) + stopped
     for backend, members in routed.items():
         if any(server.source == server.key for server in members):  # else the tracked ones have the same problem
             lines += _unserved(backend, members, bool(resort))
@@ -80,13 +79,13 @@ def _has(members: list[Server], found: Samples) -> bool:
     return any(server.source in found.series for server in members)
 
 
-def _reweigh(instance: Instance, user: User | None, reason: str) -> list[str]:
-    """Why nobody sets weights, where the reweigh has the name that haproxy.cfg gives it."""
+def _reweigh(instance: Instance, user: User | None, reason: str, *, explained: bool) -> list[str]:
+    """Why nobody sets weights, where the reweigh has the name that haproxy.cfg gives it, and unless it was told."""
     by_hand = f"`runuser -u {user.name} -- multicloud reweigh`" if user else "`multicloud reweigh` as HAProxy's user"
     lines = []
     for server in instance.servers:
         name = f"{server.backend}/{server.name}"
-        if server.name == observe.REWEIGH and server.state == DOWN:
+        if server.name == observe.REWEIGH and server.state == DOWN and not explained:
             why = observe.EXIT_CODES.get(server.code, f"{by_hand} says why; {reason}")
             lines.append(f"{name} is DOWN, so nobody sets weights: {why}")
         elif server.name == observe.REWEIGH and server.state == MAINT:

@@ -35,7 +35,7 @@ def test_a_certificate_that_haproxy_alone_does_not_accept_is_a_problem(tmp_path:
         assert code == 1
         line = one(wrong, "HAProxy does not accept the certificate of upstream/eu, upstream/us, ")
         assert (
-            "unable to get local issuer certificate), so each request to it is a 503, although its check does" in line
+            "unable to get local issuer certificate), so each request to it is a 503, although its check passes" in line
         )
         own = router.router.settings["MULTICLOUD_CA_FILE"]
         assert f"write `ca-file {own}` in place of `ca-file {other}` on its `server` line" in line
@@ -90,6 +90,14 @@ def test_certificates_that_both_accept_are_all_well() -> None:
         code, wrong, others = with_configuration(router)
         assert (code, wrong) == (0, [])
         one(others, "HAProxy accepts the certificates of ")
+
+
+def test_a_check_that_passes_by_settings_that_are_not_seen_here_is_no_problem() -> None:
+    with edge({"eu": 0.01, "us": 0.1}) as router:
+        wait_until(lambda: router.weights() == {"eu": 256, "us": 1}, 30, "the two are ranked")
+        del router.router.settings["MULTICLOUD_CA_FILE"]
+        code, wrong, _ = with_configuration(router)
+        assert (code, wrong) == (0, [])
 
 
 def test_a_server_whose_certificate_is_not_had_is_told() -> None:

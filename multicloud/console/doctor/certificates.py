@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud import check, probe
-from multicloud.console import configuration
+from multicloud.console import configuration, observe
 from multicloud.console.doctor.checks import as_checked
 from multicloud.console.doctor.finding import checks_of, ok, problem, some, unknown
 from multicloud.console.problems import samples_of
@@ -97,9 +97,10 @@ def certificates(instance: Instance, found: Configuration, sources: Sources) -> 
         refused_to_check = handshakes.refusal(server, own) if own else None
         name = f"{server.backend}/{server.name}"
         if refusal:
-            text = _write_on_line(refusal, line, own if refused_to_check == "" else None)
+            passes = measured is not None and measured.check == observe.PASSED
+            text = _write_on_line(refusal, line, own if refused_to_check == "" else None, passes=passes)
             wrong.setdefault(("HAProxy does not accept the certificate of", text), []).append(server)
-        elif refusal == "" and refused_to_check and server is measured:
+        elif refusal == "" and refused_to_check and server is measured and server.check != observe.PASSED:
             text = _set_for_check(refused_to_check, line, server, sources)
             wrong.setdefault(("the check does not accept the certificate of", text), []).append(server)
         elif refusal is None:
@@ -151,10 +152,10 @@ def _terms_of_check(server: Server, sources: Sources) -> Terms | None:
     return Terms(not target.insecure, target.ca_file, target.host) if target.scheme in ("tls", "https") else None
 
 
-def _write_on_line(refusal: str, line: Terms, accepting: Terms | None) -> str:
+def _write_on_line(refusal: str, line: Terms, accepting: Terms | None, *, passes: bool) -> str:
     """What to write on the `server` line; `accepting` are a check's terms on which the certificate is accepted."""
     is_now = f"`ca-file {line.ca_file or SYSTEM}`"
-    although = ", although its check does" if accepting else ""
+    although = ", although its check passes" if passes else ""
     if refusal.startswith(MISMATCH):
         write = f"`sni str({accepting.name})`" if accepting and accepting.verify else "`sni` with a name that it is for"
     elif accepting and accepting.verify:
