@@ -221,7 +221,9 @@ def examine(tmp_path: Path, text: str) -> list[str]:
     """What is wrong with a configuration, without a HAProxy that runs."""
     path = tmp_path / "haproxy.cfg"
     path.write_text(text)
-    done = run("doctor", "-f", str(path), "--socket", str(tmp_path / "none.sock"))
+    done = run(
+        "doctor", "-f", str(path), "--socket", str(tmp_path / "none.sock"), "--times", str(tmp_path / "none.txt")
+    )
     assert (done.returncode, done.stderr) == (1, "")
     wrong = [line for line in done.stdout.splitlines() if line.startswith("problem ")]
     assert "none.sock" in wrong[0]

@@ -25,7 +25,8 @@ def weights(instance: Instance | None, sources: Sources, user: User | None, told
     try:
         found = samples.read(path, reweigh.longest_window(sources) + problems.LOOK_BACK)
     except samples.SampleFileError as error:
-        yield problem(f"{error}: remove it, or name another in MULTICLOUD_TIMES")
+        yours = "permission denied" in str(error) and os.geteuid() != 0
+        yield problem(f"{error}: {'run this as root' if yours else 'remove it, or name another in MULTICLOUD_TIMES'}")
         return
     writable = user is None or observe.unwritable(user, path) is None
     if user is not None and observe.may(user, "r", "/") is None:
