@@ -65,6 +65,51 @@ def test_when_the_favourite_freezes_only_requests_in_flight_fail() -> None:
     assert [answer for answer in traffic.answers if answer.sent > frozen + 3 and answer.region == "eu.demo"] == []
 
 
+@pytest.mark.slow
+def test_a_region_that_hangs_on_every_third_request_is_no_favourite_while_it_does() -> None:
+    with at_shipped_pace() as running:
+        settle(running)
+        began = time.monotonic()
+        running.region["eu.demo"].hangs = 3
+        wait_until(lambda: running.weights()["us.demo"] == 256, 60, "us.demo as favourite")
+        print(f"it has lost the favourite's weight after {time.monotonic() - began:.1f} s")
+        for _ in range(40):
+            assert running.weights()["us.demo"] == 256
+            time.sleep(0.5)
+        with Traffic(running.port, rate=50) as traffic:
+            time.sleep(5)
+        assert failures(traffic) == []
+        running.region["eu.demo"].hangs = 0
+        began = time.monotonic()
+        wait_until(lambda: running.weights() == RANKED, 120, "eu.demo as favourite again")
+        print(f"it has it again {time.monotonic() - began:.1f} s after it has stopped to hang")
+
+
+@pytest.mark.parametrize("before", [3, 25])
+def test_one_check_that_fails_moves_no_favourite_neither_among_few_samples_nor_among_many(before: int) -> None:
+    now = time.time()
+    history = "".join(
+        f"upstream {name} {delay:.6f} {now - 2 * index:.3f}\n"
+        for index in range(before, 0, -1)
+        for name, delay in DELAYS.items()
+    )
+    with edge(DELAYS, interval="1s", times=history) as running:
+
+        def checks() -> list[str]:
+            return [line for line in running.times() if line.split()[1] == "eu.demo"]
+
+        settle(running)
+        wait_until(lambda: len(checks()) > before, 20, "a check that succeeds, since HAProxy forgives none before")
+        running.region["eu.demo"].status = 500
+        wait_until(lambda: checks()[-1].endswith("failed"), 20, "a check that fails")
+        running.region["eu.demo"].status = 200
+        failed = len(checks())
+        while len(checks()) < failed + 4:
+            assert running.weights() == RANKED
+            time.sleep(0.1)
+        assert [line.endswith("failed") for line in checks()].count(True) == 1
+
+
 def test_when_favourite_and_backup_are_killed_together_failures_stop_although_the_others_had_no_weight() -> None:
     with at_shipped_pace() as running:
         settle(running)
