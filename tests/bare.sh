@@ -1,33 +1,19 @@
 #!/bin/sh
 # What a newcomer meets: makes machines that have git and python3-venv and nothing else, and runs ./run_local.sh and
 # ./tests/run.sh of the last commit in them, as an ordinary user. Arguments are Debian's releases; without any, they are
-# bookworm and trixie. Needs root on Debian, 2 GB in TMPDIR and some minutes: apt-get install debootstrap git
-# DEBIAN_MIRROR names a mirror, where the default of debootstrap cannot be reached.
+# bookworm and trixie. Needs root on Debian, 2 GB in TMPDIR and some minutes.
 set -eu
 cd "$(dirname "$0")/.."
 [ "$#" -gt 0 ] || set -- bookworm trixie
 
-for tool in debootstrap git; do
-    command -v "$tool" >/dev/null && continue
-    echo "error: $tool is missing; install it: apt-get install debootstrap git" >&2
-    exit 2
-done
-[ "$(id -u)" = 0 ] || { echo "error: must be run as root" >&2; exit 2; }
-work=$(mktemp -d)
+. tests/machine.sh
+in_work "debootstrap git" debootstrap git
 root=$work/root
-clean_up() {
-    [ "$?" = 0 ] || tail -n 60 "$work/log" >&2
-    rm -rf --one-file-system "$work"
-}
-trap clean_up EXIT
-trap 'exit 130' INT TERM
 
 # Whatever these mount or start is in namespaces, and goes with them.
 make_machine() {
-    unshare --mount debootstrap --variant=minbase --include=ca-certificates,git,python3-venv "$release" "$root" \
-        ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"}
-    # How this machine reaches its networks and pip its packages is how that one does.
-    cp /etc/resolv.conf "$root/etc/resolv.conf"
+    make_root "$root" "$release" ca-certificates,git,python3-venv
+    # How pip reaches its packages on this machine is how it does on that one.
     cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-certificates.crt"
     env | grep -iE '^(pip_[a-z_]+|[a-z]+_proxy)=' >"$root/etc/environment" || true
     if [ -e /etc/pip.conf ]; then cp /etc/pip.conf "$root/etc/pip.conf"; fi
@@ -59,16 +45,10 @@ do
 done
 wait $!'
 
-step() {
-    echo "== $release: $1"
-    shift
-    ("$@") >"$work/log" 2>&1
-}
-
 for release; do
-    step "the machine" make_machine
-    step "./run_local.sh" as_newcomer "$see_it"
-    step "./tests/run.sh" as_newcomer 'cd multicloud; ./tests/run.sh'
-    echo "$release: run_local.sh served, tests/run.sh: $(sed -n '$s/^=* \(.*\) in .*/\1/p' "$work/log")"
+    step "$release: the machine" make_machine
+    step "$release: ./run_local.sh" as_newcomer "$see_it"
+    step "$release: ./tests/run.sh" as_newcomer 'cd multicloud; ./tests/run.sh'
+    echo "$release: run_local.sh served, tests/run.sh: $(sed -n '$s/^=* \(.*\) in .*/\1/p' "$work/done")"
     rm -rf --one-file-system "$root"
 done

@@ -13,9 +13,7 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import tarfile
-import tempfile
 import time
 import tomllib
 from pathlib import Path
@@ -27,6 +25,7 @@ import yaml
 from multicloud.console import config, template
 from multicloud.demo.regions import Regions
 from tests.edge import wait_until
+from tests.machine import Machine
 from tests.test_drop_in import DELAYS, shell_version
 from tests.test_traffic import failures
 from tests.traffic import Traffic
@@ -45,102 +44,38 @@ SOCKET = dict(variable.split("=", 1) for variable in CONFIG["Env"])["MULTICLOUD_
 EMPTY_SETTINGS = b"\0\0\0\4\0\0\0\0\0"
 """A frame of HTTP/2 (RFC 9113, section 6.5): three bytes of length, a byte of type, flags and stream."""
 
-START = """
-mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/files,workdir=$2/work" "$2/root"
-mount --rbind /dev "$2/root/dev"
-mount -t proc proc "$2/root/proc"
-for volume in $4; do mount -t tmpfs -o mode=777 tmpfs "$2/root$volume"; done
-[ -z "$4" ] || mount -o remount,ro "$2/root"
-directory=$2 user=$3; shift 4
-exec chroot --userspec="$user" "$directory/root" env -i "$@"
-"""
 
+class Container(Machine):
+    """A running container, with `files` in their places; `command` is for a shell, instead of the image's own."""
 
-class Container:
-    """A running container."""
-
-    def __init__(self, process: subprocess.Popen[bytes], user: str, variables: list[str]) -> None:
-        self._process = process
-        self._user = user
-        self._variables = variables
-        wait_until(lambda: bool(_children(process)), 10, "process 1 starts")
-        self.pid = _children(process)[0]
-        wait_until(lambda: not os.path.samefile(f"/proc/{self.pid}/root", "/"), 10, "process 1 has its own root")
-
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a command in it, as `docker exec` does."""
-        inside = ["nsenter", "--target", str(self.pid), "--mount", "--pid", "--root", "--wd"]
-        chroot = ["chroot", f"--userspec={self._user}", "/", "env", "-i", *self._variables]
-        return subprocess.run([*inside, *chroot, *command], capture_output=True, text=True, timeout=30)
+    def __init__(
+        self,
+        files: Mapping[str, str] | None = None,
+        variables: Mapping[str, str] | None = None,
+        *,
+        user: str = CONFIG["User"],
+        command: str = "",
+        volumes: Sequence[str] = (),
+    ) -> None:
+        super().__init__(
+            ROOT,
+            ["sh", "-c", command] if command else [*CONFIG["Entrypoint"], *CONFIG["Cmd"]],
+            # It has no network, and HAProxy warns of a name server to which there is no way.
+            files={"etc/resolv.conf": "nameserver 127.0.0.1\n", **(files or {})},
+            variables=[*CONFIG["Env"], *(f"{name}={value}" for name, value in (variables or {}).items())],
+            user=user,
+            home=CONFIG["WorkingDir"],
+            volumes=volumes,
+        )
 
     def weights(self) -> list[int]:
-        """The weights of the servers, as the image's own command shows them; none before there are samples."""
-        assert self._process.poll() is None, "process 1 has ended"
-        status = self.run("multicloud", "status", "--format", "json")
-        return [row["weight"] for row in json.loads(status.stdout)] if status.returncode == 0 else []
+        """The weights of the servers; none before there are samples."""
+        return [row["weight"] for row in self.status()]
 
     def ask(self, command: str) -> str:
         """The Runtime API's answer."""
         program = f"from multicloud.runtime import RuntimeAPI; print(RuntimeAPI('{SOCKET}').ask('{command}'))"
         return self.run("python3", "-I", "-S", "-c", program).stdout
-
-    def processes(self, name: str) -> dict[int, str]:
-        """The state of each process of that name, as /proc has it."""
-        lines = self.run("sh", "-c", "cat /proc/[0-9]*/stat 2>/dev/null").stdout.splitlines()
-        fields = [line.split() for line in lines]
-        return {int(pid): state for pid, comm, state, *_ in fields if comm == f"({name})"}
-
-    def stop(self, number: signal.Signals) -> int:
-        """Send process 1 a signal, and wait as long as `docker stop` does; its exit code."""
-        os.kill(self.pid, number)
-        return self.ended()
-
-    def ended(self) -> int:
-        """Wait for process 1 to end, as long as `docker stop` does; its exit code."""
-        return self._process.wait(timeout=10)
-
-
-@contextlib.contextmanager
-def container(
-    files: Mapping[str, str] | None = None,
-    variables: Mapping[str, str] | None = None,
-    *,
-    user: str = CONFIG["User"],
-    command: str = "",
-    volumes: Sequence[str] = (),
-) -> Iterator[Container]:
-    """Run it, with `files` in their places; `command` is for a shell, instead of the image's own.
-
-    With `volumes`, only they can be written to.
-    """
-    assigned = [*CONFIG["Env"], *(f"{name}={value}" for name, value in (variables or {}).items())]
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        for each in ("files", "work", "root"):
-            (directory / each).mkdir()
-        # It has no network, and HAProxy warns of a name server to which there is no way.
-        for path, text in {"etc/resolv.conf": "nameserver 127.0.0.1\n", **(files or {})}.items():
-            (directory / "files" / path).parent.mkdir(parents=True, exist_ok=True)
-            (directory / "files" / path).write_text(text)
-        words = ["sh", "-c", command] if command else [*CONFIG["Entrypoint"], *CONFIG["Cmd"]]
-        unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-eu", "-c", START, "sh"]
-        arguments = [str(ROOT), name, user, " ".join(volumes), f"--chdir={CONFIG['WorkingDir']}", *assigned, *words]
-        with (directory / "log").open("wb") as log:
-            process = subprocess.Popen([*unshare, *arguments], stdout=log, stderr=log)
-        try:
-            yield Container(process, user, assigned)
-        except BaseException:
-            print((directory / "log").read_text())
-            raise
-        finally:
-            if process.poll() is None:
-                for child in _children(process):
-                    os.kill(child, signal.SIGKILL)  # and with process 1, all of them
-                process.wait(timeout=10)
-
-
-def _children(process: subprocess.Popen[bytes]) -> list[int]:
-    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +104,7 @@ def router(regions: Regions, *, volumes: Sequence[str] = (), mounted: str = "") 
         "MULTICLOUD_CA_FILE": "/etc/regions.pem",
         "MULTICLOUD_MIN_SAMPLES": "0",  # percentiles from the first sample on: most of what is used of numpy
     }
-    with container(files, variables, volumes=volumes) as running:
+    with Container(files, variables, volumes=volumes) as running:
         wait_until(lambda: running.weights() == [256, 1, 0, 0], 120, "256/1/0/0")
         yield running
 
@@ -181,7 +116,7 @@ def get(port: int) -> http.client.HTTPResponse:
 
 
 def test_the_commands_run_as_the_unprivileged_user() -> None:
-    with container(command="exec sleep 60") as running:
+    with Container(command="exec sleep 60") as running:
         assert running.run("id", "-u").stdout == "99\n"
         for command in ("multicloud-check", "multicloud-reweigh", "multicloud"):
             assert running.run("which", command).stdout.startswith("/usr/bin/")
@@ -194,7 +129,7 @@ def test_the_commands_run_as_the_unprivileged_user() -> None:
 
 
 def test_the_shipped_configuration_is_valid_as_it_is() -> None:
-    with container(command="exec sleep 60") as running:
+    with Container(command="exec sleep 60") as running:
         said = running.run("haproxy", "-c", "-f", HAPROXY_CFG)
     assert (said.returncode, said.stderr) == (0, "")
 
@@ -208,7 +143,7 @@ def test_the_loop_reaches_its_weights_and_the_container_is_healthy(regions: Regi
 
 
 def test_health_is_lost_where_haproxy_does_not_answer() -> None:
-    with container(command="exec sleep 60") as running:
+    with Container(command="exec sleep 60") as running:
         health = running.run("sh", "-c", CONFIG["Healthcheck"]["Test"][1])
         assert health.returncode == 1
         assert "connection refused" in health.stderr
@@ -217,7 +152,7 @@ def test_health_is_lost_where_haproxy_does_not_answer() -> None:
 @pytest.mark.parametrize("scheme", ["tcp", "tls", "http", "https"])
 def test_the_check_speaks_every_scheme(regions: Regions, scheme: str) -> None:
     files = {"etc/regions.pem": regions.authority.cert_pem.bytes().decode()}
-    with Regions(["eu"], tls=False) as plain, container(files, command="exec sleep 60") as running:
+    with Regions(["eu"], tls=False) as plain, Container(files, command="exec sleep 60") as running:
         eu = next(iter(regions if scheme in ("tls", "https") else plain))
         names = ["HAPROXY_PROXY_NAME=upstream", "HAPROXY_SERVER_NAME=eu"]
         settings = [f"MULTICLOUD_SCHEME={scheme}", "MULTICLOUD_CA_FILE=/etc/regions.pem"]
@@ -232,7 +167,7 @@ def test_the_check_speaks_every_scheme(regions: Regions, scheme: str) -> None:
 
 
 def test_the_check_refuses_a_certificate_that_it_cannot_verify(regions: Regions) -> None:
-    with container(command="exec sleep 60") as running:
+    with Container(command="exec sleep 60") as running:
         checked = running.run("multicloud", "check", f"https://127.0.0.1:{next(iter(regions)).port}")
     assert checked.returncode == 1
     assert "certificate not accepted" in checked.stderr
@@ -329,7 +264,7 @@ def test_a_configuration_for_the_shell_version_runs_unchanged(regions: Regions) 
         "usr/local/share/ca-certificates/regions.crt": regions.authority.cert_pem.bytes().decode(),
     }
     start = f"update-ca-certificates >/dev/null 2>&1; exec {' '.join(CONFIG['Cmd'])}"
-    with container(files, {"MULTICLOUD_SOCKET": "/var/run/haproxy.sock"}, user="root", command=start) as running:
+    with Container(files, {"MULTICLOUD_SOCKET": "/var/run/haproxy.sock"}, user="root", command=start) as running:
         wait_until(lambda: measured(running) == {f"upstream {name}" for name in DELAYS}, 60, "a sample of each server")
         wait_until(lambda: running.weights() == [256, 1, 0, 0], 120, "256/1/0/0")
         assert get(8080).headers["upstream"] == "eu"
@@ -352,7 +287,7 @@ def test_a_configuration_for_the_shell_version_runs_unchanged(regions: Regions) 
     ],
 )
 def test_servers_that_cannot_be_are_one_clear_line_and_the_container_ends(named: str, error: str) -> None:
-    with container(command="exec sleep 60") as running:
+    with Container(command="exec sleep 60") as running:
         done = running.run("env", f"MULTICLOUD_SERVERS={named}", *CONFIG["Cmd"])
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"{error}\n")
 
@@ -371,7 +306,7 @@ exec haproxy -W -db -f /etc/haproxy/haproxy.cfg
             region.delay = DELAYS[region.name]
         files = {"usr/local/share/ca-certificates/regions.crt": regions.authority.cert_pem.bytes().decode()}
         start = paste.format(servers=" ".join(servers(regions)))
-        with container(files, {"MULTICLOUD_SOCKET": ""}, user="root", command=start) as running:
+        with Container(files, {"MULTICLOUD_SOCKET": ""}, user="root", command=start) as running:
             wait_until(lambda: running.weights() == [256, 1, 0, 0], 120, "256/1/0/0")
             assert running.run("stat", "-c", "%U %G %a", "/run/haproxy/admin.sock").stdout == "root haproxy 660\n"
             assert running.run("stat", "-c", "%U", "/tmp/times.txt").stdout == "haproxy\n"

@@ -1,41 +1,25 @@
 #!/bin/sh
 # Builds the image from the Dockerfile and tests what is in it, without a Docker daemon and without pulling anything:
 # the base that the Dockerfile names is stood in for by Debian's own HAProxy. Needs root on Debian, 3 GB in TMPDIR and
-# some minutes: apt-get install buildah debootstrap iproute2
-# DEBIAN_MIRROR names a mirror, where the default of debootstrap cannot be reached. Arguments go to pytest.
+# some minutes. Arguments go to pytest.
 set -eu
 cd "$(dirname "$0")/.."
 . deploy/venv.sh
 make_venv test
 
-for tool in buildah debootstrap ip; do
-    command -v "$tool" >/dev/null && continue
-    echo "error: $tool is missing; install it: apt-get install buildah debootstrap iproute2" >&2
-    exit 2
-done
-[ "$(id -u)" = 0 ] || { echo "error: must be run as root" >&2; exit 2; }
-work=$(mktemp -d)
+. tests/machine.sh
+in_work "buildah debootstrap iproute2" buildah debootstrap ip
 images() { buildah --root "$work/images" --runroot "$work/run" --storage-driver vfs "$@"; }
-clean_up() {
-    images umount --all >/dev/null || true
-    rm -rf --one-file-system "$work"
-}
-trap clean_up EXIT
-trap 'exit 130' INT TERM
+trap 'images umount --all >/dev/null || true; clean_up' EXIT
 
 base=$(sed -n 's/^FROM \([^ ]*:[^ ]*\).*/\1/p' Dockerfile | sort --unique)
 container=$(images from scratch)
 root=$(images mount "$container")
-echo "== $base, made of Debian's packages"
-debootstrap --variant=minbase --include=ca-certificates trixie "$root" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} \
-    >"$work/log" || { tail "$work/log" >&2; exit 1; }
-# How this machine's apt reaches its mirrors is how the one in the image does.
-apt-config dump | grep -E '^Acquire::(https?|Check|Retries)' >"$root/etc/apt/apt.conf.d/99-of-this-machine" || true
-cp /etc/resolv.conf "$root/etc/resolv.conf"
+step "$base, made of Debian's packages" make_root "$root" trixie ca-certificates
 # The user and the places are the official image's, and no service is to start now.
 printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"
 chmod +x "$root/usr/sbin/policy-rc.d"
-chroot "$root" sh -eu >"$work/log" 2>&1 <<'SCRIPT' || { tail "$work/log" >&2; exit 1; }
+step "its HAProxy" chroot "$root" sh -eu <<'SCRIPT'
 export DEBIAN_FRONTEND=noninteractive
 apt-get update
 apt-get install --yes --no-install-recommends haproxy
@@ -52,9 +36,8 @@ images config --user haproxy --workingdir /var/lib/haproxy --stop-signal SIGUSR1
     --env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$container"
 images commit --quiet --format docker --rm "$container" "$base" >/dev/null
 
-echo "== the image, built from the Dockerfile"
-images build --isolation chroot --format docker --pull-never --quiet --tag multicloud . >"$work/log" 2>&1 ||
-    { tail -n 40 "$work/log" >&2; exit 1; }
+step "the image, built from the Dockerfile" \
+    images build --isolation chroot --format docker --pull-never --quiet --tag multicloud .
 
 echo "== its tests"
 images push --quiet multicloud "oci:$work/layers:multicloud" >/dev/null
