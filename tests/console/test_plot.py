@@ -76,4 +76,7 @@ def test_without_matplotlib_it_says_how_to_get_it() -> None:
         [sys.executable, "-c", WITHOUT, "plot"], env=BARE, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 2
-    assert done.stderr == "error: matplotlib is missing; in the project's directory: pip install '.[plot]'\n"
+    assert done.stderr == (
+        "error: matplotlib is missing; in the project's directory: pip install '.[plot]', "
+        "or with the Debian package: apt install python3-matplotlib\n"
+    )

@@ -1,0 +1,67 @@
+"""The wheel, installed by pip into an environment of its own: what is in it works without the checkout."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from tests.command import BARE
+from tests.edge import free_ports
+
+ROOT = Path(__file__).parent.parent
+
+pytestmark = pytest.mark.slow
+
+
+ENVIRON = {**BARE, "MULTICLOUD_CONF": "/dev/null", "MULTICLOUD_SOCKET": "/none"}
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a command in another directory than the checkout's."""
+    return subprocess.run(command, env=ENVIRON, cwd="/", capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of the environment's commands."""
+    directory = tmp_path_factory.mktemp("wheel")
+    programs = directory / "opt/multicloud/bin"
+    pip(Path(sys.executable).parent, "wheel", "--no-deps", f"--wheel-dir={directory}", str(ROOT))
+    venv.create(programs.parent, with_pip=True)
+    pip(programs, "install", str(next(directory.glob("*.whl"))))
+    return programs
+
+
+def pip(programs: Path, *arguments: str) -> str:
+    """What the environment's pip says; it must not fail."""
+    done = run(programs / "python", "-m", "pip", *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_command_starts(programs: Path) -> None:
+    assert run(programs / "multicloud", "--version").stdout.startswith("multicloud, version ")
+    for program in (ROOT / "multicloud/bin").iterdir():
+        started = run(programs / program.name)
+        assert started.returncode in (1, 2), "there is no HAProxy, and no server"
+        assert re.fullmatch(r"error: .*\n", started.stderr)
+
+
+@pytest.mark.parametrize(("extra", "package"), [("plot", "matplotlib"), ("demo", "trustme")])
+def test_what_an_error_says_to_install_is_what_is_missing(programs: Path, extra: str, package: str) -> None:
+    said = run(programs / "multicloud", extra)
+    assert said.returncode == 2
+    requirement = re.findall(r"in the project's directory: pip install '\.(.*?)'", said.stderr)[0]
+    assert f" {package}-" in pip(programs, "install", "--dry-run", f"multicloud{requirement}").partition("Would install")[2]
+
+
+def test_the_demo_finds_its_configuration_in_the_wheel(programs: Path) -> None:
+    pip(programs, "install", "multicloud[demo]")
+    port, stats_port = map(str, free_ports(2))
+    shown = run(programs / "multicloud", "demo", "--duration=3", f"--port={port}", f"--stats-port={stats_port}")
+    assert (shown.returncode, shown.stderr) == (0, "")
