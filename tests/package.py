@@ -1,0 +1,241 @@
+"""The Debian package in a machine that has nothing but it, as tests/package.sh built it and that script runs this.
+
+The tests are an operator's hour, in its order: install, route, add a second application, remove, purge.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import http.server
+import os
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from multicloud.demo.regions import Regions
+from tests.edge import free_ports, wait_until
+from tests.machine import Machine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(os.environ["MACHINE_ROOT"])
+PACKAGE = Path(os.environ["PACKAGE"])
+CONFIGURATION = "/etc/haproxy/haproxy.cfg"
+DELAYS = {"eu.example.com": 0.0, "us.example.com": 0.1, "ap.example.com": 0.2}
+WEIGHTS = dict(zip(DELAYS, (256, 1, 0), strict=True))
+WEB, API = free_ports(2)
+
+FIRST = """
+global
+    external-check
+    insecure-fork-wanted
+    stats socket /var/run/haproxy.sock user haproxy group haproxy mode 600 level admin
+
+frontend web
+    bind 127.0.0.1:{port}
+    default_backend app
+
+backend app
+    balance roundrobin
+    option external-check
+    external-check path "/usr/bin:/bin"
+    external-check command /usr/bin/multicloud-check
+    http-send-name-header Host
+    default-server check inter 1s weight 1 ssl verify required ca-file /etc/ssl/certs/ca-certificates.crt sni srv_name
+    {servers}
+
+backend reweigh
+    option external-check
+    external-check path "/usr/bin:/bin"
+    external-check command /usr/bin/multicloud-reweigh
+    server multicloud-reweigh 127.0.0.1:1 check inter 1s
+"""
+"""What docs/install.md adds to Debian's own haproxy.cfg."""
+
+SECOND = """
+frontend web-api
+    bind 127.0.0.1:{port}
+    default_backend api
+
+backend api
+    balance roundrobin
+    option external-check
+    external-check path "/usr/bin:/bin"
+    external-check command /usr/bin/multicloud-check
+    default-server check inter 1s weight 1
+    {servers}
+"""
+
+
+def lines(ports: dict[str, int]) -> str:
+    """A `server` line for each port."""
+    return "\n    ".join(f"server {name} 127.0.0.1:{port}" for name, port in ports.items())
+
+
+def shell(machine: Machine, script: str, seconds: float = 30) -> str:
+    """What a script says; it must not fail."""
+    done = machine.run("sh", "-euc", script, seconds=seconds)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def append(machine: Machine, path: str, text: str) -> None:
+    """Write it at the end of a file."""
+    done = machine.run("sh", "-euc", 'printf %s "$1" >>"$2"', "sh", text, path)
+    assert done.returncode == 0, done.stderr
+
+
+def weights(machine: Machine, backend: str) -> dict[str, int]:
+    """The weights of a backend's servers."""
+    return {row["server"]: row["weight"] for row in machine.status() if row["backend"] == backend}
+
+
+def traces(machine: Machine) -> set[str]:
+    """The files, directories and links whose names are the package's, and the users who are."""
+    found = shell(
+        machine, "find / -xdev -path /proc -prune -o -name '*multicloud*' -print; cut -d: -f1 /etc/passwd /etc/group"
+    )
+    return {line for line in found.splitlines() if "multicloud" in line and line != f"/root/{PACKAGE.name}"}
+
+
+@pytest.fixture(scope="module")
+def regions() -> Iterator[Regions]:
+    with Regions(list(DELAYS)) as regions:
+        for region in regions:
+            region.delay = DELAYS[region.name]
+        yield regions
+
+
+@pytest.fixture(scope="module")
+def machine(regions: Regions) -> Iterator[Machine]:
+    """A machine with the package, and with the regions' authority among those that it trusts."""
+    path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    authority = {"usr/local/share/ca-certificates/regions.crt": regions.authority.cert_pem.bytes().decode()}
+    with Machine(ROOT, files=authority, variables=[path, "DEBIAN_FRONTEND=noninteractive"]) as running:
+        assert traces(running) == set()
+        (Path(f"/proc/{running.pid}/root/root") / PACKAGE.name).write_bytes(PACKAGE.read_bytes())
+        shell(running, f"update-ca-certificates; apt-get update; apt-get install --yes /root/{PACKAGE.name}", 600)
+        yield running
+
+
+def test_the_commands_are_there_and_say_their_version(machine: Machine) -> None:
+    assert shell(machine, "multicloud --version").startswith("multicloud, version ")
+    for program in os.listdir("multicloud/bin"):
+        assert shell(machine, f"which {program}") == f"/usr/bin/{program}\n"
+
+
+def test_nothing_in_the_environment_changes_what_runs(machine: Machine) -> None:
+    shell(machine, "mkdir /tmp/other; echo 'raise SystemExit(7)' >/tmp/other/click.py")
+    shell(machine, "cd /tmp/other; cp click.py gc.py; PYTHONPATH=/tmp/other multicloud --version")
+    for program in os.listdir("multicloud/bin"):
+        assert shell(machine, f"head -n 1 /usr/bin/{program}") == "#!/usr/bin/python3 -IS\n"
+
+
+def test_bytecode_is_there_for_the_python_of_the_release(machine: Machine) -> None:
+    tag = shell(machine, "python3 -c 'import sys; print(sys.implementation.cache_tag)'").strip()
+    assert shell(machine, f"ls /usr/share/multicloud/multicloud/__pycache__/check.{tag}.pyc")
+
+
+def test_bash_completes_the_commands(machine: Machine) -> None:
+    script = """
+        . /usr/share/bash-completion/completions/multicloud
+        COMP_WORDS=(multicloud st) COMP_CWORD=1
+        _multicloud_completion multicloud
+        echo "${COMPREPLY[@]}"
+    """
+    assert machine.run("bash", "-c", script).stdout == "status\n"
+
+
+def test_the_settings_file_and_the_manual_are_there(machine: Machine) -> None:
+    assert shell(machine, "stat --format='%a %U' /etc/multicloud.conf") == "644 root\n"
+    assert "/etc/multicloud.conf" in shell(machine, "dpkg-query --show --showformat='${Conffiles}' multicloud")
+    pages = shell(machine, "ls /usr/share/man/man1 /usr/share/man/man5")
+    assert {"multicloud.1.gz", "multicloud.conf.5.gz"} <= set(pages.split())
+    assert "backend reweigh" in shell(machine, "cat /usr/share/doc/multicloud/examples/haproxy.cfg")
+
+
+def test_debians_configuration_with_the_lines_of_the_manual_routes(machine: Machine, regions: Regions) -> None:
+    shell(machine, rf"sed -i '/^\s*chroot/d' {CONFIGURATION}")
+    ports = {region.name: region.port for region in regions}
+    append(machine, CONFIGURATION, FIRST.format(port=WEB, servers=lines(ports)))
+    append(machine, "/etc/multicloud.conf", "min_samples = 0\n")  # percentiles from the start: numpy's
+    shell(machine, f"haproxy -c -f {CONFIGURATION} && service haproxy restart")
+    wait_until(lambda: weights(machine, "app") == WEIGHTS, 60, "256/1/0")
+    assert {get(WEB) for _ in range(10)} == {"eu.example.com"}
+
+
+def get(port: int) -> str:
+    """The server that answers a user's request."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("GET", "/healthz")
+    answer = connection.getresponse()
+    assert answer.status == 200
+    return answer.read().decode().partition("\n")[0]
+
+
+class Api(http.server.BaseHTTPRequestHandler):
+    """An application that has nothing but /healthz."""
+
+    delay = 0.0
+
+    def do_GET(self) -> None:
+        time.sleep(self.delay)
+        self.send_response(200 if self.path == "/healthz" else 404)
+        self.end_headers()
+        self.wfile.write(f"{self.delay}\n".encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class SlowApi(Api):
+    delay = 0.2
+
+
+@pytest.fixture
+def api_ports() -> Iterator[dict[str, int]]:
+    handlers = {"near": Api, "far": SlowApi}
+    with contextlib.ExitStack() as stack:
+        ports = {}
+        for name, handler in handlers.items():
+            server = stack.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler))
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            stack.callback(server.shutdown)
+            ports[name] = server.server_port
+        yield ports
+
+
+def test_a_section_gives_a_second_application_its_path(machine: Machine, api_ports: dict[str, int]) -> None:
+    append(machine, CONFIGURATION, SECOND.format(port=API, servers=lines(api_ports)))
+    append(machine, "/etc/multicloud.conf", "[api]\npath = /healthz\n")
+    shell(machine, f"haproxy -c -f {CONFIGURATION} && service haproxy reload")
+    wait_until(lambda: weights(machine, "api") == {"near": 256, "far": 1}, 60, "256/1")
+    assert {get(API) for _ in range(10)} == {"0.0"}
+    assert weights(machine, "app") == WEIGHTS
+
+
+def test_the_demo_runs_with_what_the_package_suggests(machine: Machine) -> None:
+    said = machine.run("multicloud", "demo")
+    assert said.returncode == 2
+    shell(machine, f"{said.stderr[said.stderr.index('apt install') :].strip()} --yes", 120)
+    port, stats_port = free_ports(2)
+    shell(machine, f"multicloud demo --duration=3 --port={port} --stats-port={stats_port}")
+
+
+def test_removing_it_leaves_haproxy_and_the_settings(machine: Machine) -> None:
+    running = set(machine.processes("haproxy"))
+    shell(machine, "apt-get remove --yes multicloud", 120)
+    assert set(machine.processes("haproxy")) == running
+    assert "path = /healthz" in shell(machine, "cat /etc/multicloud.conf")
+    assert traces(machine) - {"/etc/multicloud.conf"} == {"/var/lib/dpkg/info/multicloud.list"}
+
+
+def test_purging_it_leaves_nothing(machine: Machine) -> None:
+    shell(machine, "apt-get purge --yes multicloud", 120)
+    assert traces(machine) == set()
+    assert machine.processes("haproxy")
