@@ -200,11 +200,16 @@ def refused(outcome: Outcome) -> str:
 
 
 def keep_short(sources: settings.Sources, keep: int, found: samples.Samples) -> None:
-    """Trim the sample file when it has grown to twice what is kept. That it cannot be is no reason not to route."""
+    """Trim the sample file when it is too long. That it cannot be is no reason not to route."""
+    try:
+        trim_if_long(sources, keep, found)
+    except samples.SampleFileError as error:
+        process.tell(f"warning: not trimmed: {error}")
+
+
+def trim_if_long(sources: settings.Sources, keep: int, found: samples.Samples) -> None:
+    """Trim the sample file when it has grown to twice what is kept. Raises SampleFileError."""
     oldest = time.time() - max(REMEMBERED, *(values.max_age for values in _everywhere(sources)))
     living = sum(newest[0][1] is None or newest[0][1] >= oldest for newest in found.series.values())
     if found.lines > 2 * keep * max(1, living) or found.size > samples.MAX_BYTES // 2:
-        try:
-            samples.trim(sources.read((settings.TIMES,)).times, keep, oldest)
-        except samples.SampleFileError as error:
-            process.tell(f"warning: not trimmed: {error}")
+        samples.trim(sources.read((settings.TIMES,)).times, keep, oldest)

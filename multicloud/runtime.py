@@ -33,7 +33,10 @@ STATE_COLUMNS = (
     *("be_name", "srv_name", "srv_op_state", "srv_admin_state"),
     *("srv_uweight", "srv_addr", "srv_port", "srv_fqdn"),
 )
-STAT_COLUMNS = ("pxname", "svname", "tracked", "lastchg", "check_status", "check_code", "check_duration", "mode")
+STAT_COLUMNS = (
+    *("pxname", "svname", "tracked", "lastchg", "check_status", "check_code", "check_duration", "mode"),
+    *("chkfail", "check_health", "last_chk"),
+)
 QUOTED = re.compile('"(?:[^"]|"")*"')
 
 
@@ -48,13 +51,21 @@ class Server(ranking.Server):
     its backend's. `since_change` and `check_seconds` are seconds, None where there was no check; `check` is the status
     of the last check, "" without one, and `code` its exit code or status. `host` is the name that HAProxy finds the
     address by, "" where it is told the address.
+
+    `report` is all else that can differ from one check to the next: the failures so far and the server's health.
+    `words` are the last check's, "" where they are quoted or another check is under way, which `busy` says.
     """
 
-    __slots__ = ("address", "check", "check_seconds", "code", "host", "mode", "port", "since_change", "tls")
+    __slots__ = (
+        *("address", "busy", "check", "check_seconds", "code", "host", "mode", "port", "report", "since_change", "tls"),
+        "words",
+    )
 
     def __init__(self, backend: str, name: str, state: str, weight: int, *, unresolved: bool = False) -> None:
         super().__init__(backend, name, state, weight, unresolved=unresolved)
-        self.address = self.host = self.port = self.tls = self.check = self.code = ""
+        self.address = self.host = self.port = self.tls = self.check = self.code = self.words = ""
+        self.report: tuple[str, ...] = ()
+        self.busy = False
         self.mode = "http"
         self.since_change = 0.0
         self.check_seconds: float | None = None
@@ -192,9 +203,11 @@ def _server(row: Sequence[str]) -> Server:
 
 
 def _add_stat(server: Server, row: Sequence[str]) -> None:
-    since_change, check, server.code, duration, server.mode = row
+    since_change, check, server.code, duration, server.mode, *report, server.words = row
     server.since_change = float(since_change or 0)
-    server.check = check.removeprefix("* ")  # one is under way
+    server.check = check.removeprefix("* ")
+    server.busy = server.check != check
+    server.report = tuple(report)
     server.check_seconds = float(duration) / 1000 if duration else None
 
 

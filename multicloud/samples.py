@@ -26,7 +26,7 @@ from multicloud.settings import NAME_CHARACTERS, is_name
 
 TYPE_CHECKING = False  # `typing` costs a check more than this whole module does
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     Sample = tuple[float, float | None, bool]
 
@@ -63,16 +63,24 @@ class Samples:
 
     `series` maps (backend, server) to the newest samples of that server, newest first. A sample is its seconds, the
     UNIX time at which it was taken, None where the line does not say, and whether the check failed. `lines` counts the
-    lines that were read, `garbage` those of them that are no samples, and `size` is the file's, in bytes.
+    lines that were read, `garbage` those of them that are no samples, and `size` is the file's, in bytes. `place` is
+    where reading ended: the file's device and inode, the offset behind its last line, and the bytes before that.
     """
 
-    __slots__ = ("garbage", "lines", "series", "size")
+    __slots__ = ("garbage", "lines", "place", "series", "size")
 
     def __init__(self) -> None:
         self.series: dict[tuple[str, str], list[Sample]] = {}
         self.lines = 0
         self.garbage = 0
         self.size = 0
+        self.place: tuple[int, int, int, bytes] | None = None
+
+    def add(self, backend: str, server: str, sample: Sample, newest: int) -> None:
+        """Add a sample that was taken after those that are there, and keep the `newest`."""
+        known = self.series.setdefault((backend, server), [])
+        known.insert(0, sample)
+        del known[newest:]
 
 
 def line(backend: str, server: str, seconds: float, when: float, *, failed: bool = False) -> bytes:
@@ -92,18 +100,43 @@ def append_lines(path: str, lines: bytes) -> None:
     fd = _lock(path, LOCK_WAIT, create=True)
     try:
         try:
-            size = os.fstat(fd).st_size
-            if size >= MAX_BYTES:
-                raise SampleFileError(f"{path}: has grown to {size >> 20} MiB: does a reweigh run, which trims it?")
-            if size and os.pread(fd, 1, size - 1) != b"\n":
-                lines = b"?\n" + lines  # what a killed writer left is no line, even where it looks like a shorter one
-            if os.write(fd, lines) < len(lines):
-                os.ftruncate(fd, size)
-                raise SampleFileError(f"{path}: no space left on device")
+            _write_lines(fd, path, lines)
         finally:
             os.close(fd)  # on a network's file system it may tell that nothing was written
     except OSError as error:
         raise _unusable(path, error) from None
+
+
+def append_all(path: str, newest: int, lines: Sequence[bytes], samples: Samples) -> None:
+    """As `append_lines`, with lines whose samples are in `samples` already, to which what others appended is added.
+
+    Raises SampleFileError, and then nothing was appended.
+    """
+    fd = _lock(path, LOCK_WAIT, create=True)
+    try:
+        try:
+            known = _read_rest(fd, newest, samples)
+            _write_lines(fd, path, b"".join(lines))
+            if known:  # else the file is read as a whole the next time
+                samples.lines += len(lines)
+                samples.size = os.fstat(fd).st_size
+                samples.place = _place(fd, samples.size)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise _unusable(path, error) from None
+
+
+def _write_lines(fd: int, path: str, lines: bytes) -> None:
+    """Append to the locked file: all of it, or nothing. Raises SampleFileError and OSError."""
+    size = os.fstat(fd).st_size
+    if size >= MAX_BYTES:
+        raise SampleFileError(f"{path}: has grown to {size >> 20} MiB: does a reweigh run, which trims it?")
+    if size and os.pread(fd, 1, size - 1) != b"\n":
+        lines = b"?\n" + lines  # what a killed writer left is no line, even where it looks like a shorter one
+    if os.write(fd, lines) < len(lines):
+        os.ftruncate(fd, size)
+        raise SampleFileError(f"{path}: no space left on device")
 
 
 def read(path: str, newest: int) -> Samples:
@@ -121,7 +154,9 @@ def read(path: str, newest: int) -> Samples:
     known: dict[bytes, list[Sample]] = {}
     try:
         samples.size = os.fstat(fd).st_size
-        for lines in _blocks(fd, _end_of_lines(fd)):
+        end = _end_of_lines(fd)
+        samples.place = _place(fd, end)
+        for lines in _blocks(fd, end):
             if samples.garbage > MAX_GARBAGE or samples.lines > MAX_LINES:
                 break
             samples.lines += len(lines)
@@ -155,6 +190,63 @@ def read(path: str, newest: int) -> Samples:
         backend, server = names.decode().split()
         samples.series[backend, server] = kept
     return samples
+
+
+def read_on(path: str, newest: int, samples: Samples) -> Samples:
+    """`samples` with what was appended to the file since they were read, of each server the `newest` ones.
+
+    Where it is another file by now, or was shortened, it is read as a whole, and what `samples` has and the file has
+    not is kept. Where there is no file, `samples` are as they were. Raises SampleFileError.
+    """
+    try:
+        fd = _open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return samples
+    try:
+        if _read_rest(fd, newest, samples):
+            return samples
+    except OSError as error:
+        raise _unusable(path, error) from None
+    finally:
+        os.close(fd)
+    whole = read(path, newest)
+    for names, known in samples.series.items():
+        in_file = whole.series.get(names, [])
+        lacking = set(known).difference(in_file)
+        if lacking:
+            merged = sorted([*lacking, *in_file], key=lambda sample: sample[1] or 0.0, reverse=True)
+            whole.series[names] = merged[:newest]
+    return whole
+
+
+def _read_rest(fd: int, newest: int, samples: Samples) -> bool:
+    """Add to `samples` what follows the place up to which they were read; False where the file has no such place."""
+    end = _end_of_lines(fd)
+    device, inode, offset, last = samples.place or (0, 0, 0, b"")
+    found = os.fstat(fd)
+    if (found.st_dev, found.st_ino) != (device, inode) or not 0 <= end - offset <= BLOCK:
+        return False
+    if os.pread(fd, len(last), offset - len(last)) != last:
+        return False
+    lines = os.pread(fd, end - offset, offset).split(b"\n")[:-1]
+    for line in lines:
+        backend, _, server = (_names(line) or b"").decode().partition(" ")
+        sample = _sample(line.split()[2:4], failed=line.endswith(FAILED)) if backend else None
+        if sample is None or ((backend, server) not in samples.series and len(samples.series) >= MAX_SERVERS):
+            samples.garbage += 1
+        else:
+            samples.add(backend, server, sample, newest)
+    samples.lines += len(lines)
+    samples.size = found.st_size
+    samples.place = _place(fd, end)
+    return True
+
+
+def _place(fd: int, end: int) -> tuple[int, int, int, bytes]:
+    """The place at the offset `end` of a file."""
+    found = os.fstat(fd)
+    start = max(0, end - 256)
+    return found.st_dev, found.st_ino, end, os.pread(fd, end - start, start)
 
 
 def trim(path: str, keep: int, oldest: float = 0.0) -> int:

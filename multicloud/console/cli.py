@@ -306,7 +306,7 @@ def watch_status(
 
 
 def _status(sources: settings.Sources, form: str) -> str:
-    from multicloud import runtime
+    from multicloud import metrics, runtime
     from multicloud.console import status as statuses
 
     try:
@@ -318,7 +318,7 @@ def _status(sources: settings.Sources, form: str) -> str:
     if form == "json":
         return statuses.as_json(found)
     if form == "prometheus":
-        return statuses.prometheus(found)
+        return metrics.prometheus(found.rows, len(found.problems))
     return statuses.table(found, color=terminal.colorful(), width=shutil.get_terminal_size().columns)
 
 

@@ -9,47 +9,21 @@ import time
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-from multicloud import ranking, reweigh, runtime, samples, scores, settings
+from multicloud import metrics, ranking, reweigh, runtime, samples, scores, settings
 from multicloud.console import observe, problems
+from multicloud.metrics import PERCENTS, Row
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from multicloud.settings import Sources
 
-PERCENTS = (50, 90, 99)
 BARS, FAILURE = "▁▂▃▄▅▆▇█", "x"
 BOLD, DIM, RED, GREEN, PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[0m"
 
 COLUMNS = f"{'state':>6}{'weight':>7}{'n':>5}{'p50':>6}{'p90':>6}{'p99':>6}{'last':>6}{'age':>5} trend"
-TREND = 30
-"""Samples that the trend shows where there is room, whatever the window."""
-
 NARROW_TREND, NARROW_NAME = 8, 10
 """The least room for the trend and for a name, whatever the width."""
-
-STATES = (ranking.UP, ranking.DOWN, ranking.MAINT, ranking.DRAIN)
-
-
-class Row(NamedTuple):
-    """One server. Times are seconds, `time` is the newest sample's; `percentiles` are those of PERCENTS.
-
-    `samples` and `failed` are how many checks count that succeeded, and that failed. `trend` has the newest ones,
-    oldest first. A check that failed has no time: it is None in `trend`, and `last` where it was the last.
-    """
-
-    backend: str
-    server: str
-    state: str
-    weight: int
-    favorite: bool
-    samples: int
-    failed: int
-    percentiles: tuple[float, ...] | None
-    last: float | None
-    time: float | None
-    age: float | None
-    trend: tuple[float | None, ...]
 
 
 class Status(NamedTuple):
@@ -72,50 +46,8 @@ def collect(sources: Sources) -> Status:
     # After HAProxy's answer, so that a sample is never missing of which HAProxy has told the consequence.
     found = samples.read(values.times, reweigh.longest_window(sources) + problems.LOOK_BACK)
     now = time.time()
-    routed = {server.backend for server in instance.servers if server.source in found.series}
-    scored = reweigh.score(found.series, sources, now)
-    backends: dict[str, list[runtime.Server]] = {}
-    for server in instance.servers:
-        if server.backend in routed:
-            backends.setdefault(server.backend, []).append(server)
-    alike = {
-        backend: members[0].source[0]
-        for backend, members in backends.items()
-        if members[0].source != members[0].key and _known(members) == _known(backends.get(members[0].source[0], []))
-    }
-    rows = [
-        _row(server, found, scored.get(server.source), favorite, now)
-        for backend, members in backends.items()
-        if backend not in alike
-        for favorite in [sources.read(settings.RANKING, *reweigh.sections(members)).favorite]
-        for server in members
-    ]
+    rows, alike = metrics.rows(instance.servers, found, reweigh.score(found.series, sources, now), sources, now)
     return Status(rows, problems.problems(instance, found, sources, now), alike)
-
-
-def _known(servers: Iterable[runtime.Server]) -> list[tuple[str, str, int]]:
-    return [(server.name, server.state, server.weight) for server in servers]
-
-
-def _row(server: ranking.Server, found: samples.Samples, score: scores.Score | None, favorite: int, now: float) -> Row:
-    newest = found.series.get(server.source, [])
-    times = [seconds for seconds, _, failed in score.counted if not failed] if score else []
-    trend = [None if failed else seconds for seconds, _, failed in newest[:TREND]]
-    when = newest[0][1] if newest else None
-    return Row(
-        server.backend,
-        server.name,
-        server.state,
-        server.weight,
-        server.state == ranking.UP and server.weight == favorite,
-        len(times),
-        score.failed if score else 0,
-        tuple(scores.percentiles(times, PERCENTS)) if times else None,
-        trend[0] if trend else None,
-        when,
-        None if when is None else max(0.0, now - when),
-        tuple(reversed(trend)),
-    )
 
 
 def table(status: Status, *, color: bool = False, width: int = 80) -> str:
@@ -179,51 +111,6 @@ def as_json(status: Status) -> str:
         )
         + "\n"
     )
-
-
-def prometheus(status: Status) -> str:
-    """Prometheus' text format, version 0.0.4. Of the newest sample it has the time, from which an alert has its age."""
-    gauges: list[tuple[str, str, Callable[[Row], float | None]]] = [
-        ("up", "Whether HAProxy says that the server is UP.", lambda row: row.state == ranking.UP),
-        ("weight", "The server's weight in HAProxy, 0 to 256.", lambda row: row.weight),
-        ("favorite", "Whether the server is UP and has the favourite's weight.", lambda row: row.favorite),
-        ("samples", "Checks of the server that count and succeeded.", lambda row: row.samples),
-        ("failed_samples", "Checks of the server that count and failed.", lambda row: row.failed),
-        ("last_rtt_seconds", "Round-trip time of the newest sample, unless it failed.", lambda row: row.last),
-        ("last_sample_timestamp_seconds", "UNIX time of the newest sample.", lambda row: row.time),
-    ]
-    lines = []
-    for name, meaning, value in gauges:
-        found = [(_labels(row), number) for row in status.rows if (number := value(row)) is not None]
-        lines += _metric(f"multicloud_server_{name}", "gauge", meaning, found)
-    states = [(_labels(row, state=state), row.state == state) for row in status.rows for state in STATES]
-    lines += _metric("multicloud_server_state", "gauge", "1 for the state that HAProxy gives the server.", states)
-    percentiles = [
-        (_labels(row, quantile=f"{percent / 100:g}"), seconds)
-        for row in status.rows
-        for percent, seconds in zip(PERCENTS, row.percentiles or (), strict=False)
-    ]
-    # A summary, since no other type may have the label `quantile`.
-    lines += _metric(
-        "multicloud_server_rtt_seconds", "summary", "Round-trip times, of the samples that count.", percentiles
-    )
-    wrong = [("", float(len(status.problems)))]
-    lines += _metric("multicloud_problems", "gauge", "Problems that `multicloud status` puts into words.", wrong)
-    return "\n".join(lines) + "\n"
-
-
-def _metric(name: str, kind: str, meaning: str, found: Iterable[tuple[str, float]]) -> list[str]:
-    lines = [f"{name}{labels} {float(number)!r}" for labels, number in found]
-    return [f"# HELP {name} {meaning}", f"# TYPE {name} {kind}", *lines]
-
-
-def _labels(row: Row, **more: str) -> str:
-    pairs = {"backend": row.backend, "server": row.server, **more}
-    return "{" + ",".join(f'{name}="{_escape(value)}"' for name, value in pairs.items()) + "}"
-
-
-def _escape(text: str) -> str:
-    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
 def _short(text: str, room: int) -> str:

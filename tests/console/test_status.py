@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from multicloud import samples, settings
+from multicloud import metrics, samples, settings
 from multicloud.console import observe, problems, status
 from multicloud.console.terminal import ENTER, HOME, LEAVE
 from multicloud.ranking import DOWN, MAINT, UP
@@ -69,11 +69,11 @@ def test_colour_is_for_terminals_and_can_be_refused(router: Edge, environ: dict[
 
 
 def test_the_trend_is_scaled_by_the_slower_samples_of_the_backend_but_not_by_one_that_sticks_out() -> None:
-    fast = status.Row(
+    fast = metrics.Row(
         "b", "fast", UP, 256, True, 3, 0, (0.01, 0.01, 0.01), 0.01, 1.0, 0.0, (*[0.01] * 8, 9.0, 0.02, 0.01)
     )
-    slow = status.Row("b", "slow", UP, 1, False, 1, 0, (0.08, 0.08, 0.08), 0.08, 1.0, 0.0, (0.08,))
-    new = status.Row("b", "new", UP, 0, False, 0, 2, None, None, None, None, (0.01, None, None))
+    slow = metrics.Row("b", "slow", UP, 1, False, 1, 0, (0.08, 0.08, 0.08), 0.08, 1.0, 0.0, (0.08,))
+    new = metrics.Row("b", "new", UP, 0, False, 0, 2, None, None, None, None, (0.01, None, None))
     lines = status.table(status.Status([fast, slow, new], []), width=80).splitlines()
     assert lines[1].endswith(" ▂▂▂▂▂▂▂▂█▃▂")
     assert lines[2].endswith(" █")
@@ -189,8 +189,8 @@ def test_prometheus_reads_it(router: Edge) -> None:
 
 def test_prometheus_labels_are_escaped() -> None:
     strange = 'a"b\\c\nd'
-    row = status.Row(strange, strange, UP, 1, False, 1, 0, (0.1, 0.2, 0.3), 0.1, 1763870000.123, 1.0, ())
-    text = status.prometheus(status.Status([row], ["one"]))
+    row = metrics.Row(strange, strange, UP, 1, False, 1, 0, (0.1, 0.2, 0.3), 0.1, 1763870000.123, 1.0, ())
+    text = metrics.prometheus([row], 1)
     families = {family.name: family for family in text_string_to_metric_families(text)}
     for name, family in families.items():
         for sample in family.samples:

@@ -1,0 +1,113 @@
+"""HAProxy's own checks as samples: each check is counted once, as well as that can be told. Pure: no I/O, no clock.
+
+HAProxy says how the last check of a server ended and how long it took, in whole milliseconds, but gives it neither a
+number nor a time. So a check is told from the one before by whatever differs: the status, the code, the duration, the
+number of failures, the server's health, the check's words, or that one was under way and is no longer. Where all that
+is the same for as long as the server's checks usually are apart, another one has ended the same way. With words that
+are a number which always differs, as `http-check expect status 200 on-success "%[date(0,ms)]"` writes, nothing is left
+to guess.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False  # `typing` is not needed at run time
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    from multicloud.runtime import Server
+
+PASSED = ("L4OK", "L6OK", "L7OK")
+TIMED_OUT = ("L4TOUT", "L6TOUT", "L7TOUT")
+FAILED = (*TIMED_OUT, "L4CON", "L6RSP", "L7RSP", "L7STS")
+"""Check statuses (HAProxy's management guide, section 9.1). The others are of no check, or of one that could not begin
+for want of something on this side, or of an external one, whose command records it."""
+
+LEAST = 0.0005
+"""Seconds of a check that HAProxy says took 0 ms."""
+
+INTER = 2.0
+"""Seconds between checks where the configuration does not say (`inter`), and what a check may take then."""
+
+UNKNOWN_GAP = 10.0
+"""Seconds between checks until they are known: a slow answer that is counted twice could pass for a slowdown."""
+
+GAPS = 9
+"""Gaps between checks whose median is what is usual."""
+
+
+class _Server:
+    """What is known of a server's checks; the times are those of the clock that `ended` is given."""
+
+    __slots__ = ("busy", "changed", "counted", "gaps", "said", "words")
+
+    def __init__(self, server: Server, now: float) -> None:
+        self.gaps: list[float] = []
+        self.changed: float | None = None  # when a check was told from the one before it
+        self.counted = now
+        self.see(server)
+
+    def see(self, server: Server) -> None:
+        self.said = _said(server)
+        self.busy = server.busy
+        self.words = server.words
+
+    def differs(self, server: Server) -> bool:
+        """Whether what HAProxy says is of another check than what it said before."""
+        if self.said != _said(server):
+            return True
+        return not server.busy and (
+            self.busy or self.words != server.words
+        )  # a check that is under way has no words yet
+
+    def usual_gap(self) -> float | None:
+        """Seconds; None where it is not known yet."""
+        return sorted(self.gaps)[len(self.gaps) // 2] if len(self.gaps) >= 3 else None
+
+
+class Durations:
+    """Which checks have been counted, server by server."""
+
+    def __init__(self) -> None:
+        self._servers: dict[tuple[str, str], _Server] = {}
+
+    def ended(
+        self, servers: Iterable[Server], measured: Collection[tuple[str, str]], *, now: float, every: float
+    ) -> list[tuple[Server, float, bool]]:
+        """The checks that have ended since the last call: the server, seconds, and whether it failed.
+
+        Of a server that is seen for the first time the check counts if the server is not in `measured`: else whoever
+        measured it may have counted it. `now` is seconds of any clock that never steps, and `every` the seconds between
+        two calls. A failed check has the seconds that it was allowed, as far as HAProxy tells.
+        """
+        found = []
+        seen = {}
+        for server in servers:
+            before = self._servers.get(server.key)
+            new = before is None and server.key not in measured
+            known = seen[server.key] = before or _Server(server, now)
+            if before and before.differs(server):
+                new = True
+                if before.changed is not None:
+                    before.gaps = [*before.gaps[1 - GAPS :], now - before.changed]
+                before.changed = now
+            elif before and not server.busy and not server.words.isdigit():
+                new = now - before.counted >= (before.usual_gap() or UNKNOWN_GAP) - every / 2
+            known.see(server)
+            if new:
+                known.counted = now
+                if server.check in PASSED:
+                    found.append((server, max(server.check_seconds or 0.0, LEAST), False))
+                elif server.check in FAILED:
+                    found.append((server, _allowed(server, known.usual_gap()), True))
+        self._servers = seen
+        return found
+
+
+def _said(server: Server) -> tuple[object, ...]:
+    return server.check, server.code, server.check_seconds, server.report
+
+
+def _allowed(server: Server, gap: float | None) -> float:
+    """Seconds that a failed check was allowed: what it took where time ran out, else as long as until the next one."""
+    took = max(server.check_seconds or 0.0, LEAST)
+    return took if server.check in TIMED_OUT else max(took, gap or INTER)
