@@ -47,13 +47,13 @@ class _Server:
         self.see(server)
 
     def see(self, server: Server) -> None:
-        self.said = _said(server)
+        self.said = server.report
         self.busy = server.busy
         self.words = server.words
 
     def differs(self, server: Server) -> bool:
         """Whether what HAProxy says is of another check than what it said before."""
-        if self.said != _said(server):
+        if self.said != server.report:
             return True
         return not server.busy and (
             self.busy or self.words != server.words
@@ -101,10 +101,6 @@ class Durations:
                     found.append((server, _allowed(server, known.usual_gap()), True))
         self._servers = seen
         return found
-
-
-def _said(server: Server) -> tuple[object, ...]:
-    return server.check, server.code, server.check_seconds, server.report
 
 
 def _allowed(server: Server, gap: float | None) -> float:

@@ -28,10 +28,11 @@ class Server:
     """A server as HAProxy sees it: `state` is UP, DOWN, MAINT or DRAIN, `weight` 0 to 256.
 
     `unresolved` says that it is in maintenance because its name does not resolve, which is no operator's word.
-    `source` is the (backend, server) whose samples score it: itself, or the one that it tracks.
+    `key` is its (backend, server), which no other server has, and `source` the one whose samples score it: itself, or
+    the one that it tracks.
     """
 
-    __slots__ = ("backend", "name", "source", "state", "unresolved", "weight")
+    __slots__ = ("backend", "key", "name", "source", "state", "unresolved", "weight")
 
     def __init__(self, backend: str, name: str, state: str, weight: int, *, unresolved: bool = False) -> None:
         self.backend = backend
@@ -39,12 +40,7 @@ class Server:
         self.state = state
         self.weight = weight
         self.unresolved = unresolved
-        self.source = backend, name
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """Its name, which no other server has."""
-        return self.backend, self.name
+        self.key = self.source = backend, name
 
 
 class Reason(Enum):

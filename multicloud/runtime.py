@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+from operator import itemgetter
 from time import monotonic, sleep
 
 from multicloud import ranking, settings
@@ -52,8 +53,8 @@ class Server(ranking.Server):
     of the last check, "" without one, and `code` its exit code or status. `host` is the name that HAProxy finds the
     address by, "" where it is told the address.
 
-    `report` is all else that can differ from one check to the next: the failures so far and the server's health.
-    `words` are the last check's, "" where they are quoted or another check is under way, which `busy` says.
+    `report` is all of that, the failures so far and the server's health, as HAProxy writes it. `words` are the last
+    check's, "" where they are quoted or another check is under way, which `busy` says.
     """
 
     __slots__ = (
@@ -174,16 +175,19 @@ def rows(table: str, separator: str, columns: Sequence[str], optional: Sequence[
     An `optional` column that is not there is "". A quoted field, which only HAProxy's texts for people are, is "" too.
     Raises ValueError where it is no such table.
     """
-    header, *lines = QUOTED.sub("", table).rstrip("\n").split("\n")  # a server's words may hold any other line's end
+    if '"' in table:
+        table = QUOTED.sub("", table)
+    header, *lines = table.rstrip("\n").split("\n")  # a server's words may hold any other line's end
     names = header.removeprefix("# ").split(separator)
     places = [names.index(name) for name in columns]
     places += [names.index(name) if name in names else len(names) for name in optional]
+    pick = itemgetter(*places)
     for line in lines:
         fields = line.split(separator)
         if len(fields) < len(names):
             raise ValueError
         fields[len(names) :] = [""]
-        yield tuple([fields[place] for place in places])
+        yield pick(fields)
 
 
 def _server(row: Sequence[str]) -> Server:
@@ -207,7 +211,7 @@ def _add_stat(server: Server, row: Sequence[str]) -> None:
     server.since_change = float(since_change or 0)
     server.check = check.removeprefix("* ")
     server.busy = server.check != check
-    server.report = tuple(report)
+    server.report = server.check, server.code, duration, *report
     server.check_seconds = float(duration) / 1000 if duration else None
 
 
