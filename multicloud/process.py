@@ -81,7 +81,7 @@ def printable(text: str) -> str:
 
 def _write(line: str, stream: TextIO) -> None:
     try:
-        print(printable(line), file=stream)
+        print(printable(line), file=stream, flush=True)
     except OSError:  # a file on a full disk, or a pipe whose reader has gone
         return
 

@@ -144,13 +144,13 @@ class Rounds:
         """Raises RuntimeAPIError and SettingError."""
         taken: list[bytes] = []
         try:
-            with reweigh.turn_of(self.values) or contextlib.nullcontext() as turn:
-                with runtime.RuntimeAPI(self.values.socket) as api:
-                    self.servers = api.servers()
-                    problems |= unmeasured(self.servers, self.values.backends)
-                    taken = self._take(self.servers)
-                    if turn:  # else another reweigh is at work
-                        self.outcome = reweigh.weigh(api, self.servers, self.found, self.sources)
+            turn = reweigh.turn_of(self.values)
+            with turn or contextlib.nullcontext(), runtime.RuntimeAPI(self.values.socket) as api:
+                self.servers = api.servers()
+                problems |= unmeasured(self.servers, self.values.backends)
+                taken = self._take(self.servers)
+                if turn:  # else another reweigh is at work
+                    self.outcome = reweigh.weigh(api, self.servers, self.found, self.sources)
         finally:
             self._record(taken, problems)  # last, since no weight should wait for it
         if self.outcome:

@@ -323,6 +323,32 @@ def _status(sources: settings.Sources, form: str) -> str:
 
 
 @cli.command()
+@click.option("--metrics", default="", metavar="[ADDR:]PORT", help="Serve Prometheus' metrics there.")
+@with_settings(settings.RUN)
+def run(metrics: str, sources: settings.Sources) -> None:
+    """Set the weights again and again, beside HAProxy, by its own checks.
+
+    It is what multicloud-run does: each round reads how long HAProxy's own checks took, of the servers of the
+    backends that --backends names, and sets the weights. Until SIGTERM or Ctrl-C; SIGHUP reads the settings file again.
+
+    \b
+    Examples:
+      multicloud run --backends app
+      multicloud run --backends app,api --interval 0.5 --metrics 9101
+
+    Exit code: 0 ended by a signal; 1 the port is taken; 2 wrong settings.
+    """
+    from multicloud import run as runs
+
+    try:
+        runs.run(sources, metrics)
+    except runs.UsageError as error:
+        raise Unusable(str(error)) from None
+    except runs.ListenError as error:
+        raise Failed(str(error)) from None
+
+
+@cli.command()
 @click.option(
     "-f",
     "files",

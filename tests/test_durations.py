@@ -1,0 +1,103 @@
+"""Which of HAProxy's checks are counted, of what it says of the last one at each look."""
+
+from __future__ import annotations
+
+import pytest
+
+from multicloud.durations import INTER, LEAST, Durations
+from multicloud.ranking import UP
+from multicloud.runtime import Server
+
+
+def says(
+    check: str = "L7OK", milliseconds: float = 30, *, busy: bool = False, words: str = "", failures: int = 0
+) -> Server:
+    """A server with what HAProxy says of its last check."""
+    server = Server("app", "eu", UP, 1)
+    server.check, server.check_seconds, server.busy = check, milliseconds / 1000, busy
+    server.words = "" if busy else words
+    server.report = check, "", str(milliseconds), str(failures), "4"
+    return server
+
+
+def counted(*looks: Server, every: float = 1.0, measured: tuple[tuple[str, str], ...] = ()) -> list[float]:
+    """The seconds of the checks that are counted, of a look every so many seconds."""
+    durations = Durations()
+    found = []
+    for number, server in enumerate(looks):
+        found += durations.ended([server], measured, now=1000 + number * every, every=every)
+    return [seconds for _, seconds, _ in found]
+
+
+def test_a_check_counts_once_however_often_it_is_seen() -> None:
+    assert counted(says(milliseconds=30), says(milliseconds=30), says(milliseconds=31), says(milliseconds=31)) == [
+        0.030,
+        0.031,
+    ]
+
+
+def test_a_check_counts_when_it_is_seen_first_unless_the_server_was_measured_before() -> None:
+    assert counted(says()) == [0.030]
+    assert counted(says(), says(milliseconds=31), measured=(("app", "eu"),)) == [0.031]
+
+
+def test_one_that_was_under_way_and_is_no_longer_is_another_one() -> None:
+    assert counted(says(), says(busy=True), says(), says()) == [0.030, 0.030]
+
+
+def test_one_that_is_under_way_has_not_ended() -> None:
+    assert counted(says(), *[says(busy=True)] * 30) == [0.030]
+
+
+def test_words_that_are_a_number_tell_all_of_them() -> None:
+    looks = [says(words=str(number // 2)) for number in range(40)]
+    assert counted(*looks) == [0.030] * 20
+    assert counted(*[says(words="1")] * 40) == [0.030]
+
+
+def test_the_same_words_again_once_a_check_has_ended_are_no_difference() -> None:
+    assert counted(says(words="Connection refused"), says(words="Connection refused")) == [0.030]
+
+
+def test_one_that_ended_the_same_way_counts_once_it_is_as_late_as_the_others_were() -> None:
+    varied = [says(milliseconds=30 + number % 2) for number in range(5) for _ in range(2)]  # one every two looks
+    assert len(counted(*varied, *[says(milliseconds=50)] * 20)) == 5 + 10
+
+
+def test_before_that_is_known_it_counts_every_ten_seconds() -> None:
+    assert len(counted(*[says()] * 100)) == 10
+    assert len(counted(*[says()] * 10)) == 1
+
+
+def test_where_looks_are_rarer_than_checks_each_look_counts() -> None:
+    assert len(counted(*[says(milliseconds=30 + number % 2) for number in range(10)], *[says()] * 10, every=5)) >= 19
+
+
+def test_a_check_of_no_time_takes_half_a_millisecond() -> None:
+    assert counted(says("L4OK", 0)) == [LEAST]
+
+
+@pytest.mark.parametrize(
+    ("check", "milliseconds", "expected"),
+    [
+        ("L4TOUT", 500, 0.5),
+        ("L7TOUT", 3000, 3.0),
+        ("L4CON", 0, INTER),
+        ("L6RSP", 12, INTER),
+        ("L7STS", 40, INTER),
+        ("L7RSP", 5000, 5.0),
+    ],
+)
+def test_a_failed_check_has_the_time_that_it_was_allowed(check: str, milliseconds: float, expected: float) -> None:
+    server = says(check, milliseconds)
+    assert Durations().ended([server], (), now=0.0, every=1.0) == [(server, expected, True)]
+
+
+def test_a_failed_check_was_allowed_as_long_as_the_checks_are_apart() -> None:
+    looks = [says(milliseconds=30 + number) for number in range(6)]
+    assert counted(*looks, says("L4CON", 0), every=5)[-1] == 5
+
+
+@pytest.mark.parametrize("check", ["INI", "UNK", "SOCKERR", "HANA", "L7OKC", "PROCOK", "PROCERR", "CHECKED", ""])
+def test_what_says_nothing_of_the_servers_time_is_not_counted(check: str) -> None:
+    assert counted(says(check), says(check, 31)) == []

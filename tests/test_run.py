@@ -1,0 +1,501 @@
+"""multicloud-run beside a real HAProxy, whose own checks are the samples."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from multicloud import run, runtime, samples, settings
+from multicloud.demo.regions import Regions
+from multicloud.demo.router import Router
+from tests import command, haproxy
+from tests.command import BARE
+from tests.edge import free_ports, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PROGRAM = str(Path(sys.executable).with_name("multicloud-run"))
+NUMBERED = 'http-check expect status 200 on-success "%[date(0,ms)]"'
+"""With which no check is taken for another one."""
+
+
+class Site:
+    """Regions `eu` (20 ms) and `us` (60 ms), a HAProxy that checks them itself, and the files around it."""
+
+    def __init__(self, regions: Regions, directory: Path, extra: str = "", inter: str = "200ms") -> None:
+        self.region = {region.name: region for region in regions}
+        self.region["eu"].delay, self.region["us"].delay = 0.02, 0.06
+        servers = "".join(
+            f"    server {name} 127.0.0.1:{region.port} check inter {inter} weight 1\n"
+            for name, region in self.region.items()
+        )
+        app = f"backend app\n    option httpchk GET /\n    {NUMBERED}\n{servers}\n{extra}"
+        self.directory = directory
+        self.text = haproxy.CONFIGURATION.format(backends=app, level="admin", extra="")
+        self.times = directory / "times.txt"
+        self.conf = directory / "multicloud.conf"
+        self.conf.write_text("backends = app\ninterval = 0.1\n")
+        self.router = self.new()
+
+    def new(self) -> Router:
+        """A HAProxy that has not been started."""
+        return Router(self.directory, self.text, commands={}, environ={})
+
+    @property
+    def address(self) -> str:
+        """The Runtime API's."""
+        return self.router.settings["MULTICLOUD_SOCKET"]
+
+    def weights(self) -> dict[str, int]:
+        """Of the servers of `app`."""
+        return haproxy.weights(self.address, "app")
+
+    def samples(self, server: str, backend: str = "app") -> list[samples.Sample]:
+        """Of a server, as the file has them, the oldest first."""
+        return samples.read(str(self.times), 10_000).series.get((backend, server), [])[::-1]
+
+    @contextlib.contextmanager
+    def beside(self, *arguments: str, **environ: str) -> Iterator[Beside]:
+        """Run multicloud-run, and end it with SIGTERM where the test has not."""
+        around = {
+            **BARE,
+            "MULTICLOUD_CONF": str(self.conf),
+            "MULTICLOUD_SOCKET": self.address,
+            "MULTICLOUD_TIMES": str(self.times),
+            **environ,
+        }
+        said, warned = self.directory / "said", self.directory / "warned"
+        with said.open("w") as out, warned.open("w") as err:
+            process = subprocess.Popen([PROGRAM, *arguments], env=around, stdout=out, stderr=err)
+        try:
+            yield Beside(process, said, warned)
+        finally:
+            process.terminate()
+            assert process.wait(timeout=10) in (0, 1, 2)
+
+
+class Beside:
+    """The running loop, and what it wrote."""
+
+    def __init__(self, process: subprocess.Popen[bytes], said: Path, warned: Path) -> None:
+        self.process = process
+        self.said = said
+        self.warned = warned
+
+    def wait_for(self, line: str) -> None:
+        """Return once it has written what matches `line`; anywhere."""
+        wait_until(lambda: bool(re.search(line, self.said.read_text() + self.warned.read_text())), 15, line)
+
+    def count(self, line: str) -> int:
+        """How many of the warnings match."""
+        return len(re.findall(line, self.warned.read_text()))
+
+
+@contextlib.contextmanager
+def site(directory: Path, extra: str = "", inter: str = "200ms") -> Iterator[Site]:
+    """Run it all but the loop."""
+    with Regions(["eu", "us"], tls=False) as regions:
+        made = Site(regions, directory, extra, inter)
+        with made.router:
+            yield made
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Site]:
+    with site(tmp_path) as made:
+        yield made
+
+
+def test_each_of_haproxys_checks_is_one_sample_with_its_duration(here: Site) -> None:
+    seen: dict[str, dict[str, float]] = {"eu": {}, "us": {}}
+
+    def look() -> None:
+        with runtime.RuntimeAPI(here.address) as api:
+            for server in api.servers():
+                if server.words and server.check_seconds is not None:
+                    seen[server.name].setdefault(server.words, server.check_seconds)
+
+    with here.beside():
+        while len(seen["eu"]) < 30:
+            look()
+            time.sleep(0.02)
+    for name, checks in seen.items():
+        recorded = [seconds for seconds, _, failed in here.samples(name) if not failed]
+        durations = list(checks.values())
+        shift = next(start for start in range(3) if durations[start : start + 8] == recorded[:8])
+        assert recorded[:20] == durations[shift : shift + 20]
+
+
+def test_a_server_that_slows_down_loses_the_favourites_weight(here: Site) -> None:
+    with here.beside() as beside:
+        beside.wait_for(r"app/eu: weight 1 -> 256")
+        wait_until(lambda: here.weights() == {"eu": 256, "us": 1}, 5, "the first weights")
+        wait_until(lambda: len(here.samples("eu")) > 8, 15, "samples from before")
+        here.region["eu"].delay = 0.15
+        wait_until(lambda: here.weights() == {"us": 256, "eu": 1}, 15, "the other one's turn")
+        beside.wait_for(r"app/us: weight 1 -> 256\napp/eu: weight 256 -> 1")
+    assert beside.warned.read_text() == ""
+
+
+def test_a_check_that_fails_is_a_failed_sample_with_the_time_it_was_allowed(here: Site) -> None:
+    with here.beside():
+        wait_until(lambda: len(here.samples("us")) > 5, 10, "samples")
+        here.region["us"].status = 500
+        wait_until(lambda: here.samples("us")[-1][2], 10, "a failed sample")
+        seconds, when, failed = here.samples("us")[-1]
+    assert failed
+    assert when
+    assert 0.1 <= seconds <= 2
+
+
+def test_a_restart_of_haproxy_is_said_once_and_weights_are_set_again(here: Site) -> None:
+    with here.beside() as beside:
+        beside.wait_for(r"weight 1 -> 256")
+        here.router.__exit__()
+        beside.wait_for(r"warning: .*haproxy.sock: ")
+        time.sleep(1)  # of many rounds
+        with here.new():
+            beside.wait_for(r"over: .*haproxy.sock: ")
+            wait_until(lambda: here.weights() == {"eu": 256, "us": 1}, 10, "weights")
+            assert beside.count("warning: ") == beside.count("over: ") == 1
+
+
+def test_after_a_reload_it_is_the_new_haproxy_that_is_asked(here: Site) -> None:
+    with here.beside() as beside:
+        wait_until(lambda: here.weights() == {"eu": 256, "us": 1}, 10, "weights")
+        here.router.reload()
+        wait_until(lambda: here.weights() == {"eu": 256, "us": 1}, 10, "weights of the new process")
+        before = len(here.samples("eu"))
+        wait_until(lambda: len(here.samples("eu")) > before + 3, 10, "samples of the new process")
+        assert beside.process.poll() is None
+
+
+def test_a_haproxy_that_does_not_answer_is_said_once(here: Site) -> None:
+    pid = int(haproxy.tell(here.address, "show info")[0].partition("\nPid: ")[2].partition("\n")[0])
+    with here.beside() as beside:
+        beside.wait_for(r"weight 1 -> 256")
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            beside.wait_for(r"warning: .*no answer in time")
+            time.sleep(2)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        beside.wait_for(r"over: .*no answer in time")
+        assert beside.count("warning: ") == 1
+
+
+def test_a_sample_file_that_cannot_be_written_is_said_once_and_weights_are_set(here: Site) -> None:
+    away = here.directory / "away" / "times.txt"
+    with here.beside(MULTICLOUD_TIMES=str(away)) as beside:
+        beside.wait_for(r"weight 1 -> 256")
+        beside.wait_for(r"warning: samples are kept in memory only: .*no such directory")
+        time.sleep(1)
+        away.parent.mkdir()
+        beside.wait_for(r"over: samples are kept in memory only")
+        wait_until(lambda: away.exists() and " eu " in away.read_text(), 10, "samples in the file")
+        assert beside.count("warning: ") == beside.count("over: ") == 1
+
+
+def test_what_the_file_has_from_before_counts_at_once(here: Site) -> None:
+    now = time.time()
+    here.times.write_text("".join(f"app {name} {seconds} {now}\n" for name, seconds in (("eu", 0.9), ("us", 0.1))) * 15)
+    with here.beside() as beside:
+        beside.wait_for(r"app/us: weight 1 -> 256")
+
+
+def test_a_file_that_vanishes_takes_no_memory_away(here: Site) -> None:
+    with here.beside():
+        wait_until(lambda: len(here.samples("eu")) > 8, 15, "samples")
+        first = here.samples("eu")[0]
+        here.times.unlink()
+        wait_until(lambda: len(here.samples("eu")) > 2, 10, "a new file")
+        assert first not in here.samples("eu")
+        assert here.weights() == {"eu": 256, "us": 1}
+
+
+EXTERNAL = """
+backend external
+    option external-check
+    external-check path "/usr/bin:/bin"
+    external-check command /bin/true
+    server ap 127.0.0.1:1 check inter 200ms
+"""
+
+
+@pytest.mark.parametrize(
+    ("backends", "extra", "what"),
+    [
+        ("app,api", "", r"api: HAProxy has no backend of that name with servers: .* it has: app"),
+        ("app,bare", "backend bare\n    server ap 127.0.0.1:1\n", r"bare: HAProxy does not check ap: write `check`"),
+        ("app,once", "backend once\n    server eu 127.0.0.1:1 track app/eu\n", r"once: .* track those of app: write"),
+    ],
+)
+def test_a_backend_that_cannot_be_measured_is_named_once_and_the_others_are(
+    tmp_path: Path, backends: str, extra: str, what: str
+) -> None:
+    with site(tmp_path, extra) as here, here.beside(MULTICLOUD_BACKENDS=backends) as beside:
+        beside.wait_for(what)
+        beside.wait_for(r"app/eu: weight 1 -> 256")
+        time.sleep(1)
+        assert beside.count(what) == 1
+
+
+def test_a_backend_with_external_checks_is_named(tmp_path: Path) -> None:
+    text = haproxy.CONFIGURATION.format(
+        backends=EXTERNAL, level="admin", extra="insecure-fork-wanted\n    external-check"
+    )
+    with Router(tmp_path, text, commands={}, environ={}) as router:
+        address = router.settings["MULTICLOUD_SOCKET"]
+
+        def found() -> dict[str, str]:
+            with runtime.RuntimeAPI(address) as api:
+                return run.unmeasured(api.servers(), ("external",))
+
+        wait_until(lambda: "option external-check" in found().get("backend external", ""), 10, "its name")
+
+
+def test_external_checks_may_be_beside_it(tmp_path: Path) -> None:
+    with Regions(["eu", "us"], tls=False) as regions:
+        first, second = regions
+        extra = (
+            'backend external\n    option external-check\n    external-check path "${PATH}"\n'
+            '    external-check command "${MULTICLOUD_CHECK}"\n'
+            f"    server near 127.0.0.1:{first.port} check inter 200ms weight 1\n"
+            f"    server far 127.0.0.1:{second.port} check inter 200ms weight 1\n"
+        )
+        here = Site(regions, tmp_path, extra)
+        here.text = here.text.replace("global\n", "global\n    insecure-fork-wanted\n    external-check\n")
+        here.router = here.new()
+        with here.router, here.beside():
+            wait_until(lambda: here.weights() == {"eu": 256, "us": 1}, 10, "weights by HAProxy's checks")
+            wait_until(
+                lambda: haproxy.weights(here.address, "external") == {"near": 256, "far": 1}, 20, "and by external ones"
+            )
+            assert here.samples("near", "external")
+            assert here.samples("eu")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_after_the_round(here: Site, number: int) -> None:
+    with here.beside() as beside:
+        beside.wait_for(r"weight 1 -> 256")
+        beside.process.send_signal(number)
+        assert beside.process.wait(timeout=10) == 0
+    assert beside.warned.read_text() == ""
+    assert here.times.read_bytes().endswith(b"\n")
+
+
+def test_sighup_reads_the_settings_again(here: Site) -> None:
+    with here.beside() as beside:
+        beside.wait_for(r"weight 1 -> 256")
+        here.conf.write_text("backends = app\ninterval = 0.1\nfavorite = 99\n")
+        beside.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: here.weights() == {"eu": 99, "us": 1}, 10, "the new weight")
+        for wrong in (
+            "backend = app\n",
+            "",
+            "backends = app\nwindow = none\n",
+            "favorite = 1\nbackup = 2\nbackends = a\n",
+        ):
+            here.conf.write_text(wrong)
+            before = beside.count("error: the settings stay as they were: ")
+            beside.process.send_signal(signal.SIGHUP)
+            wait_until(
+                lambda before=before: beside.count("error: the settings stay as they were: ") == before + 1, 10, wrong
+            )
+        assert here.weights() == {"eu": 99, "us": 1}
+        assert beside.process.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "message"),
+    [
+        (
+            (),
+            {"MULTICLOUD_BACKENDS": ""},
+            r"error: no backends to measure; name them: MULTICLOUD_BACKENDS=app,api, or ",
+        ),
+        ((), {"MULTICLOUD_INTERVAL": "0"}, r"error: MULTICLOUD_INTERVAL: cannot read '0'; accepted: seconds"),
+        ((), {"MULTICLOUD_WINDOW": "x"}, r"error: MULTICLOUD_WINDOW: cannot read 'x'"),
+        (("--metrics",), {}, r"error: usage: multicloud-run \[--metrics \[ADDR:\]PORT\]"),
+        (("--metric=1",), {}, r"error: usage: "),
+        (("--metrics", "1", "2"), {}, r"error: usage: "),
+        (("--metrics=here",), {}, r"error: --metrics: cannot read 'here'; accepted: \[ADDR:\]PORT"),
+        (("--metrics=0",), {}, r"error: --metrics: cannot read '0'"),
+        (("--metrics", "::1:x"), {}, r"error: --metrics: cannot read '::1:x'"),
+    ],
+)
+def test_what_cannot_be_meant_is_exit_code_2_and_one_line(
+    tmp_path: Path, arguments: tuple[str, ...], environ: dict[str, str], message: str
+) -> None:
+    around = {**BARE, "MULTICLOUD_CONF": os.devnull, "MULTICLOUD_BACKENDS": "app", "MULTICLOUD_TIMES": f"{tmp_path}/t"}
+    done = subprocess.run(
+        [PROGRAM, *arguments], env={**around, **environ}, capture_output=True, text=True, timeout=20, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.match(message, done.stderr)
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_port_that_is_taken_is_exit_code_1_and_one_line(here: Site) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        here.beside("--metrics", str(taken.getsockname()[1])) as beside,
+    ):
+        assert beside.process.wait(timeout=10) == 1
+    assert re.fullmatch(r"error: --metrics \d+: address already in use\n", beside.warned.read_text())
+
+
+def test_the_command_for_people_is_the_same_function(here: Site) -> None:
+    environ = {
+        "MULTICLOUD_CONF": str(here.conf),
+        "MULTICLOUD_SOCKET": here.address,
+        "MULTICLOUD_TIMES": str(here.times),
+    }
+    with command.Terminal("run", "--interval", "0.2", environ=environ) as terminal:
+        terminal.wait_for("app/eu: weight 1 -> 256")
+        terminal.press(b"\x03")
+        assert terminal.wait() == 0
+    assert command.run("run", environ={"MULTICLOUD_CONF": os.devnull}).returncode == 2
+    assert command.run("run", "--metrics", "x", environ=environ).returncode == 2
+
+
+def scrape(port: int, path: str = "/metrics") -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+        text: str = answer.read().decode()
+    return text
+
+
+def value(text: str, name: str) -> float:
+    return float(re.findall(rf"^{name} (\S+)$", text, re.MULTILINE)[0])
+
+
+def test_metrics_are_those_of_status_and_the_rounds(here: Site) -> None:
+    port = free_ports(1)[0]
+    with here.beside("--metrics", str(port)):
+        wait_until(lambda: here.weights() == {"eu": 256, "us": 1}, 10, "weights")
+        environ = {"MULTICLOUD_SOCKET": here.address, "MULTICLOUD_TIMES": str(here.times)}
+        status = command.run("status", "--format", "prometheus", environ=environ).stdout
+        wait_until(lambda: 'multicloud_server_weight{backend="app",server="eu"} 256.0' in scrape(port), 10, "a weight")
+        text = scrape(port)
+    shown = {family.name: family.type for family in text_string_to_metric_families(text)}
+    own = {
+        "multicloud_rounds": "counter",
+        "multicloud_rounds_failed": "counter",
+        "multicloud_round_duration_seconds": "gauge",
+        "multicloud_last_round_timestamp_seconds": "gauge",
+    }
+    assert shown == {family.name: family.type for family in text_string_to_metric_families(status)} | own
+    assert value(text, "multicloud_rounds_total") > 1
+    assert value(text, "multicloud_rounds_failed_total") == 0
+    assert abs(value(text, "multicloud_last_round_timestamp_seconds") - time.time()) < 60
+
+
+def test_metrics_of_a_haproxy_that_is_away_have_no_servers(here: Site) -> None:
+    port = free_ports(1)[0]
+    with here.beside("--metrics", f"127.0.0.1:{port}"):
+        wait_until(lambda: "multicloud_server_up{" in scrape(port), 10, "servers")
+        here.router.__exit__()
+        wait_until(lambda: "multicloud_server_up{" not in scrape(port), 10, "no servers")
+        text = scrape(port)
+        assert value(text, "multicloud_problems") == 1
+        assert value(text, "multicloud_rounds_failed_total") >= 1
+
+
+def test_scrapers_that_are_slow_or_hostile_delay_no_round_and_no_other_scraper(here: Site) -> None:
+    port = free_ports(1)[0]
+    with here.beside("--metrics", str(port)) as beside, contextlib.ExitStack() as stack:
+        wait_until(lambda: value(scrape(port), "multicloud_rounds_total") > 2, 10, "rounds")
+        ended = threading.Event()
+
+        def drip(connection: socket.socket) -> None:
+            with contextlib.suppress(OSError):
+                while not ended.wait(0.001):
+                    connection.sendall(b"x")
+
+        silent = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(100)]
+        dripping = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(20)]
+        threads = [threading.Thread(target=drip, args=(each,)) for each in dripping]
+        for thread in threads:
+            thread.start()
+        before = value(scrape(port), "multicloud_rounds_total")
+        wait_until(lambda: value(scrape(port), "multicloud_rounds_total") > before + 10, 15, "more rounds")
+        ended.set()
+        for thread in threads:
+            thread.join()
+        assert len(os.listdir(f"/proc/{beside.process.pid}/fd")) < 40
+        assert silent
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET /metrics HTTP/1.1\r\n\r\n", b"HTTP/1.1 200 "),
+        (b"HEAD / HTTP/1.0\r\n\r\n", b"HTTP/1.1 200 "),
+        (b"GET /other HTTP/1.1\r\n\r\n", b"HTTP/1.1 404 "),
+        (b"POST /metrics HTTP/1.1\r\n\r\n", b"HTTP/1.1 405 "),
+        (b"\r\n\r\n", b"HTTP/1.1 405 "),
+        (b"x" * 20000, b""),
+    ],
+)
+def test_only_what_a_scraper_asks_is_answered(here: Site, request_: bytes, status: bytes) -> None:
+    port = free_ports(1)[0]
+    with here.beside("--metrics", str(port)):
+        wait_until(lambda: "multicloud_rounds_total" in _try(port), 10, "a page")
+        with socket.create_connection(("127.0.0.1", port)) as connection, contextlib.suppress(ConnectionError):
+            connection.sendall(request_)
+            assert connection.makefile("rb").read()[: len(status) or 1] == status
+
+
+def _try(port: int) -> str:
+    try:
+        return scrape(port)
+    except OSError:
+        return ""
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_systemd_is_told(here: Site, abstract: bool) -> None:
+    name = f"multicloud-test-{os.getpid()}" if abstract else str(here.directory / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(f"\0{name}" if abstract else name)
+        listener.settimeout(15)
+        with here.beside(NOTIFY_SOCKET=f"@{name}" if abstract else name) as beside:
+            assert listener.recv(4096) == b"READY=1\nWATCHDOG=1"
+            assert b"WATCHDOG=1" in listener.recv(4096)
+            beside.process.terminate()
+            assert beside.process.wait(timeout=10) == 0
+        received = b""
+        while b"STOPPING" not in received:
+            received = listener.recv(4096)
+
+
+def test_two_loops_and_a_reweigh_are_one_at_a_time_and_agree(here: Site) -> None:
+    environ = {"MULTICLOUD_SOCKET": here.address, "MULTICLOUD_TIMES": str(here.times), "MULTICLOUD_CONF": os.devnull}
+    reweigh = str(Path(PROGRAM).with_name("multicloud-reweigh"))
+    with here.beside():
+        wait_until(lambda: here.weights() == {"eu": 256, "us": 1}, 10, "weights")
+        for _ in range(5):
+            done = subprocess.run([reweigh], env={**BARE, **environ}, capture_output=True, text=True, check=False)
+            assert (done.returncode, done.stderr) == (0, "")
+            assert here.weights() == {"eu": 256, "us": 1}
+
+
+def test_rounds_need_a_backend(tmp_path: Path) -> None:
+    environ = {"MULTICLOUD_CONF": os.devnull, "MULTICLOUD_TIMES": str(tmp_path / "times.txt")}
+    with pytest.raises(run.UsageError):
+        run.Rounds(settings.Sources(environ))
