@@ -1,8 +1,8 @@
 """HAProxy's own checks as samples: each check is counted once, as well as that can be told. Pure: no I/O, no clock.
 
 HAProxy says how the last check of a server ended and how long it took, in whole milliseconds, but gives it neither a
-number nor a time. So a check is told from the one before by whatever differs: the status, the code, the duration, the
-number of failures, the server's health, the check's words, or that one was under way and is no longer. Where all that
+number nor a time. So a check is told from the one before by whatever differs: the status, the duration, the number of
+failures, the server's health, the check's words, or that one was under way and is no longer. Where all that
 is the same for as long as the server's checks usually are apart, another one has ended the same way. With words that
 are a number which always differs, as `http-check expect status 200 on-success "%[date(0,ms)]"` writes, nothing is left
 to guess.
@@ -35,6 +35,11 @@ GAPS = 9
 """Gaps between checks whose median is what is usual."""
 
 
+def is_under_way(server: Server) -> bool:
+    """Whether a check has begun and not ended: it has no words until then."""
+    return server.busy and not server.words
+
+
 class _Server:
     """What is known of a server's checks; the times are those of the clock that `ended` is given."""
 
@@ -44,20 +49,20 @@ class _Server:
         self.gaps: list[float] = []
         self.changed: float | None = None  # when a check was told from the one before it
         self.counted = now
-        self.see(server)
+        self.see(server, new=True)
 
-    def see(self, server: Server) -> None:
+    def see(self, server: Server, *, new: bool) -> None:
+        """Keep what HAProxy says; `new` where that is of a check that has not been seen before."""
         self.said = server.report
-        self.busy = server.busy
         self.words = server.words
+        # Of a new one that is still said to be under way, HAProxy may only be closing the connection.
+        self.busy = is_under_way(server) and not new
 
     def differs(self, server: Server) -> bool:
         """Whether what HAProxy says is of another check than what it said before."""
         if self.said != server.report:
             return True
-        return not server.busy and (
-            self.busy or self.words != server.words
-        )  # a check that is under way has no words yet
+        return not is_under_way(server) and (self.busy or self.words != server.words)
 
     def usual_gap(self) -> float | None:
         """Seconds; None where it is not known yet."""
@@ -90,9 +95,9 @@ class Durations:
                 if before.changed is not None:
                     before.gaps = [*before.gaps[1 - GAPS :], now - before.changed]
                 before.changed = now
-            elif before and not server.busy and not server.words.isdigit():
+            elif before and not is_under_way(server) and not server.words.isdigit():
                 new = now - before.counted >= (before.usual_gap() or UNKNOWN_GAP) - every / 2
-            known.see(server)
+            known.see(server, new=new)
             if new:
                 known.counted = now
                 if server.check in PASSED:

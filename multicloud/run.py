@@ -177,7 +177,9 @@ class Rounds:
 
     def _record(self, taken: Sequence[bytes], problems: dict[str, str]) -> None:
         """Append samples to the file, and trim it where it is long."""
-        if taken and "file" not in problems:
+        if not taken and "file" in self.problems:
+            problems["file"] = self.problems["file"]  # nobody has tried
+        elif taken and "file" not in problems:
             try:
                 samples.append_all(self.values.times, self.newest, taken, self.found)
             except samples.SampleFileError as error:
@@ -269,4 +271,5 @@ def _listen(address: str) -> socket.socket:
     except (ValueError, UnicodeError):
         raise UsageError(f"--metrics: cannot read {address!r}; accepted: [ADDR:]PORT, 127.0.0.1:9101") from None
     except OSError as error:
-        raise ListenError(f"--metrics {address}: {(error.strerror or str(error)).lower()}") from None
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise ListenError(f"--metrics {address}: {reason.lower()}") from None

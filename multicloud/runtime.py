@@ -53,8 +53,9 @@ class Server(ranking.Server):
     of the last check, "" without one, and `code` its exit code or status. `host` is the name that HAProxy finds the
     address by, "" where it is told the address.
 
-    `report` is all of that, the failures so far and the server's health, as HAProxy writes it. `words` are the last
-    check's, "" where they are quoted or another check is under way, which `busy` says.
+    `report` has what may differ from one check to the next, as HAProxy writes it: the status, the duration, the failures
+    so far and the server's health. `words` are the last check's, "" where they are quoted or another check is under way,
+    which `busy` says.
     """
 
     __slots__ = (
@@ -211,7 +212,7 @@ def _add_stat(server: Server, row: Sequence[str]) -> None:
     server.since_change = float(since_change or 0)
     server.check = check.removeprefix("* ")
     server.busy = server.check != check
-    server.report = server.check, server.code, duration, *report
+    server.report = server.check, duration, *report  # not its code, which is 0 as soon as the next one begins
     server.check_seconds = float(duration) / 1000 if duration else None
 
 

@@ -16,7 +16,7 @@ def says(
     server = Server("app", "eu", UP, 1)
     server.check, server.check_seconds, server.busy = check, milliseconds / 1000, busy
     server.words = "" if busy else words
-    server.report = check, "", str(milliseconds), str(failures), "4"
+    server.report = check, str(milliseconds), str(failures), "4"
     return server
 
 
@@ -42,11 +42,19 @@ def test_a_check_counts_when_it_is_seen_first_unless_the_server_was_measured_bef
 
 
 def test_one_that_was_under_way_and_is_no_longer_is_another_one() -> None:
-    assert counted(says(), says(busy=True), says(), says()) == [0.030, 0.030]
+    assert counted(says(), says(), says(busy=True), says(), says()) == [0.030, 0.030]
 
 
 def test_one_that_is_under_way_has_not_ended() -> None:
     assert counted(says(), *[says(busy=True)] * 30) == [0.030]
+
+
+def test_one_that_has_ended_and_whose_connection_is_being_closed_counts_once() -> None:
+    closing = says("L4OK", 31, busy=True)
+    assert counted(says("L4OK", 30), closing, says("L4OK", 31)) == [0.030, 0.031]
+    closing = says(milliseconds=31)
+    closing.busy, closing.words = True, "2"
+    assert counted(says(words="1"), closing, says(milliseconds=31, words="2")) == [0.030, 0.031]
 
 
 def test_words_that_are_a_number_tell_all_of_them() -> None:
