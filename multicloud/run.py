@@ -9,7 +9,6 @@ Signals are blocked, and taken between two rounds only: SIGTERM and SIGINT end t
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
@@ -145,12 +144,16 @@ class Rounds:
         taken: list[bytes] = []
         try:
             turn = reweigh.turn_of(self.values)
-            with turn or contextlib.nullcontext(), runtime.RuntimeAPI(self.values.socket) as api:
-                self.servers = api.servers()
-                problems |= unmeasured(self.servers, self.values.backends)
-                taken = self._take(self.servers)
-                if turn:  # else another reweigh is at work
-                    self.outcome = reweigh.weigh(api, self.servers, self.found, self.sources)
+            try:
+                with runtime.RuntimeAPI(self.values.socket) as api:
+                    self.servers = api.servers()
+                    problems |= unmeasured(self.servers, self.values.backends)
+                    taken = self._take(self.servers)
+                    if turn:  # else another reweigh is at work
+                        self.outcome = reweigh.weigh(api, self.servers, self.found, self.sources)
+            finally:
+                if turn:
+                    turn.close()
         finally:
             self._record(taken, problems)  # last, since no weight should wait for it
         if self.outcome:

@@ -53,9 +53,9 @@ class Server(ranking.Server):
     of the last check, "" without one, and `code` its exit code or status. `host` is the name that HAProxy finds the
     address by, "" where it is told the address.
 
-    `report` has what may differ from one check to the next, as HAProxy writes it: the status, the duration, the failures
-    so far and the server's health. `words` are the last check's, "" where they are quoted or another check is under way,
-    which `busy` says.
+    `report` has what may differ from one check to the next, as HAProxy writes it: status, duration, failures so far and
+    the server's health. `words` are the last check's, "" where they are quoted or another check is under way, which
+    `busy` says.
     """
 
     __slots__ = (

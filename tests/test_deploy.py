@@ -6,6 +6,7 @@ import copy
 import os
 import posixpath
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -18,6 +19,7 @@ import pytest
 import yaml
 from kubernetes_validate.utils import all_versions
 
+from multicloud import run, runtime, samples, settings
 from multicloud.console import config
 from tests import servers
 from tests.command import BARE
@@ -116,6 +118,52 @@ def test_kubernetes_mounts_what_is_written_over_a_read_only_root_and_no_file() -
 def test_kubernetes_waits_longer_than_its_hook_takes() -> None:
     command = CONTAINER["lifecycle"]["preStop"]["exec"]["command"][-1]
     assert sum(map(int, re.findall(r"sleep (\d+)", command))) < POD["terminationGracePeriodSeconds"]
+
+
+def test_kubernetes_takes_the_second_way_as_a_patch() -> None:
+    patch = yaml.safe_load((ROOT / "deploy/kubernetes-beside.yaml").read_text())
+    patched = copy.deepcopy(DEPLOYMENT)
+    template = patch["spec"]["template"]
+    patched["spec"]["template"]["metadata"] |= template["metadata"]
+    (beside,) = template["spec"]["containers"]
+    patched["spec"]["template"]["spec"]["containers"].append(beside)
+    kubernetes_validate.validate(patched, all_versions()[-1], strict=True)
+    assert patch.keys() == {"spec"}
+    assert template["spec"].keys() == {"containers"}
+    assert beside["image"] == CONTAINER["image"]
+    assert beside["securityContext"] == CONTAINER["securityContext"]
+    shared = [mount for mount in CONTAINER["volumeMounts"] if mount["mountPath"] in WRITTEN]
+    assert beside["volumeMounts"] == shared
+    assert run.address_of(beside["command"][1:]).endswith(f":{beside['ports'][0]['containerPort']}")
+    assert {variable["name"] for variable in beside["env"]} == {settings.BACKENDS.variable}
+
+
+SERVICE_UNIT = ROOT / "deploy/multicloud.service"
+ANALYZE = shutil.which("systemd-analyze")
+
+
+@pytest.mark.skipif(ANALYZE is None, reason="needs systemd-analyze")
+def test_systemd_takes_the_unit_and_finds_it_safe(tmp_path: Path) -> None:
+    text = SERVICE_UNIT.read_text()
+    unit = tmp_path / "multicloud.service"
+    unit.write_text(text.replace("/usr/bin/multicloud-run", "/bin/true"))  # it must be there to be verified
+    verified = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
+    assert (verified.returncode, verified.stdout + verified.stderr) == (0, "")
+    command = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(unit)]
+    judged = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    exposure = re.findall(r"Overall exposure level for multicloud\.service: ([0-9.]+) OK", judged)
+    assert float(exposure[0]) <= 2.0
+
+
+def test_the_unit_keeps_its_samples_where_its_first_lines_have_everybody_look() -> None:
+    text = SERVICE_UNIT.read_text()
+    unit = dict(re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE))
+    conf = dict(re.findall(r"^#  +(\w+) = (.*)$", text, re.MULTILINE))
+    assert posixpath.dirname(conf["times"]) == f"/var/lib/{unit['StateDirectory']}"
+    assert {settings.TIMES.name, settings.BACKENDS.name} == conf.keys()
+    assert unit["Type"] == "notify"
+    assert float(unit["WatchdogSec"]) > 2 * run.ALIVE + runtime.TIMEOUT + samples.LOCK_WAIT
+    assert text.count("MULTICLOUD_") == 0  # in the environment it would not be seen by the other commands
 
 
 def test_nomad_lets_clients_finish() -> None:

@@ -17,6 +17,7 @@ from tests.edge import edge
 OURS = {"multicloud"} | {f"multicloud.{name}" for name in ("process", "samples", "settings", "turn")}
 CHECK = OURS | {"multicloud.check", "multicloud.probe"}
 REWEIGH = OURS | {"multicloud.reweigh", "multicloud.ranking", "multicloud.runtime", "multicloud.scores"}
+RUN = REWEIGH | {"multicloud.run", "multicloud.durations", "multicloud.metrics"}
 
 
 def modules(code: str, environ: dict[str, str]) -> set[str]:
@@ -31,9 +32,9 @@ def modules(code: str, environ: dict[str, str]) -> set[str]:
     return set(done.stderr.split())
 
 
-def loaded_by(command: str, allowed: str, environ: dict[str, str]) -> set[str]:
+def loaded_by(command: str, allowed: str, environ: dict[str, str], before: str = "") -> set[str]:
     """What a command has loaded when it is done, beyond the public modules `allowed` and what they load themselves."""
-    code = f"from multicloud.{command} import main\nfrom multicloud.process import run\nassert main() == 0"
+    code = f"{before}from multicloud.{command} import main\nfrom multicloud.process import run\nassert main() == 0"
     return modules(code, environ) - modules(f"import __future__, {allowed}", environ)
 
 
@@ -66,6 +67,18 @@ def test_a_reweigh_imports_nothing_else_but_numpy() -> None:
     with edge({"eu.demo": 0.0}, interval="600s", times="upstream eu.demo 0.1\n") as running:
         environ = {"PATH": os.environ["PATH"], **running.router.settings}
         assert loaded_by("reweigh", "errno, fcntl, math, numpy, os, socket, stat, time", environ) == REWEIGH
+
+
+def test_run_imports_nothing_else_but_numpy() -> None:
+    # The signal that ends it after its first round waits for it already.
+    ended = (
+        "import os, signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    with edge({"eu.demo": 0.0}, interval="600s", times="upstream eu.demo 0.1\n") as running:
+        environ = {"PATH": os.environ["PATH"], "MULTICLOUD_BACKENDS": "upstream", **running.router.settings}
+        allowed = "contextlib, errno, fcntl, math, numpy, os, select, signal, socket, stat, threading, time, typing"
+        assert loaded_by("run", allowed, environ, ended) == RUN
 
 
 def test_the_machines_wing_imports_nothing_of_what_is_for_people() -> None:
