@@ -57,7 +57,10 @@ def test_what_an_error_says_to_install_is_what_is_missing(programs: Path, extra:
     said = run(programs / "multicloud", extra)
     assert said.returncode == 2
     requirement = re.findall(r"in the project's directory: pip install '\.(.*?)'", said.stderr)[0]
-    assert f" {package}-" in pip(programs, "install", "--dry-run", f"multicloud{requirement}").partition("Would install")[2]
+    assert (
+        f" {package}-"
+        in pip(programs, "install", "--dry-run", f"multicloud{requirement}").partition("Would install")[2]
+    )
 
 
 def test_the_demo_finds_its_configuration_in_the_wheel(programs: Path) -> None:
