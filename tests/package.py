@@ -9,6 +9,7 @@ import contextlib
 import http.client
 import http.server
 import os
+import ssl
 import threading
 import time
 from pathlib import Path
@@ -30,51 +31,10 @@ DELAYS = {"eu.example.com": 0.0, "us.example.com": 0.1, "ap.example.com": 0.2}
 WEIGHTS = dict(zip(DELAYS, (256, 1, 0), strict=True))
 WEB, API = free_ports(2)
 
-FIRST = """
-global
-    external-check
-    insecure-fork-wanted
-    stats socket /var/run/haproxy.sock user haproxy group haproxy mode 600 level admin
 
-frontend web
-    bind 127.0.0.1:{port}
-    default_backend app
-
-backend app
-    balance roundrobin
-    option external-check
-    external-check path "/usr/bin:/bin"
-    external-check command /usr/bin/multicloud-check
-    http-send-name-header Host
-    default-server check inter 1s weight 1 ssl verify required ca-file /etc/ssl/certs/ca-certificates.crt sni srv_name
-    {servers}
-
-backend reweigh
-    option external-check
-    external-check path "/usr/bin:/bin"
-    external-check command /usr/bin/multicloud-reweigh
-    server multicloud-reweigh 127.0.0.1:1 check inter 1s
-"""
-"""What docs/install.md adds to Debian's own haproxy.cfg."""
-
-SECOND = """
-frontend web-api
-    bind 127.0.0.1:{port}
-    default_backend api
-
-backend api
-    balance roundrobin
-    option external-check
-    external-check path "/usr/bin:/bin"
-    external-check command /usr/bin/multicloud-check
-    default-server check inter 1s weight 1
-    {servers}
-"""
-
-
-def lines(ports: dict[str, int]) -> str:
-    """A `server` line for each port."""
-    return "\n    ".join(f"server {name} 127.0.0.1:{port}" for name, port in ports.items())
+def named(ports: dict[str, int]) -> str:
+    """The servers as `multicloud config` is told them."""
+    return " ".join(f"{name}=127.0.0.1:{port}" for name, port in ports.items())
 
 
 def shell(machine: Machine, script: str, seconds: float = 30) -> str:
@@ -159,14 +119,16 @@ def test_the_settings_file_and_the_manual_are_there(machine: Machine) -> None:
     assert "backend reweigh" in shell(machine, "cat /usr/share/doc/multicloud/examples/haproxy.cfg")
 
 
-def test_debians_configuration_with_the_lines_of_the_manual_routes(machine: Machine, regions: Regions) -> None:
+def test_debians_configuration_with_one_edit_and_one_paste_routes(machine: Machine, regions: Regions) -> None:
+    servers = named({region.name: region.port for region in regions})
     shell(machine, rf"sed -i '/^\s*chroot/d' {CONFIGURATION}")
-    ports = {region.name: region.port for region in regions}
-    append(machine, CONFIGURATION, FIRST.format(port=WEB, servers=lines(ports)))
+    paste = f"multicloud config --blocks --backend app {servers} | sed 's/bind :8080/bind 127.0.0.1:{WEB}/'"
+    shell(machine, f"{paste} >>{CONFIGURATION}")
     append(machine, "/etc/multicloud.conf", "min_samples = 0\n")  # percentiles from the start: numpy's
     shell(machine, f"haproxy -c -f {CONFIGURATION} && service haproxy restart")
     wait_until(lambda: weights(machine, "app") == WEIGHTS, 60, "256/1/0")
     assert {get(WEB) for _ in range(10)} == {"eu.example.com"}
+    assert shell(machine, "stat -c '%U %a' /tmp/times.txt") == "haproxy 640\n"
 
 
 def get(port: int) -> str:
@@ -198,12 +160,15 @@ class SlowApi(Api):
 
 
 @pytest.fixture
-def api_ports() -> Iterator[dict[str, int]]:
+def api_ports(regions: Regions) -> Iterator[dict[str, int]]:
     handlers = {"near": Api, "far": SlowApi}
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    regions.authority.issue_cert(*handlers).configure_cert(context)
     with contextlib.ExitStack() as stack:
         ports = {}
         for name, handler in handlers.items():
             server = stack.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler))
+            server.socket = context.wrap_socket(server.socket, server_side=True)
             threading.Thread(target=server.serve_forever, daemon=True).start()
             stack.callback(server.shutdown)
             ports[name] = server.server_port
@@ -211,12 +176,26 @@ def api_ports() -> Iterator[dict[str, int]]:
 
 
 def test_a_section_gives_a_second_application_its_path(machine: Machine, api_ports: dict[str, int]) -> None:
-    append(machine, CONFIGURATION, SECOND.format(port=API, servers=lines(api_ports)))
+    paste = f"multicloud config --blocks --backend api --path /healthz {named(api_ports)}"
+    half = f"sed -n '/^# ---- For the application/,$p' | sed 's/bind :8080/bind 127.0.0.1:{API}/'"
+    shell(machine, f"{paste} | {half} >>{CONFIGURATION}")
     append(machine, "/etc/multicloud.conf", "[api]\npath = /healthz\n")
     shell(machine, f"haproxy -c -f {CONFIGURATION} && service haproxy reload")
     wait_until(lambda: weights(machine, "api") == {"near": 256, "far": 1}, 60, "256/1")
     assert {get(API) for _ in range(10)} == {"0.0"}
     assert weights(machine, "app") == WEIGHTS
+
+
+def test_one_more_region_takes_the_command_with_one_more_name(machine: Machine, regions: Regions) -> None:
+    ports = {region.name: region.port for region in regions}
+    command = shell(machine, f"sed -n 's/^# \\(multicloud config .*--backend app .*\\)/\\1/p' {CONFIGURATION}").strip()
+    more = f"{command} sa.example.com=127.0.0.1:{ports['ap.example.com']}"
+    shell(machine, f"{more} | sed 's/bind :8080/bind 127.0.0.1:{WEB}/' >/tmp/app.cfg")
+    place = r"/^# multicloud config .*--backend app /,/^# End of .* app\.$/{/^# End/r /tmp/app.cfg"
+    shell(machine, f"sed -i -e '{place}' -e 'd}}' {CONFIGURATION}")
+    shell(machine, f"haproxy -c -f {CONFIGURATION} && service haproxy reload")
+    wait_until(lambda: "sa.example.com" in weights(machine, "app"), 60, "the new region is measured, or has no weight")
+    assert {get(WEB) for _ in range(10)} == {"eu.example.com"}
 
 
 def test_the_demo_runs_with_what_the_package_suggests(machine: Machine) -> None:
