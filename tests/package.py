@@ -101,6 +101,11 @@ def test_bytecode_is_there_for_the_python_of_the_release(machine: Machine) -> No
     assert shell(machine, f"ls /usr/share/multicloud/multicloud/__pycache__/check.{tag}.pyc")
 
 
+def test_the_unit_is_there_and_not_enabled(machine: Machine) -> None:
+    enabled = machine.run("systemctl", "is-enabled", "multicloud")
+    assert (enabled.returncode, enabled.stdout) == (1, "disabled\n")
+
+
 def test_bash_completes_the_commands(machine: Machine) -> None:
     script = """
         . /usr/share/bash-completion/completions/multicloud
@@ -211,7 +216,8 @@ def test_removing_it_leaves_haproxy_and_the_settings(machine: Machine) -> None:
     shell(machine, "apt-get remove --yes multicloud", 120)
     assert set(machine.processes("haproxy")) == running
     assert "path = /healthz" in shell(machine, "cat /etc/multicloud.conf")
-    assert traces(machine) - {"/etc/multicloud.conf"} == {"/var/lib/dpkg/info/multicloud.list"}
+    left = traces(machine) - {"/etc/multicloud.conf"}
+    assert {path for path in left if not path.startswith(("/var/lib/dpkg/", "/var/lib/systemd/"))} == set()
 
 
 def test_purging_it_leaves_nothing(machine: Machine) -> None:
