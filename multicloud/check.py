@@ -56,7 +56,10 @@ def main() -> int:
         if warning and result.error is None:  # else there is a line already
             process.tell(f"warning: not recorded: {warning}")
 
-    process.apart(work, PATIENCE)
+    try:
+        process.apart(work, PATIENCE)
+    except OSError as error:
+        process.tell(f"warning: not recorded: {(error.strerror or str(error)).lower()}")
     return 0 if result.error is None else 1
 
 

@@ -38,15 +38,10 @@ def apart(work: Callable[[], None], patience: float) -> None:
     """Do `work` in a process of its own, and wait for its end, but not long.
 
     After `patience` seconds it goes on alone: what it works with, such as a disk, may be frozen, and then nothing can
-    end it. Where there can be no process, it is not done, which is told.
+    end it. Raises OSError where there can be no process, and then it is not done.
     """
-    try:
-        done, working = os.pipe()
-        child = os.fork()
-    except OSError as error:
-        tell(f"warning: not recorded: {(error.strerror or str(error)).lower()}")
-        return
-    if child == 0:
+    done, working = os.pipe()
+    if os.fork() == 0:
         try:
             work()
         except Exception as error:

@@ -556,3 +556,14 @@ def test_a_verdict_does_not_wait_for_the_lock_of_the_sample_file(times: Path) ->
             assert times.read_text() == ""  # it has ended, and what records has not
             fcntl.flock(held, fcntl.LOCK_UN)
     wait_until(lambda: SAMPLE.fullmatch(times.read_text()) is not None, 30, "the sample")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be a user who has too many processes")
+def test_where_there_can_be_no_other_process_the_verdict_is_given_all_the_same(times: Path) -> None:
+    nobody = ["setpriv", "--reuid=65533", "--clear-groups", "prlimit", "--nproc=0"]
+    if not all(map(shutil.which, ("setpriv", "prlimit"))) or run([*nobody, CHECK], {}).returncode == 126:
+        pytest.skip("another user cannot run this")
+    with servers.Server(status(200)) as server:
+        words, environ = started(server.address, server.port, MULTICLOUD_TIMES=str(times))
+        result = run([*nobody, *words], environ)
+    assert said(result) == (0, "", "warning: not recorded: resource temporarily unavailable\n")
