@@ -125,7 +125,8 @@ def test_kubernetes_takes_the_second_way_as_a_patch() -> None:
     patched = copy.deepcopy(DEPLOYMENT)
     template = patch["spec"]["template"]
     patched["spec"]["template"]["metadata"] |= template["metadata"]
-    (beside,) = template["spec"]["containers"]
+    haproxy, beside = template["spec"]["containers"]
+    patched["spec"]["template"]["spec"]["containers"][0] |= haproxy
     patched["spec"]["template"]["spec"]["containers"].append(beside)
     kubernetes_validate.validate(patched, all_versions()[-1], strict=True)
     assert patch.keys() == {"spec"}
@@ -136,6 +137,9 @@ def test_kubernetes_takes_the_second_way_as_a_patch() -> None:
     assert beside["volumeMounts"] == shared
     assert run.address_of(beside["command"][1:]).endswith(f":{beside['ports'][0]['containerPort']}")
     assert {variable["name"] for variable in beside["env"]} == {settings.BACKENDS.variable}
+    assert haproxy["name"] == CONTAINER["name"]
+    start = (ROOT / "deploy/start.sh").read_text()
+    assert all(part in start for part in re.findall(r"file=\S+|exec .*", haproxy["command"][-1]))
 
 
 SERVICE_UNIT = ROOT / "deploy/multicloud.service"
