@@ -1,0 +1,238 @@
+"""What it costs to route between many servers: external checks and reweighs, and multicloud-run beside HAProxy.
+
+    python -m tests.bench.scale                     4, 40, 400 and 1,000 servers, both ways: about 12 minutes
+    python -m tests.bench.scale 4 400 --beside      some of them, and one way only
+
+Servers are lines of one HAProxy that lead to a few listening ports over plain HTTP, so that what serves them costs little.
+Each is checked as often as said, and weights are set once a second by multicloud-run, and every three seconds by the
+external way, as in the shipped haproxy.cfg. CPU is in percent of one core, of what HAProxy itself took, and of its
+checks and reweighs or of multicloud-run. `round` is how long one of multicloud-run's took. `step` is after how many
+seconds the favourite, which becomes slow, has lost its weight. Checks that fork end where the machine's cores do: then
+they end late, or are killed at their interval, which `late` counts in percent of all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from multicloud import samples
+from multicloud.demo.router import Router
+from tests import haproxy
+from tests.command import BARE
+from tests.edge import free_ports
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BIN = Path(sys.executable).parent
+DELAYS = (0.020, 0.030, 0.050, 0.080)
+SLOW = 0.200
+WARM_UP = 25.0
+"""Seconds before anything is measured: what a step is held against must be there."""
+
+TICK = os.sysconf("SC_CLK_TCK")
+
+CONFIGURATION = """
+global
+    stats socket "${{MULTICLOUD_SOCKET}}" mode 600 level admin
+    {extra}
+defaults
+    mode http
+    timeout connect 2s
+    timeout client 5s
+    timeout server 5s
+{reweigh}
+backend app
+    {check}
+{servers}
+"""
+OWN = 'option httpchk GET /\n    http-check expect status 200 on-success "%[date(0,ms)]"'
+EXTERNAL = 'option external-check\n    external-check path "${PATH}"\n    external-check command '
+REWEIGH = f"backend reweigh\n    {EXTERNAL}" + '"${MULTICLOUD_REWEIGH}"\n    server r 127.0.0.1:1 check inter 3s\n'
+
+
+class Figures(NamedTuple):
+    """CPU in percent of a core, memory in MB, the round in ms, the step in seconds, late checks in percent."""
+
+    haproxy: float
+    others: float
+    memory: float
+    own_memory: float
+    round: float | None
+    step: float | None
+    late: float
+
+
+class Servers:
+    """Ports whose answers take as long as `delays` says; in a thread."""
+
+    def __init__(self) -> None:
+        self.delays = list(DELAYS)
+        self.ports: list[int] = []
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    def start(self) -> None:
+        """Listen."""
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(10)
+
+    async def _listen(self) -> None:
+        for index in range(len(self.delays)):
+            server = await asyncio.get_running_loop().create_server(
+                lambda index=index: Answer(self, index), "127.0.0.1", 0, backlog=4096
+            )
+            self.ports.append(server.sockets[0].getsockname()[1])
+
+
+class Answer(asyncio.Protocol):
+    """A connection: one request, one answer."""
+
+    def __init__(self, servers: Servers, index: int) -> None:
+        self._servers = servers
+        self._index = index
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep it."""
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Answer, after the delay."""
+        assert data
+        asyncio.get_running_loop().call_later(self._servers.delays[self._index], self._answer)
+
+    def _answer(self) -> None:
+        assert isinstance(self._transport, asyncio.Transport)
+        if not self._transport.is_closing():
+            self._transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+            self._transport.close()
+
+
+def cpu(pid: str, *, children: bool = False) -> float:
+    """Seconds of processor time of a process, or of its children that have ended (proc(5))."""
+    fields = Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[13:15] if children else fields[11:13])) / TICK
+
+
+def memory(pid: str) -> float:
+    """Megabytes that are resident."""
+    return int(re.findall(r"^VmRSS:\s+(\d+)", Path("/proc", pid, "status").read_text(), re.MULTILINE)[0]) / 1024
+
+
+@contextlib.contextmanager
+def running(
+    servers: Servers, count: int, inter: float, *, beside: bool, directory: Path
+) -> Iterator[tuple[Router, subprocess.Popen[bytes] | None, int]]:
+    """HAProxy with so many servers, multicloud-run where it is that way, and its port for scrapers."""
+    lines = "\n".join(
+        # One of them is the fastest: the first. The others of its group are on the next ones' ports.
+        f"    server s{index} 127.0.0.1:{servers.ports[index % 4 if index < 4 else 1 + index % 3]} "
+        f"check inter {inter * 1000:.0f}ms weight 1"
+        for index in range(count)
+    )
+    text = CONFIGURATION.format(
+        extra="" if beside else "insecure-fork-wanted\n    external-check",
+        reweigh="" if beside else REWEIGH,
+        check=OWN if beside else EXTERNAL + '"${MULTICLOUD_CHECK}"',
+        servers=lines,
+    )
+    port = free_ports(1)[0]
+    with Router(directory, text, commands={"MULTICLOUD_CONF": os.devnull}, environ={}) as router:
+        if not beside:
+            yield router, None, port
+            return
+        environ = {**BARE, **router.settings, "MULTICLOUD_BACKENDS": "app"}
+        loop = subprocess.Popen(
+            [BIN / "multicloud-run", "--metrics", str(port)], env=environ, stdout=subprocess.DEVNULL
+        )
+        try:
+            yield router, loop, port
+        finally:
+            loop.terminate()
+            loop.wait(10)
+
+
+def measure(count: int, inter: float, seconds: float, *, beside: bool) -> Figures:
+    """Run it so, with so many seconds between the checks of a server."""
+    servers = Servers()
+    servers.start()
+    with (
+        tempfile.TemporaryDirectory() as name,
+        running(servers, count, inter, beside=beside, directory=Path(name)) as (router, loop, port),
+    ):
+        address, times = router.settings["MULTICLOUD_SOCKET"], router.settings["MULTICLOUD_TIMES"]
+        pid = haproxy.tell(address, "show info")[0].partition("\nPid: ")[2].partition("\n")[0]
+        time.sleep(WARM_UP)
+        began, before, start = time.time(), cpu(pid), cpu(str(loop.pid) if loop else pid, children=not loop)
+        rounds = []
+        while time.time() < began + seconds:
+            time.sleep(1)
+            if loop:
+                page = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+                rounds.append(float(re.findall(r"^multicloud_round_duration_seconds (\S+)", page, re.MULTILINE)[0]))
+        spent = time.time() - began
+        own = 100 * (cpu(pid) - before) / spent
+        others = 100 * (cpu(str(loop.pid) if loop else pid, children=not loop) - start) / spent
+        found = samples.read(times, 10_000).series
+        taken = sum((when or 0) > began and not failed for newest in found.values() for _, when, failed in newest)
+        late = max(0.0, 100 * (1 - taken / (count * spent / inter)))
+        sizes = memory(pid), memory(str(loop.pid)) if loop else 0.0
+        step = stepped(servers, address)
+    return Figures(own, others, sizes[0], sizes[1], 1000 * statistics.median(rounds) if rounds else None, step, late)
+
+
+def stepped(servers: Servers, address: str) -> float | None:
+    """Seconds until the favourite that becomes slow has lost its weight; None where it has not, or was none."""
+    if haproxy.weights(address, "app")["s0"] != 256:
+        return None
+    servers.delays[0] = SLOW
+    began = time.monotonic()
+    while time.monotonic() < began + 60:
+        if haproxy.weights(address, "app")["s0"] != 256:
+            return time.monotonic() - began
+        time.sleep(0.1)
+    return None
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("servers", nargs="*", type=int, default=[4, 40, 400, 1000])
+    parser.add_argument("--beside", action="store_true", help="multicloud-run only")
+    parser.add_argument("--inter", type=float, help="seconds between the checks of a server")
+    parser.add_argument("--seconds", type=float, default=30.0, help="how long each is measured")
+    arguments = parser.parse_args()
+    print(
+        "| servers, way | check every | HAProxy | checks and deciding | together | HAProxy, MB | run, MB | round, ms | step, s | late |"
+    )
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
+    for count in arguments.servers:
+        for beside in (True,) if arguments.beside else (False, True):
+            inter = arguments.inter or (1.0 if count == 4 and beside else 2.0)
+            got = measure(count, inter, arguments.seconds, beside=beside)
+            cells = [
+                f"{inter:g} s",
+                *(f"{percent:.1f} %" for percent in (got.haproxy, got.others, got.haproxy + got.others)),
+                f"{got.memory:.0f}",
+                f"{got.own_memory:.0f}" if beside else "-",
+                *("-" if value is None else f"{value:.1f}" for value in (got.round, got.step)),
+                f"{got.late:.0f} %",
+            ]
+            print(f"| {count:,}, {'run' if beside else 'external'} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
