@@ -3,7 +3,7 @@
     python -m tests.bench.scale                     4, 40, 400 and 1,000 servers, both ways: about 12 minutes
     python -m tests.bench.scale 4 400 --beside      some of them, and one way only
 
-Servers are lines of one HAProxy that lead to a few listening ports over plain HTTP, so that what serves them costs little.
+Servers are lines of one HAProxy that lead to a few listening ports over plain HTTP, so that serving them costs little.
 Each is checked as often as said, and weights are set once a second by multicloud-run, and every three seconds by the
 external way, as in the shipped haproxy.cfg. CPU is in percent of one core, of what HAProxy itself took, and of its
 checks and reweighs or of multicloud-run. `round` is how long one of multicloud-run's took. `step` is after how many
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import os
 import re
 import statistics
@@ -93,7 +94,7 @@ class Servers:
     async def _listen(self) -> None:
         for index in range(len(self.delays)):
             server = await asyncio.get_running_loop().create_server(
-                lambda index=index: Answer(self, index), "127.0.0.1", 0, backlog=4096
+                functools.partial(Answer, self, index), "127.0.0.1", 0, backlog=4096
             )
             self.ports.append(server.sockets[0].getsockname()[1])
 
@@ -215,9 +216,8 @@ def main() -> None:
     parser.add_argument("--inter", type=float, help="seconds between the checks of a server")
     parser.add_argument("--seconds", type=float, default=30.0, help="how long each is measured")
     arguments = parser.parse_args()
-    print(
-        "| servers, way | check every | HAProxy | checks and deciding | together | HAProxy, MB | run, MB | round, ms | step, s | late |"
-    )
+    columns = ("servers, way", "check every", "HAProxy", "checks and deciding", "together", "HAProxy, MB", "run, MB")
+    print(f"| {' | '.join((*columns, 'round, ms', 'step, s', 'late'))} |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     for count in arguments.servers:
         for beside in (True,) if arguments.beside else (False, True):
