@@ -27,6 +27,19 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
+def demo_ports() -> tuple[int, int]:
+    """Two ports whose next ports are free, too, as the demo needs them."""
+    while True:
+        port, stats_port = free_ports(2)
+        with socket.socket() as first, socket.socket() as second:
+            try:
+                first.bind(("127.0.0.1", port + 1))
+                second.bind(("127.0.0.1", stats_port + 1))
+            except OSError:
+                continue
+        return port, stats_port
+
+
 def listen_anywhere(authority: Path) -> dict[str, str]:
     """Variables for the shipped configuration: free ports of loopback, and whom to trust with its servers."""
     names = ("PORT", "PROXY_PORT", "STATS_PORT", "STATS_PROXY_PORT", "RELAY_PORT")

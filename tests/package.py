@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from multicloud.demo.regions import Regions
-from tests.edge import free_ports, wait_until
+from tests.edge import demo_ports, free_ports, wait_until
 from tests.machine import Machine
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def test_the_demo_runs_with_what_the_package_suggests(machine: Machine) -> None:
     said = machine.run("multicloud", "demo")
     assert said.returncode == 2
     shell(machine, f"{said.stderr[said.stderr.index('apt install') :].strip()} --yes", 120)
-    port, stats_port = free_ports(2)
+    port, stats_port = demo_ports()
     shell(machine, f"multicloud demo --duration=3 --port={port} --stats-port={stats_port}")
 
 

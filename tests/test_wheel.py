@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.command import BARE
-from tests.edge import free_ports
+from tests.edge import demo_ports
 
 ROOT = Path(__file__).parent.parent
 
@@ -65,6 +65,6 @@ def test_what_an_error_says_to_install_is_what_is_missing(programs: Path, extra:
 
 def test_the_demo_finds_its_configuration_in_the_wheel(programs: Path) -> None:
     pip(programs, "install", "multicloud[demo]")
-    port, stats_port = map(str, free_ports(2))
+    port, stats_port = map(str, demo_ports())
     shown = run(programs / "multicloud", "demo", "--duration=3", f"--port={port}", f"--stats-port={stats_port}")
     assert (shown.returncode, shown.stderr) == (0, "")

@@ -14,25 +14,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.edge import free_ports, wait_until
+from tests.edge import demo_ports, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MULTICLOUD = str(Path(sys.executable).with_name("multicloud"))
-
-
-def two_ports() -> tuple[int, int]:
-    """Ports whose next ports are free too."""
-    while True:
-        port, stats_port = free_ports(2)
-        with socket.socket() as first, socket.socket() as second:
-            try:
-                first.bind(("127.0.0.1", port + 1))
-                second.bind(("127.0.0.1", stats_port + 1))
-            except OSError:
-                continue
-        return port, stats_port
 
 
 @pytest.fixture
@@ -79,7 +66,7 @@ def processes_with(text: str) -> list[str]:
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, None])
 def test_it_serves_and_shows_and_leaves_nothing_behind(temporary: Path, end: signal.Signals | None) -> None:
-    port, stats_port = two_ports()
+    port, stats_port = demo_ports()
     duration = ["--duration", "6"] if end is None else []
     demo = start(temporary, "--port", str(port), "--stats-port", str(stats_port), *duration)
     try:
@@ -100,7 +87,7 @@ def test_it_serves_and_shows_and_leaves_nothing_behind(temporary: Path, end: sig
 
 
 def test_a_taken_port_is_one_clear_line(temporary: Path) -> None:
-    port, stats_port = two_ports()
+    port, stats_port = demo_ports()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
         taken.listen()
@@ -113,7 +100,7 @@ def test_a_taken_port_is_one_clear_line(temporary: Path) -> None:
 
 def test_a_haproxy_that_cannot_be_run_is_one_clear_line(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HAPROXY_BINARY", "/no/such/haproxy")
-    port, stats_port = two_ports()
+    port, stats_port = demo_ports()
     demo = start(temporary, "--port", str(port), "--stats-port", str(stats_port))
     _, err = demo.communicate(timeout=30)
     assert (demo.returncode, err) == (1, "error: HAPROXY_BINARY: cannot run '/no/such/haproxy'\n")
