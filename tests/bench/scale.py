@@ -4,7 +4,7 @@
     python -m tests.bench.scale 4 400 --beside      some of them, and one way only
 
 Servers are lines of one HAProxy that lead to a few listening ports over plain HTTP, so that what serves them costs
-little. Each is checked as often as said, and weights are set once a second by multicloud-run, and every three seconds by the
+little. Each is checked as often as said. Weights are set once a second by multicloud-run, and every three seconds the
 external way, as in the shipped haproxy.cfg. CPU is in percent of one core, of what HAProxy itself took, and of its
 checks and reweighs or of multicloud-run. `round` is how long one of multicloud-run's took. `step` is after how many
 seconds the favourite, which becomes slow, has lost its weight. Checks that fork end where the machine's cores do: then
