@@ -20,6 +20,7 @@ that failed, the server was away and is back: a clear change, too. Failures that
 from __future__ import annotations
 
 import os
+from operator import itemgetter
 
 # One BLAS thread: starting more costs as much CPU time as the rest of the program, and percentiles use none.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -30,7 +31,7 @@ import numpy as np
 
 TYPE_CHECKING = False  # `typing` is not needed at run time
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -50,6 +51,10 @@ CHANGE = 0.75
 """One time is clearly faster than another if it is less than this part of it, which is then slower by a third."""
 
 
+SECONDS, WHEN, FAILED = map(itemgetter, range(3))
+"""Of a sample."""
+
+
 class Score:
     """What a server's users wait, in `seconds`, and what that was made of.
 
@@ -65,16 +70,19 @@ class Score:
     ) -> None:
         self.seconds = seconds
         self.counted = counted
-        self.failed = sum(failed for _, _, failed in counted)
+        self.failed = sum(map(FAILED, counted))
         self.percentile = percentile
         self.since = since
 
 
-def fresh(samples: Iterable[Sample], *, now: float, max_age: float) -> list[Sample]:
+def fresh(samples: Sequence[Sample], *, now: float, max_age: float) -> list[Sample]:
     """The samples that are not older than `max_age` seconds.
 
     A sample without a time counts whatever its age, and one from the future is as good as new: the clock was set back.
     """
+    times = list(map(WHEN, samples))
+    if None not in times and times and now - min(times) <= max_age:  # as nearly always
+        return list(samples)
     return [sample for sample in samples if sample[1] is None or now - sample[1] <= max_age]
 
 
@@ -100,11 +108,9 @@ def scores(
     # What is scored alike is scored together: by how many times there are, and whether they are few.
     chosen: dict[tuple[int, bool], list[tuple[Server, list[Sample], list[float], float | None]]] = {}
     for available, members in by_size.items():
-        sizes = since_change(
-            np.array([[seconds for seconds, _, _ in counting] for _, counting in members]),
-            np.array([[failed for _, _, failed in counting] for _, counting in members]),
-            window,
-        )
+        seconds_of = np.array([list(map(SECONDS, counting)) for _, counting in members])
+        failed_of = np.array([list(map(FAILED, counting)) for _, counting in members])
+        sizes = since_change(seconds_of, failed_of, window)
         for (server, counting), size in zip(members, sizes.tolist(), strict=True):
             counted = counting[: min(size, window)]
             since = counting[size - 1][1] if size < available else None
@@ -126,8 +132,9 @@ def scores(
 
 def _times(counted: Sequence[Sample]) -> list[float]:
     """The seconds of the samples, without that of a single one that failed."""
-    times = [seconds for seconds, _, failed in counted if not failed]
-    return times if len(times) == len(counted) - 1 and times else [seconds for seconds, _, _ in counted]
+    if sum(map(FAILED, counted)) == 1 and len(counted) > 1:
+        return [seconds for seconds, _, failed in counted if not failed]
+    return list(map(SECONDS, counted))
 
 
 def since_change(seconds: NDArray[np.float64], failed: NDArray[np.bool_], window: int) -> NDArray[np.intp]:
