@@ -182,7 +182,7 @@ def api_ports(regions: Regions) -> Iterator[dict[str, int]]:
 
 def test_a_section_gives_a_second_application_its_path(machine: Machine, api_ports: dict[str, int]) -> None:
     paste = f"multicloud config --blocks --backend api --path /healthz {named(api_ports)}"
-    half = f"sed -n '/^# ---- For the application/,$p' | sed 's/bind :8080/bind 127.0.0.1:{API}/'"
+    half = f"sed '/^# ---- Once/,/^# ---- For/{{/^# ---- For/!d}}' | sed 's/bind :8080/bind 127.0.0.1:{API}/'"
     shell(machine, f"{paste} | {half} >>{CONFIGURATION}")
     append(machine, "/etc/multicloud.conf", "[api]\npath = /healthz\n")
     shell(machine, f"haproxy -c -f {CONFIGURATION} && service haproxy reload")
