@@ -92,13 +92,19 @@ def servers(regions: Regions) -> list[str]:
 
 
 @contextlib.contextmanager
-def router(regions: Regions, *, volumes: Sequence[str] = (), mounted: str = "") -> Iterator[Container]:
-    """The image as it is, with the servers in its variable; `mounted` is a configuration in place of that."""
+def router(
+    regions: Regions, *, volumes: Sequence[str] = (), mounted: str = "", backends: str = ""
+) -> Iterator[Container]:
+    """The image as it is, with the servers in its variable; `mounted` is a configuration in place of that.
+
+    With `backends`, HAProxy's own checks are the samples.
+    """
     files = {"etc/regions.pem": regions.authority.cert_pem.bytes().decode()}
     if mounted:
         files[HAPROXY_CFG.lstrip("/")] = mounted
     variables = {
         **({} if mounted else {"MULTICLOUD_SERVERS": " ".join(servers(regions))}),
+        **({"MULTICLOUD_BACKENDS": backends} if backends else {}),
         "FLY_REGION": "test1",
         "UPSTREAM_CA": "/etc/regions.pem",
         "MULTICLOUD_CA_FILE": "/etc/regions.pem",
@@ -245,6 +251,50 @@ def test_the_volumes_of_kubernetes_are_all_that_it_writes_to(regions: Regions) -
     with router(regions, volumes=written) as running:
         assert running.run("touch", "/var/tmp/file").returncode != 0
         assert get(8080).headers["upstream"] == "eu"
+
+
+def test_with_one_variable_haproxys_own_checks_are_the_samples(regions: Regions) -> None:
+    with router(regions, backends="app") as running:
+        assert measured(running) == {f"app {name}" for name in DELAYS}
+        assert get(8080).headers["upstream"] == "eu"
+        assert "external-check" not in running.run("cat", "/var/lib/haproxy/haproxy.cfg").stdout
+        doctor = running.run("multicloud", "doctor", "-f", "/var/lib/haproxy/haproxy.cfg")
+        assert [line for line in doctor.stdout.splitlines() if line.startswith("problem ")] == []
+
+
+def test_the_loop_that_ends_is_started_again_and_haproxy_stays(regions: Regions) -> None:
+    with router(regions, backends="app") as running:
+        haproxy = running.processes("haproxy")
+        (before,) = running.processes("multicloud-run")
+        running.run("kill", "-KILL", str(before))
+        wait_until(lambda: running.processes("multicloud-run").keys() not in (set(), {before}), 30, "another one")
+        assert running.processes("haproxy") == haproxy
+
+
+def test_signals_reach_haproxy_with_the_loop_beside_it(regions: Regions) -> None:
+    with router(regions, backends="app") as running:
+        old = running.processes("haproxy").keys()
+        os.kill(running.pid, signal.SIGUSR2)
+        wait_until(lambda: len(old - running.processes("haproxy").keys()) == 1, 30, "a new worker, and no old one")
+        wait_until(lambda: running.weights() == [256, 1, 0, 0], 120, "256/1/0/0 again")
+        assert "Z" not in running.processes("haproxy").values()
+        eu = next(iter(regions))
+        with socket.create_connection(("127.0.0.1", 8080), timeout=10) as client:
+            eu.delay = 1.5
+            try:
+                client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                wait_until(lambda: "srv=eu" in running.ask("show sess"), 10, "the request is with the server")
+                assert running.stop(signal.SIGUSR1) == 0
+                assert client.recv(12) == b"HTTP/1.1 200"
+            finally:
+                eu.delay = DELAYS["eu"]
+
+
+def test_docker_stop_is_quick_with_the_loop_beside_it(regions: Regions) -> None:
+    with router(regions, backends="app") as running, socket.create_connection(("127.0.0.1", 8080)) as idle:
+        idle.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert idle.recv(1)
+        assert running.stop(signal.Signals[CONFIG["StopSignal"]]) in (0, 128 + signal.SIGTERM)
 
 
 @pytest.mark.parametrize("mounted", [False, True])
