@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from multicloud import runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from multicloud.runtime import RuntimeAPI, Server
 
@@ -69,6 +69,18 @@ class Instance(NamedTuple):
     def checked(self) -> list[Server]:
         """The servers that have an external check other than the reweigh."""
         return [server for server in self.servers if server.check.startswith(EXTERNAL) and server.name != REWEIGH]
+
+    def own_checked(self, backends: Collection[str]) -> list[Server]:
+        """The servers of these backends that HAProxy checks by itself, as `multicloud run` wants it."""
+        return [
+            server
+            for server in self.servers
+            if server.backend in backends and server.check and not server.check.startswith(EXTERNAL)
+        ]
+
+    def forks(self, backends: Collection[str]) -> bool:
+        """Whether HAProxy's user runs the commands: it should, unless `multicloud run` is for these backends."""
+        return not backends or any(server.check.startswith(EXTERNAL) for server in self.servers)
 
 
 class Agent(NamedTuple):

@@ -6,10 +6,10 @@ import itertools
 import time
 from typing import TYPE_CHECKING
 
-from multicloud import reweigh, scores
+from multicloud import reweigh, run, scores
 from multicloud.console import observe
 from multicloud.ranking import DOWN, MAINT, UP, changes
-from multicloud.settings import TIMES
+from multicloud.settings import BACKENDS, TIMES
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -46,24 +46,30 @@ def problems(
     times = sources.read((TIMES,)).times
     user = observe.user_of(instance.pid)
     reason = observe.reason(instance.pid, user)
-    unwritable = observe.unwritable(user, times) if user else None
+    beside = sources.read((BACKENDS,)).backends
+    own = instance.own_checked(beside)
+    unwritable = observe.unwritable(user, times) if user and instance.forks(beside) else None
     stopped = _reweigh(instance, user, reason, explained=REWEIGH in told)
+    unrecorded = _unrecorded(own, found, now, times)
     backends: dict[str, list[Server]] = {}
     for server in instance.servers:
         backends.setdefault(server.backend, []).append(server)
-    checked = {server.backend for server in instance.checked()}
+    checked = {server.backend for server in instance.checked() + own}
     routed = {backend: members for backend, members in backends.items() if backend in checked or _has(members, found)}
     resort = [server.name for server in backends.get(LAST_RESORT, []) if server.state == UP]
     lines = [unwritable] if unwritable else []
-    lines += _unresolved(instance.servers) + stopped
+    lines += [*_unresolved(instance.servers), *run.unmeasured(instance.servers, beside).values(), *stopped, *unrecorded]
     for backend, members in routed.items():
         if any(server.source == server.key for server in members):  # else the tracked ones have the same problem
             lines += _unserved(backend, members, bool(resort))
         missing = not unwritable and SAMPLES not in told
         if missing and (_has(members, found) or len(members) > 1):  # else it may be a reweigh under another name
-            named = [server for server in members if samples_of(server) not in told]
-            lines += _unmeasured(named, found, now, times, reason)
-        if not stopped and REWEIGH not in told:
+            explained = (
+                own if unrecorded else [server for server in members if server.backend in beside and not server.check]
+            )
+            named = [server for server in members if samples_of(server) not in told and server not in explained]
+            lines += _unmeasured(named, found, now, sources, reason)
+        if not stopped and not unrecorded and REWEIGH not in told:
             lines += _unweighed(backend, members, found, sources, now)
     if found.garbage:
         lines.append(f"{times} has lines that are no samples ({found.garbage}): who else writes there?")
@@ -124,26 +130,53 @@ def _unserved(backend: str, members: list[Server], resort: bool) -> list[str]:
     return []
 
 
-def _unmeasured(members: list[Server], found: Samples, now: float, path: str, reason: str) -> list[str]:
-    lines = []
-    for server in members:
-        if server.state != UP or server.since_change < PATIENCE or server.source != server.key:
-            continue
-        newest = found.series.get(server.key, [])
-        times = [when for _, when, _ in newest if when is not None]
-        if not newest:
-            lines.append(f"no samples for {server.name}, which is UP: {_why_unmeasured(server, path, reason)}")
-        elif times and now - times[0] > max(PATIENCE, 3 * _usual_gap(times)):
-            lines.append(
-                f"no samples for {server.name} since {_clock(times[0])} ({now - times[0]:.0f} s), although it is UP: "
-                + _why_unmeasured(server, path, reason)
-            )
-    return lines
+def _unmeasured(members: list[Server], found: Samples, now: float, sources: Sources, reason: str) -> list[str]:
+    return [
+        f"{missing}: {_why_unmeasured(server, sources, reason)}"
+        for server in members
+        if (missing := _missing(server, found, now))
+    ]
 
 
-def _why_unmeasured(server: Server, path: str, reason: str) -> str:
+def _missing(server: Server, found: Samples, now: float) -> str:
+    """That samples of a server are missing, and since when; "" where they are not, or need not be there."""
+    if server.state != UP or server.since_change < PATIENCE or server.source != server.key:
+        return ""
+    newest = found.series.get(server.key, [])
+    times = [when for _, when, _ in newest if when is not None]
+    if not newest:
+        return f"no samples for {server.name}, which is UP"
+    if times and now - times[0] > max(PATIENCE, 3 * _usual_gap(times)):
+        return f"no samples for {server.name} since {_clock(times[0])} ({now - times[0]:.0f} s), although it is UP"
+    return ""
+
+
+def _unrecorded(own: list[Server], found: Samples, now: float, path: str) -> list[str]:
+    """Whether nobody records what HAProxy's own checks of any server say: then no `multicloud run` sets weights."""
+    steady = [server for server in own if server.state == UP and server.since_change >= PATIENCE]
+    if not steady or not all(_missing(server, found, now) for server in steady):
+        return []
+    backends = ", ".join(dict.fromkeys(server.backend for server in steady))
+    last = max(found.series[server.key][0][1] or 0.0 if server.key in found.series else 0.0 for server in steady)
+    since = f" since {_clock(last)} ({now - last:.0f} s)" if last else ""
+    return [
+        f"HAProxy's own checks of {backends} have not been recorded in {path}{since}: is `multicloud run` at work, "
+        "with the same `times`? Its log says what it lacks (`journalctl -u multicloud`)"
+    ]
+
+
+def _why_unmeasured(server: Server, sources: Sources, reason: str) -> str:
+    path, backends = sources.read((TIMES,)).times, sources.read((BACKENDS,)).backends
+    if not server.check:
+        return "HAProxy does not check it"
     if not server.check.startswith(observe.EXTERNAL):
-        return "it has no external check"
+        if server.backend in backends:
+            return "HAProxy checks it by itself, but `multicloud run` does not record that: its log says why"
+        names = ",".join((*backends, server.backend))
+        return (
+            "HAProxy checks it by itself: give it an external check, or for `multicloud run` write "
+            f"`backends = {names}` into {sources.path}"
+        )
     if server.check == observe.PASSED:
         return f"its check passes, but does not write to {path}: is it multicloud-check, and has it the same `times`?"
     return f"its check fails; {reason}"

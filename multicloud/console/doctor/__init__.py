@@ -14,6 +14,7 @@ from multicloud.console import configuration, observe
 from multicloud.console.configuration import ConfigurationError
 from multicloud.console.doctor.agents import agents
 from multicloud.console.doctor.backends import algorithms, backends
+from multicloud.console.doctor.beside import own_checks
 from multicloud.console.doctor.certificates import certificates
 from multicloud.console.doctor.checks import checks
 from multicloud.console.doctor.file import read_all, settings_file
@@ -34,7 +35,7 @@ __all__ = ["ConfigurationError", "Finding", "examine"]
 def examine(sources: Sources, files: Sequence[str]) -> list[Finding]:
     """All findings. `files` are HAProxy's configuration files, or none. Raises SettingError and ConfigurationError."""
     read_all(sources)
-    values = sources.read(settings.REWEIGH)
+    values = sources.read(settings.RUN)
     findings: list[Finding] = []
     instance: Instance | None = None
     environ = dict(os.environ)
@@ -42,7 +43,7 @@ def examine(sources: Sources, files: Sequence[str]) -> list[Finding]:
     try:
         with runtime.RuntimeAPI(values.socket) as api:
             instance = observe.instance(api)
-            asked = observe.agents(api, instance.checked())
+            asked = observe.agents(api, instance.checked() + instance.own_checked(values.backends))
             if instance.level != "user":
                 environ = dict(line.split("=", 1) for line in api.ask("show env").splitlines() if "=" in line)
     except runtime.RuntimeAPIError as error:
@@ -51,14 +52,17 @@ def examine(sources: Sources, files: Sequence[str]) -> list[Finding]:
     user = observe.user_of(instance.pid) if instance else None
     if instance is not None:
         findings += process(instance, values, user)
+        if not instance.forks(values.backends):
+            user = None  # who runs none of the commands
     findings += settings_file(sources, instance, user)
     if found is not None:
-        findings += backends(found, instance, user)
+        findings += backends(found, instance, user, values.backends)
     if instance is not None:
         if found is not None:
             findings += certificates(instance, found, sources)
         else:
-            findings += algorithms(instance)
+            findings += algorithms(instance, values.backends)
+        findings += own_checks(instance, values.backends, sources.path)
         findings += checks(instance, sources, user, _explained(findings))
         findings += hosts(instance, found)
         findings += agents(asked)

@@ -12,7 +12,7 @@ from multicloud.console.doctor.process import REMOVE_CHROOT
 from multicloud.console.problems import REWEIGH
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from multicloud.console.configuration import Configuration, Section
     from multicloud.console.doctor.finding import Finding
@@ -30,11 +30,11 @@ CLOSE = 0.8
 """The part of its time limit that a check may take before it is too slow."""
 
 
-def algorithms(instance: Instance) -> Iterator[Finding]:
+def algorithms(instance: Instance, beside: Sequence[str]) -> Iterator[Finding]:
     """The balance algorithms that HAProxy tells, which does not tell whether a hash is a consistent one."""
     if instance.level == "user":
         yield unknown("a socket of level user does not show the balance algorithms")
-    for backend in dict.fromkeys(server.backend for server in instance.checked()):
+    for backend in dict.fromkeys(server.backend for server in instance.checked() + instance.own_checked(beside)):
         algorithm = instance.algorithms.get(backend)
         if algorithm:
             yield _algorithm(backend, algorithm, None)
@@ -56,9 +56,37 @@ def _algorithm(backend: str, algorithm: str, consistent: bool | None) -> Finding
     )
 
 
-def backends(found: Configuration, instance: Instance | None, user: User | None) -> Iterator[Finding]:
-    """`global`, and each backend whose servers have external checks."""
+def backends(
+    found: Configuration, instance: Instance | None, user: User | None, beside: Sequence[str]
+) -> Iterator[Finding]:
+    """`global`, and each backend whose servers have external checks, or are measured by `multicloud run` (`beside`)."""
     process = found.process()
+    checked = [section for section in found.proxies() if section.last("option", "external-check") is not None]
+    if checked or not beside:
+        yield from _forks(process)
+    sockets = [line for line in process.lines if line[:2] == ["stats", "socket"]]
+    admin = any(line[at : at + 2] == ["level", "admin"] for line in sockets for at in range(len(line)))
+    if not admin and (instance is None or instance.level == "admin"):  # else the running one has been told
+        yield problem("no `stats socket … level admin` in `global`: a reweigh cannot set weights", REWEIGH)
+    user = user or _user(process)
+    if not checked and not beside:
+        yield problem("no backend has `option external-check`, so nothing is measured")
+    for section in checked:
+        yield from _command(section, user)
+        yield from _slow(section, instance)
+    for section in found.proxies():
+        weighed = section in checked or (section.kind == "backend" and section.name in beside)
+        if weighed and len([line for line in section.lines if line[0] == "server"]) > 1:
+            balance = section.last("balance") or ["roundrobin"]
+            consistent = (section.last("hash-type") or [""])[0] == "consistent"
+            yield _algorithm(section.name, balance[0], consistent)
+    if found.undecided:
+        conditions = some([f"`{condition}`" for condition in dict.fromkeys(found.undecided)])
+        yield unknown(f"it was not decided which branches of the configuration count, so all do here: {conditions}")
+
+
+def _forks(process: Section) -> Iterator[Finding]:
+    """Whether `global` lets HAProxy run programs."""
     for word in ("external-check", "insecure-fork-wanted"):
         if process.last(word) is None:
             yield problem(f"`{word}` is missing in `global`: without it HAProxy runs no check", CHECKS)
@@ -66,24 +94,6 @@ def backends(found: Configuration, instance: Instance | None, user: User | None)
             yield ok(f"`global` has `{word}`")
     if process.last("chroot"):
         yield problem(f"`chroot` hides the checks from HAProxy: {REMOVE_CHROOT}", CHECKS)
-    sockets = [line for line in process.lines if line[:2] == ["stats", "socket"]]
-    admin = any(line[at : at + 2] == ["level", "admin"] for line in sockets for at in range(len(line)))
-    if not admin and (instance is None or instance.level == "admin"):  # else the running one has been told
-        yield problem("no `stats socket … level admin` in `global`: a reweigh cannot set weights", REWEIGH)
-    user = user or _user(process)
-    checked = [section for section in found.proxies() if section.last("option", "external-check") is not None]
-    if not checked:
-        yield problem("no backend has `option external-check`, so nothing is measured")
-    for section in checked:
-        yield from _command(section, user)
-        yield from _slow(section, instance)
-        if len([line for line in section.lines if line[0] == "server"]) > 1:
-            balance = section.last("balance") or ["roundrobin"]
-            consistent = (section.last("hash-type") or [""])[0] == "consistent"
-            yield _algorithm(section.name, balance[0], consistent)
-    if found.undecided:
-        conditions = some([f"`{condition}`" for condition in dict.fromkeys(found.undecided)])
-        yield unknown(f"it was not decided which branches of the configuration count, so all do here: {conditions}")
 
 
 def _user(process: Section) -> User | None:

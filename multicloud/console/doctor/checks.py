@@ -59,7 +59,8 @@ def checks(instance: Instance, sources: Sources, user: User | None, told: frozen
         yield problem(
             f"the check of {server.backend}/{server.name} fails with exit code {server.code}: {text}", *consequences
         )
-    if not checked and not any(server.unresolved for server in instance.servers):  # which is not checked
+    unresolved = any(server.unresolved for server in instance.servers)  # which is not checked
+    if not checked and not unresolved and SAMPLES not in told and not sources.read((settings.BACKENDS,)).backends:
         yield problem(
             "no server has an external check: write `option external-check` and `external-check command "
             "multicloud-check` into its backend, and `check` on its line",

@@ -52,7 +52,8 @@ def process(instance: Instance, values: Settings, user: User | None) -> Iterator
         return
     if any(server.check.startswith(observe.EXTERNAL) for server in instance.servers) and "/" in address:
         yield _connects(address, user)
-    yield from _surroundings(instance.pid, os.path.dirname(os.path.abspath(values.times)))
+    if instance.forks(values.backends):
+        yield from _surroundings(instance.pid, os.path.dirname(os.path.abspath(values.times)))
 
 
 def _connects(address: str, user: User) -> Finding:

@@ -1,0 +1,116 @@
+"""What `multicloud doctor` and `multicloud status` say where HAProxy's own checks are the samples."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.command import run
+from tests.console.test_doctor import one
+from tests.edge import wait_until
+from tests.test_run import Site, site
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def around(here: Site) -> dict[str, str]:
+    """The variables of a command about it."""
+    return {
+        "MULTICLOUD_CONF": str(here.conf),
+        "MULTICLOUD_SOCKET": here.address,
+        "MULTICLOUD_TIMES": str(here.times),
+    }
+
+
+def doctor(here: Site, *arguments: str) -> tuple[list[str], list[str]]:
+    """Problems and other findings."""
+    done = run("doctor", *arguments, environ=around(here))
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    wrong = [line for line in lines if line.startswith("problem ")]
+    assert done.returncode == bool(wrong)
+    return wrong, [line for line in lines if line not in wrong]
+
+
+def status(here: Site) -> str:
+    """What status says, in one line."""
+    return " ".join(run("status", environ=around(here)).stdout.split())
+
+
+def test_all_is_well_with_the_loop_beside_haproxy(tmp_path: Path) -> None:
+    with site(tmp_path) as here, here.beside():
+        wait_until(lambda: here.weights() == {"eu": 256, "us": 1}, 10, "weights")
+        for arguments in ((), ("-f", str(tmp_path / "haproxy.cfg"))):
+            wrong, others = doctor(here, *arguments)
+            assert wrong == []
+            one(others, "HAProxy's own checks of all 2 servers pass")
+            one(others, "app: `balance roundrobin` takes weights while HAProxy runs")
+            one(others, "2 servers are measured, and have the weights that they should have")
+            assert not any("external" in line or "multicloud-reweigh" in line for line in others)
+        assert "!" not in status(here)
+
+
+def test_own_checks_that_nobody_takes_as_samples_are_a_problem(tmp_path: Path) -> None:
+    with site(tmp_path) as here:
+        here.conf.write_text("")
+        wrong, _ = doctor(here)
+        line = one(wrong, "nobody takes that as samples")
+        assert "HAProxy checks the servers of app by itself" in line
+        assert f"write `backends = app` into {here.conf} and start multicloud-run" in line
+        assert not any("no server has an external check" in line for line in wrong)
+
+
+def test_a_loop_that_is_not_at_work_is_a_problem_told_once(tmp_path: Path) -> None:
+    with site(tmp_path) as here:
+        old = time.time() - 100
+        here.times.write_text(
+            "".join(f"app {name} 0.02 {old + second}\n" for second in range(9) for name in here.region)
+        )
+        assert "have not been recorded" not in status(here)  # it may be about to begin
+        wait_until(lambda: "have not been recorded" in status(here), 30, "patience")
+        wrong, _ = doctor(here)
+        line = one(wrong, "HAProxy's own checks of app have not been recorded")
+        assert "is `multicloud run` at work, with the same `times`?" in line
+        assert " since " in line
+        assert not any("no samples" in line for line in wrong)
+
+
+@pytest.mark.parametrize(
+    ("backends", "extra", "what"),
+    [
+        ("app,api", "", "api: HAProxy has no backend of that name with servers"),
+        ("app,bare", "backend bare\n    server ap 127.0.0.1:1\n", "bare: HAProxy does not check ap: write `check`"),
+        ("app,once", "backend once\n    server eu 127.0.0.1:1 track app/eu\n", "once: its servers track those of app"),
+    ],
+)
+def test_a_backend_that_cannot_be_measured_is_a_problem(tmp_path: Path, backends: str, extra: str, what: str) -> None:
+    with site(tmp_path, extra) as here, here.beside():
+        here.conf.write_text(f"backends = {backends}\n")
+        wait_until(lambda: here.weights() == {"eu": 256, "us": 1}, 10, "weights")
+        wrong, _ = doctor(here)
+        one(wrong, what)
+        assert what in status(here)
+
+
+def test_an_external_check_in_such_a_backend_is_a_problem(tmp_path: Path) -> None:
+    with site(tmp_path) as here:
+        text = here.text.replace("global\n", "global\n    insecure-fork-wanted\n    external-check\n")
+        command = (
+            '    option external-check\n    external-check path "/usr/bin:/bin"\n    external-check command true\n'
+        )
+        here.router.__exit__()
+        here.text = text.replace("    option httpchk GET /\n", command).replace("http-check expect", "# ")
+        with here.new():
+            wait_until(lambda: "option external-check` out of the backend" in " ".join(doctor(here)[0]), 10, "its name")
+
+
+def test_a_check_of_haproxys_own_that_fails_is_named_with_what_to_look_at(tmp_path: Path) -> None:
+    with site(tmp_path) as here, here.beside():
+        here.region["us"].status = 404
+        wait_until(lambda: any("app/us fails (L7STS" in line for line in doctor(here)[0]), 15, "the check fails")
+        wrong, others = doctor(here)
+        assert "are the path and the Host of `http-check send` right" in one(wrong, "HAProxy's check of app/us fails")
+        assert not any("own checks of all" in line for line in others)
