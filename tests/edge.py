@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from multicloud import runtime
 from multicloud.demo.regions import Regions
-from multicloud.demo.router import Router, configuration
+from multicloud.demo.router import BESIDE, Router, configuration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -112,7 +112,7 @@ class Edge:
         return path.read_text().splitlines() if path.exists() else []
 
     def log(self) -> str:
-        """What HAProxy and its checks said."""
+        """What HAProxy, its checks and multicloud-run said."""
         return (self.router.directory / "haproxy.log").read_text()
 
 
@@ -125,11 +125,13 @@ def edge(
     commands: Mapping[str, str] | None = None,
     configure: Callable[[str], str] = str,
     times: str = "",
+    beside: bool = False,
 ) -> Iterator[Edge]:
     """Run it: a region of each name with its delay in seconds.
 
     `interval` is that of the checks and, where `reweigh_interval` does not say otherwise, of the reweigh; `configure`
-    may change the configuration's text, and `times` is what the sample file holds at first.
+    may change the configuration's text, and `times` is what the sample file holds at first. `beside` has
+    multicloud-run set the weights in place of external checks and reweighs, and none of these be run.
     """
     with tempfile.TemporaryDirectory() as name, Regions(list(delays)) as regions:
         for region in regions:
@@ -142,8 +144,8 @@ def edge(
         listening = listen_anywhere(authority)
         router = Router(
             directory,
-            configure(configuration(regions)),
-            commands={"MULTICLOUD_CA_FILE": str(authority), **(commands or {})},
+            configure(configuration(regions, beside=beside)),
+            commands={"MULTICLOUD_CA_FILE": str(authority), **(BESIDE if beside else {}), **(commands or {})},
             environ={
                 **listening,
                 "MULTICLOUD_INTER": interval,

@@ -61,6 +61,14 @@ def test_traffic_goes_on_when_the_favourite_dies_and_it_comes_back_without_traff
         wait_until(lambda: running.weights() == RANKED, 30, "weights as before")
 
 
+def test_beside_haproxy_weights_become_256_1_0_0_and_traffic_goes_to_the_fastest_region() -> None:
+    with edge(FOUR, beside=True) as running:
+        wait_until(lambda: running.weights() == RANKED, 20, "weights 256/1/0/0")
+        answers = [running.get() for _ in range(50)]
+        assert {status for status, _ in answers} == {200}
+        assert sum(region == "eu.demo" for _, region in answers) >= 48
+
+
 def test_a_second_backend_is_ranked_on_its_own() -> None:
     def second(configuration: str) -> str:
         rest = configuration.partition("\nbackend upstream from regions\n")[2]

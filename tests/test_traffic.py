@@ -19,8 +19,8 @@ DELAYS = {"eu.demo": 0.010, "us.demo": 0.040, "ap.demo": 0.070, "sa.demo": 0.100
 RANKED = {"eu.demo": 256, "us.demo": 1, "ap.demo": 0, "sa.demo": 0}
 
 
-def at_shipped_pace() -> AbstractContextManager[Edge]:
-    return edge(DELAYS, interval="2s", reweigh_interval="3s")
+def at_shipped_pace(*, beside: bool = False) -> AbstractContextManager[Edge]:
+    return edge(DELAYS, interval="2s", reweigh_interval="3s", beside=beside)
 
 
 def failures(traffic: Traffic, fault: float | None = None) -> list[Answer]:
@@ -38,8 +38,9 @@ def settle(running: Edge) -> None:
     wait_until(lambda: running.weights() == RANKED, 30, "weights 256/1/0/0")
 
 
-def test_when_the_favourite_is_killed_no_request_fails() -> None:
-    with at_shipped_pace() as running:
+@pytest.mark.parametrize("beside", [False, True])
+def test_when_the_favourite_is_killed_no_request_fails(*, beside: bool) -> None:
+    with at_shipped_pace(beside=beside) as running:
         settle(running)
         with Traffic(running.port) as traffic:
             time.sleep(2)

@@ -475,7 +475,8 @@ def config(
 @click.option(
     "--stats-port", type=click.IntRange(1, 65535), default=9000, show_default=True, help="Port of the stats page."
 )
-def demo(duration: float | None, port: int, stats_port: int) -> None:
+@click.option("--beside", is_flag=True, help="With `multicloud run` beside HAProxy in place of external checks.")
+def demo(duration: float | None, port: int, stats_port: int, beside: bool) -> None:
     """Run it all on this machine, with simulated regions.
 
     Four cloud regions take turns in being the fastest, with a real HAProxy in front. Needs trustme:
@@ -486,13 +487,14 @@ def demo(duration: float | None, port: int, stats_port: int) -> None:
     Examples:
       multicloud demo
       multicloud demo --duration 60 --port 8088 --stats-port 9088
+      multicloud demo --beside
     """
     try:
         from multicloud import demo as demos
     except ImportError as error:
         raise missing(error, "demo") from None
     try:
-        with demos.running(port, stats_port) as running:
+        with demos.running(port, stats_port, beside=beside) as running:
             sources = settings.Sources({**os.environ, **running.router.settings})
             watch_status(sources, interval=1.0, duration=duration, heading=running.heading)
     except demos.DemoError as error:

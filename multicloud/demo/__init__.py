@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from multicloud.demo.regions import Regions, drift
-from multicloud.demo.router import DemoError, Router, configuration
+from multicloud.demo.router import BESIDE, DemoError, Router, configuration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,8 +45,8 @@ class Demo:
 
 
 @contextlib.contextmanager
-def running(port: int, stats_port: int) -> Iterator[Demo]:
-    """Run the demo. Raises DemoError."""
+def running(port: int, stats_port: int, *, beside: bool = False) -> Iterator[Demo]:
+    """Run the demo, with multicloud-run `beside` HAProxy or with external checks. Raises DemoError."""
     ports = {"PORT": port, "PROXY_PORT": port + 1, "STATS_PORT": stats_port, "STATS_PROXY_PORT": stats_port + 1}
     for number in ports.values():
         _require_free(number, list(ports.values()))
@@ -58,8 +58,8 @@ def running(port: int, stats_port: int) -> Iterator[Demo]:
         regions.run(drift(regions), wait=False)
         router = Router(
             Path(name),
-            configuration(regions),
-            commands={"MULTICLOUD_CA_FILE": str(authority), **PACE},
+            configuration(regions, beside=beside),
+            commands={"MULTICLOUD_CA_FILE": str(authority), **PACE, **(BESIDE if beside else {})},
             environ={
                 **{variable: str(number) for variable, number in ports.items()},
                 "ADDRESS": "127.0.0.1",

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     from multicloud.demo.regions import Regions
 
+BESIDE = {"MULTICLOUD_BACKENDS": "upstream"}
+"""With these settings multicloud-run sets the weights of what `configuration` writes."""
+
 
 class DemoError(Exception):
     """The demo cannot run. The text says why and what to do."""
@@ -33,8 +36,9 @@ class DemoError(Exception):
 class Router:
     """A running HAProxy with a configuration; a context manager.
 
-    `commands` are the settings that its two commands get, and `environ` is for the configuration itself. Its files
-    are in `directory`: `haproxy.cfg`, `haproxy.log`, the Runtime API's socket and `times.txt`.
+    `commands` are the settings that its commands get, and `environ` is for the configuration itself. Where they name
+    backends (MULTICLOUD_BACKENDS), multicloud-run is started beside HAProxy. Files are in `directory`: `haproxy.cfg`,
+    `haproxy.log` with what all of them say, the Runtime API's socket and `times.txt`.
     """
 
     def __init__(
@@ -50,10 +54,12 @@ class Router:
         self._environ = {**os.environ, **environ, **places}
         for command in ("check", "reweigh"):
             self._environ[f"MULTICLOUD_{command.upper()}"] = str(self._wrapper(f"multicloud-{command}"))
+        self._run = self._wrapper("multicloud-run") if "MULTICLOUD_BACKENDS" in commands else None
         self._configuration = directory / "haproxy.cfg"
         self._configuration.write_text(configuration)
         self._log = directory / "haproxy.log"
         self._processes: list[subprocess.Popen[bytes]] = []
+        self.beside: subprocess.Popen[bytes] | None = None
 
     def _wrapper(self, command: str) -> Path:
         """A script that gives a command its settings: in the clean environment of a check there are none."""
@@ -68,10 +74,11 @@ class Router:
 
     def __enter__(self) -> Self:
         self._start()
+        self.start_beside()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self._processes:
+        for process in (*([self.beside] if self.beside else []), *self._processes):
             process.terminate()
             try:
                 process.wait(timeout=5)
@@ -79,6 +86,14 @@ class Router:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)  # checks that are still under way
                 process.wait()
+
+    def start_beside(self) -> None:
+        """Start multicloud-run, where it is wanted."""
+        if self._run:
+            with self._log.open("ab") as log:
+                self.beside = subprocess.Popen(
+                    [self._run], stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
+                )
 
     def reload(self) -> None:
         """Let a new HAProxy take over from the running one, as `systemctl reload haproxy` does."""
@@ -114,13 +129,17 @@ class Router:
             return ""
 
 
-def configuration(regions: Regions) -> str:
-    """The project's haproxy.cfg for the HAProxy that will run it, with the regions as its servers."""
+def configuration(regions: Regions, *, beside: bool = False) -> str:
+    """The project's haproxy.cfg for the HAProxy that will run it, with the regions as its servers.
+
+    `beside` has HAProxy check them itself, for multicloud-run.
+    """
     try:
         version = config.installed_version({"HAPROXY_BINARY": haproxy_binary()})
     except config.ConfigError as error:
         raise DemoError(str(error)) from None
-    return template.configuration([Server(region.name, "127.0.0.1", region.port) for region in regions], version)
+    servers = [Server(region.name, "127.0.0.1", region.port) for region in regions]
+    return template.configuration(servers, version, beside=beside)
 
 
 def haproxy_binary() -> str:

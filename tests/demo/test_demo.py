@@ -64,11 +64,15 @@ def processes_with(text: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, None])
-def test_it_serves_and_shows_and_leaves_nothing_behind(temporary: Path, end: signal.Signals | None) -> None:
+@pytest.mark.parametrize(
+    ("end", "way"), [(signal.SIGINT, []), (signal.SIGTERM, []), (None, []), (signal.SIGINT, ["--beside"])]
+)
+def test_it_serves_and_shows_and_leaves_nothing_behind(
+    temporary: Path, end: signal.Signals | None, way: list[str]
+) -> None:
     port, stats_port = demo_ports()
     duration = ["--duration", "6"] if end is None else []
-    demo = start(temporary, "--port", str(port), "--stats-port", str(stats_port), *duration)
+    demo = start(temporary, "--port", str(port), "--stats-port", str(stats_port), *duration, *way)
     try:
         assert demo.stdout
         shown = demo.stdout.readline() + demo.stdout.readline()
@@ -84,6 +88,20 @@ def test_it_serves_and_shows_and_leaves_nothing_behind(temporary: Path, end: sig
     assert demo.returncode == (143 if end is signal.SIGTERM else 0)
     assert list(temporary.iterdir()) == []
     assert processes_with(str(temporary)) == []
+
+
+def test_beside_it_has_no_external_checks_and_measures(temporary: Path) -> None:
+    port, stats_port = demo_ports()
+    demo = start(temporary, "--port", str(port), "--stats-port", str(stats_port), "--duration", "8", "--beside")
+    try:
+        wait_until(lambda: bool(list(temporary.glob("*/times.txt"))), 20, "samples")
+        [written] = temporary.glob("*/haproxy.cfg")
+        assert "external-check" not in written.read_text()
+        out, err = demo.communicate(timeout=30)
+    finally:
+        demo.kill()
+    assert (demo.returncode, err) == (0, "")
+    assert "multicloud-run" not in out  # no problem is shown
 
 
 def test_a_taken_port_is_one_clear_line(temporary: Path) -> None:
