@@ -99,6 +99,12 @@ class Router:
         """Let a new HAProxy take over from the running one, as `systemctl reload haproxy` does."""
         self._start("-x", self.settings["MULTICLOUD_SOCKET"], "-sf", str(self._processes[-1].pid))
 
+    def restart(self) -> None:
+        """End HAProxy, and start a new one."""
+        self._processes[-1].terminate()
+        self._processes[-1].wait()
+        self._start()
+
     def _start(self, *options: str) -> None:
         before = self._pid()
         with self._log.open("ab") as log:

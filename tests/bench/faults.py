@@ -311,6 +311,31 @@ def every_check_fails(scene: Scene) -> Iterator[Deed]:
 
 
 @contextlib.contextmanager
+def run_killed(scene: Scene) -> Iterator[Deed]:
+    router = scene.running.router
+    assert router.beside
+    router.beside.kill()
+    router.beside.wait()
+    yield Deed("multicloud-run is killed")
+    router.start_beside()
+
+
+@contextlib.contextmanager
+def run_stopped(scene: Scene) -> Iterator[Deed]:
+    process = scene.running.router.beside
+    assert process
+    process.send_signal(signal.SIGSTOP)
+    yield Deed("multicloud-run is stopped (SIGSTOP)")
+    process.send_signal(signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def restarted(scene: Scene) -> Iterator[Deed]:
+    scene.running.router.restart()
+    yield Deed("HAProxy is restarted", until(0.0))
+
+
+@contextlib.contextmanager
 def reloaded(scene: Scene) -> Iterator[Deed]:
     scene.running.router.reload()
     yield Deed("HAProxy is reloaded")
@@ -343,7 +368,7 @@ class Fault(NamedTuple):
     chances: int = 2
 
 
-FAULTS = (
+OF_REGIONS_AND_FILE = (
     Fault("a region dies", dies, "region", chances=4),
     Fault("favourite and backup die", two_die, "region"),
     Fault("a region hangs", hangs, "region", chances=4),
@@ -356,12 +381,25 @@ FAULTS = (
     Fault("sample file filled with garbage", file_filled, "file", chances=3),
     Fault("sample file locked", file_locked, "file"),
     Fault("sample file unwritable", file_unwritable, "file"),
+)
+OF_CHECKS = (
     Fault("checks killed", checks_killed, "checks"),
     Fault("checks stopped", checks_stopped, "checks", (1, 15)),
     Fault("two reweighs at once", two_reweighs, "checks", (1, 5)),
     Fault("reweigh broken", reweigh_breaks, "checks", (5, 15), 1),
     Fault("every check fails", every_check_fails, "alone", (8, 20), 1),
+)
+OF_RUN = (
+    Fault("multicloud-run killed", run_killed, "checks", (1, 15), 3),
+    Fault("multicloud-run stopped", run_stopped, "checks", (1, 15)),
+    Fault("two reweighs at once", two_reweighs, "checks", (1, 5)),
+    Fault("HAProxy restarted", restarted, "haproxy", (1, 10)),
+)
+OF_HAPROXY = (
     Fault("HAProxy reloaded", reloaded, "haproxy", (1, 10), 3),
     Fault("DNS silent", dns_silent, "haproxy", (10, 70), 1),
     Fault("DNS knows no name", dns_forgets, "haproxy", (10, 70), 1),
 )
+FAULTS = (*OF_REGIONS_AND_FILE, *OF_CHECKS, *OF_HAPROXY)
+BESIDE = (*OF_REGIONS_AND_FILE, *OF_RUN, *OF_HAPROXY)
+"""Of external checks, and of multicloud-run beside HAProxy."""

@@ -2,12 +2,13 @@
 
     python -m tests.bench.storm                            ten minutes
     python -m tests.bench.storm --seconds 3600 --seed 1    an hour; the same seed draws the same faults
+    python -m tests.bench.storm --beside                   with multicloud-run in place of external checks
 
 The shipped haproxy.cfg in front of four regions of 10, 40, 70 and 100 ms, found by their host names through a name
 server on this machine, with 50 requests a second: GET over new and kept connections, and POST. Regions die, hang, slow
 down or answer 500; the sample file is deleted, cut, filled with garbage, locked or unwritable; checks are killed and
-stopped; HAProxy is reloaded; DNS goes away (tests.bench.faults). Each fault is undone after a while, and the next one
-waits until all is as it should be. One time in four a second fault comes on top.
+stopped, or multicloud-run is; HAProxy is reloaded; DNS goes away (tests.bench.faults). Each fault is undone after a
+while, and the next one waits until all is as it should be. One time in four a second fault comes on top.
 
 After each it prints how soon the right region led, by the regions' true delays, and which requests failed. At the end:
 all faults, what failed beyond what docs/promises.md allows, and what grew. Exit code 1 where a request failed beyond
@@ -31,7 +32,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud.demo.router import haproxy_binary
 from multicloud.runtime import RuntimeAPIError
-from tests.bench.faults import FAULTS, TOGETHER, Deed, Fault, Scene, processes
+from tests.bench.faults import BESIDE, FAULTS, TOGETHER, Deed, Fault, Scene, processes
 from tests.bench.load import TIMEOUT, Failure, Load
 from tests.edge import Edge, edge
 from tests.names import NameServer, by_name, name_server
@@ -84,7 +85,7 @@ class Result(NamedTuple):
 
 
 @contextlib.contextmanager
-def started() -> Iterator[tuple[Edge, NameServer]]:
+def started(*, beside: bool) -> Iterator[tuple[Edge, NameServer]]:
     """The router with the shipped configuration at its pace, in front of its regions, and their name server."""
     with name_server() as names:
 
@@ -92,7 +93,7 @@ def started() -> Iterator[tuple[Edge, NameServer]]:
             # At the start HAProxy knows the addresses from the system, before it asks for them itself.
             return by_name(names.address)(text).replace("init-addr none", "init-addr 127.0.0.1")
 
-        with edge(DELAYS, interval="2s", reweigh_interval="3s", configure=configure) as running:
+        with edge(DELAYS, interval="2s", reweigh_interval="3s", configure=configure, beside=beside) as running:
             yield running, names
 
 
@@ -147,11 +148,12 @@ def watch(seconds: float, condition: Callable[[], bool], enough: float = math.in
 class Storm:
     """Fault after fault, and what became of each."""
 
-    def __init__(self, scene: Scene, load: Load) -> None:
+    def __init__(self, scene: Scene, load: Load, faults: Sequence[Fault]) -> None:
         self.results: dict[str, list[Result]] = {}
         self.reopened = 0
         self._scene = scene
         self._load = load
+        self._faults = faults
         self._events: list[Event] = []
         self._began = time.monotonic()
         self._files = set(os.listdir(scene.running.router.directory))
@@ -161,7 +163,7 @@ class Storm:
         """Do faults for so long; the last one is seen to its end."""
         self._settle("all is well")
         while time.monotonic() < self._began + seconds:
-            self._episode(drawn(self._scene.draw))
+            self._episode(drawn(self._scene.draw, self._faults))
 
     def end(self) -> None:
         """Judge what was under way."""
@@ -224,17 +226,17 @@ class Storm:
         self._events.clear()
 
 
-def drawn(draw: random.Random) -> list[Fault]:
+def drawn(draw: random.Random, everything: Sequence[Fault]) -> list[Fault]:
     """A fault, or two that may come together."""
 
     def one_of(faults: Sequence[Fault]) -> Fault:
         return draw.choices(faults, [fault.chances for fault in faults])[0]
 
-    first = one_of(FAULTS)
+    first = one_of(everything)
     if first.group == "alone" or draw.random() >= OVERLAPS:
         return [first]
-    others = [each for each in FAULTS if each.group not in ("alone", first.group)]
-    return [first, one_of([*others, *(each for each in FAULTS if each.group == first.group == "region")])]
+    others = [each for each in everything if each.group not in ("alone", first.group)]
+    return [first, one_of([*others, *(each for each in everything if each.group == first.group == "region")])]
 
 
 def is_allowed(failure: Failure, events: Sequence[Event]) -> bool:
@@ -261,9 +263,12 @@ def sizes(running: Edge, files: set[str]) -> dict[str, float]:
     newest = Path("/proc", str(min(alive, key=lambda each: each.age).pid))
     directory = running.router.directory
     samples = directory / "times.txt"
+    measured = {"HAProxy": newest}
+    if running.router.beside:
+        measured["multicloud-run"] = Path("/proc", str(running.router.beside.pid))
     return {
-        "HAProxy: descriptors": len(os.listdir(newest / "fd")),
-        "HAProxy: resident memory, MB": _resident(newest),
+        **{f"{name}: descriptors": len(os.listdir(path / "fd")) for name, path in measured.items()},
+        **{f"{name}: resident memory, MB": _resident(path) for name, path in measured.items()},
         "HAProxy: processes": len(alive),
         f"checks older than {OLD:.0f} s": sum(each.age > OLD and not each.haproxy for each in found),
         "sample file, kB": samples.stat().st_size / 1000 if samples.exists() else 0,
@@ -310,12 +315,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.storm", description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=600.0, help="how long (600)")
     parser.add_argument("--seed", type=int, default=1, help="what the faults are drawn from (1)")
+    parser.add_argument("--beside", action="store_true", help="with multicloud-run in place of external checks")
     options = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     print(f"{haproxy_binary()}, seed {options.seed}, {options.seconds:.0f} s")
-    with started() as (running, names), Load(running.port, options.seed) as load:
-        storm = Storm(Scene(running, names, random.Random(options.seed)), load)
+    with started(beside=options.beside) as (running, names), Load(running.port, options.seed) as load:
+        scene = Scene(running, names, random.Random(options.seed))
+        storm = Storm(scene, load, BESIDE if options.beside else FAULTS)
         try:
             storm.run(options.seconds)
         except KeyboardInterrupt:
