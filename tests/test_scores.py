@@ -106,6 +106,24 @@ def test_less_is_no_slowdown(newest_first: list[float]) -> None:
     assert (len(counted.counted), counted.since) == (min(30, len(newest_first)), None)
 
 
+@pytest.mark.parametrize(
+    ("newest_first", "counting"),
+    [
+        ([0.02] * 4 + [0.3] * 4, 4),
+        ([0.74] * 4 + [1.0] * 26, 4),
+        ([0.75] * 4 + [1.0] * 26, 30),
+        ([0.3] * 2 + [0.02] * 8, 2),
+        ([1.0] * 2 + [0.74] * 28, 2),
+        ([1.0] * 2 + [0.75] * 28, 30),
+        ([0.3] * 2 + [0.02] * 28 + [0.3] * 4, 2),
+        ([0.3] * 2 + [0.02] * 27 + [0.3], 30),
+    ],
+)
+def test_the_least_that_is_a_change_and_the_most_that_is_none(newest_first: list[float], counting: int) -> None:
+    counted = scores({EU: [(value, NOW, False) for value in newest_first]}, now=NOW)[EU]
+    assert (len(counted.counted), counted.since) == (counting, None if counting == 30 else NOW)
+
+
 def test_a_score_says_since_when_it_counts() -> None:
     newest_first = [(0.3 if age < 3 else 0.02, NOW - age, False) for age in range(30)]
     scored = scores({EU: newest_first}, now=NOW)[EU]
@@ -173,6 +191,11 @@ def test_a_single_failure_matters_not_even_where_few_count_after_a_change() -> N
     assert outcome("x...." + "s" * 25).seconds == pytest.approx(0.02)
 
 
+def test_a_single_failure_makes_no_percentile_a_mean() -> None:
+    score = outcome("x" + "..s" * 8, percentile=50)
+    assert (score.seconds, score.percentile, score.failed) == (0.02, 50, 1)
+
+
 def test_a_server_of_which_nothing_but_a_failure_is_known_is_scored_by_it() -> None:
     assert outcome("x").seconds == 2.0
 
@@ -184,13 +207,16 @@ def test_two_failures_among_those_that_count_make_it_the_mean() -> None:
     assert outcome("x..x.").seconds == pytest.approx((3 * 0.02 + 4) / 5)
 
 
-def test_a_percentile_that_is_more_than_the_mean_stays() -> None:
-    assert outcome("x..x..x..x..x" + "." * 17).seconds == 2.0
+def test_a_percentile_that_is_not_less_than_the_mean_stays() -> None:
+    for checks in ("x..x..x..x..x" + "." * 17, "x" * 30):
+        score = outcome(checks)
+        assert (score.seconds, score.percentile) == (2.0, 90)
 
 
 def test_after_two_failures_in_a_row_four_good_checks_are_a_return() -> None:
     for good in range(4):
         assert outcome("." * good + "xx" + "." * 24).seconds > 0.1
+    assert outcome("....xx").failed == 0
     for good in range(4, 30):
         for before in ("xx", "xxx", "x" * 26):
             score = outcome("." * good + before + "." * 24)
