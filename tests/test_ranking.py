@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multicloud import ranking
-from multicloud.ranking import DOWN, DRAIN, MAINT, UP, Server
+from multicloud.ranking import DOWN, DRAIN, MAINT, UP, Reason, Server
 
 Scores = dict[tuple[str, str], float]
 
@@ -36,11 +36,18 @@ def apply(members: list[Server], changes: list[tuple[Server, int]]) -> dict[str,
     return {server.name: server.weight for server in members} | {server.name: weight for server, weight in changes}
 
 
-def weights(states: str, values: list[float | None], current: list[int], **settings: float) -> list[int]:
-    """New weights of servers a, b, c …; `states` has a letter for each: U, D, M or R (drain)."""
-    state = {"U": UP, "D": DOWN, "M": MAINT, "R": DRAIN}
+def servers_of(states: str, values: list[float | None], current: list[int]) -> tuple[list[Server], Scores]:
+    """Servers a, b, c … and their scores; `states` has a letter for each: U, D, M, N (no address) or R (drain)."""
+    state = {"U": UP, "D": DOWN, "M": MAINT, "N": MAINT, "R": DRAIN}
     members = [Server("b", chr(97 + i), state[letter], current[i]) for i, letter in enumerate(states)]
-    scored = {("b", chr(97 + i)): value for i, value in enumerate(values) if value is not None}
+    for server, letter in zip(members, states, strict=True):
+        server.unresolved = server.unresolved or letter == "N"
+    return members, {("b", chr(97 + i)): value for i, value in enumerate(values) if value is not None}
+
+
+def weights(states: str, values: list[float | None], current: list[int], **settings: float) -> list[int]:
+    """New weights of the servers a, b, c … of `servers_of`."""
+    members, scored = servers_of(states, values, current)
     return list(apply(members, rank(members, scored, **settings)).values())
 
 
@@ -172,9 +179,12 @@ def test_a_wider_tolerance_takes_nobody_out_of_the_band(
     ("states", "values", "current", "settings", "expected"),
     [
         ("UUUU", [0.03, 0.02, 0.05, 0.04], [1, 1, 1, 1], {}, [1, 256, 0, 0]),
+        ("UUU", [0.04, 0.03, 0.02], [1, 1, 1], {}, [0, 1, 256]),
         ("UUU", [0.02, 0.02, 0.02], [1, 1, 1], {}, [256, 1, 0]),
         ("UU", [0.02, 0.019], [256, 1], {}, [256, 1]),
+        ("UU", [0.02, 0.01801], [256, 1], {}, [256, 1]),
         ("UU", [0.02, 0.0179], [256, 1], {}, [1, 256]),
+        ("UU", [None, 0.02], [256, 1], {"hysteresis": 100}, [1, 256]),
         ("UU", [0.02, 0.019], [256, 1], {"hysteresis": 0}, [1, 256]),
         ("UU", [0.02, 0.02], [1, 256], {"hysteresis": 0}, [1, 256]),
         ("UU", [0.02, 0.02], [256, 256], {}, [256, 1]),
@@ -203,8 +213,72 @@ def test_examples(
     assert weights(states, values, current, **settings) == expected
 
 
+ALONE = (None, 0)
+
+
+@pytest.mark.parametrize(
+    ("states", "values", "current", "settings", "expected"),
+    [
+        (
+            "UUU",
+            [0.02, 0.03, 0.04],
+            [1, 1, 1],
+            {},
+            [(Reason.FASTEST, *ALONE), (Reason.BACKUP, *ALONE), (Reason.SLOWER, *ALONE)],
+        ),
+        ("UU", [0.02, 0.01], [256, 1], {}, [(Reason.BACKUP, *ALONE), (Reason.FASTEST, "a", 50)]),
+        ("UU", [0.02, 0.019], [256, 1], {}, [(Reason.KEPT, "b", 5), (Reason.BACKUP, *ALONE)]),
+        ("UU", [0.02, 0.04], [256, 256], {}, [(Reason.FASTEST, *ALONE), (Reason.BACKUP, *ALONE)]),
+        (
+            "UU",
+            [0.02, 0.04],
+            [0, 1],
+            {"favorite": 1, "backup": 1},
+            [(Reason.FASTEST, *ALONE), (Reason.BACKUP, *ALONE)],
+        ),
+        ("UU", [0.02, 0.04], [1, 256], {"tolerance": 5}, [(Reason.FASTEST, *ALONE), (Reason.BACKUP, *ALONE)]),
+        ("UU", [0.5, 0.75], [1, 1], {"tolerance": 250}, [(Reason.FASTEST, *ALONE), (Reason.WITHIN_TOLERANCE, "a", 33)]),
+        (
+            "UUU",
+            [0.020, 0.026, 0.03],
+            [256, 256, 0],
+            {"tolerance": 5},
+            [(Reason.FASTEST, *ALONE), (Reason.KEPT, "a", 23), (Reason.BACKUP, *ALONE)],
+        ),
+        ("UU", [0.02, None], [1, 256], {}, [(Reason.FASTEST, *ALONE), (Reason.NO_SAMPLES, *ALONE)]),
+        (
+            "DUMNR",
+            [0.01, 0.02, None, None, None],
+            [0, 1, 1, 1, 1],
+            {},
+            [
+                (Reason.DOWN, *ALONE),
+                (Reason.FASTEST, *ALONE),
+                (Reason.MAINTENANCE, *ALONE),
+                (Reason.UNRESOLVED, *ALONE),
+                (Reason.DRAIN, *ALONE),
+            ],
+        ),
+        ("DD", [0.01, 0.02], [256, 1], {}, [(Reason.NONE_UP, *ALONE)] * 2),
+        ("UM", [None, None], [256, 1], {}, [(Reason.NONE_MEASURED, *ALONE)] * 2),
+    ],
+)
+def test_a_decision_has_its_reason_the_other_server_and_by_how_many_percent_it_is_faster(
+    states: str,
+    values: list[float | None],
+    current: list[int],
+    settings: dict[str, float],
+    expected: list[tuple[Reason, str | None, float]],
+) -> None:
+    members, scored = servers_of(states, values, current)
+    decisions = ranking.rank(members, scored, **settings)  # type: ignore[arg-type]
+    found = [(each.reason, each.other and each.other.name, round(each.percent)) for each in decisions]
+    assert found == expected
+
+
 def test_each_backend_is_ranked_on_its_own() -> None:
-    members = [Server(backend, name, UP, 1) for backend in ("one", "two") for name in ("a", "b")]
+    members = [Server(backend, name, UP, 1) for backend in ("one", "unmeasured", "two") for name in ("a", "b")]
     scored = {("one", "a"): 0.01, ("one", "b"): 0.02, ("two", "a"): 0.9, ("two", "b"): 0.8}
     changes = {(server.backend, server.name): weight for server, weight in rank(members, scored)}
     assert changes == {("one", "a"): 256, ("two", "b"): 256}
+    assert [decision.server for decision in ranking.rank(members, scored)] == members
