@@ -6,11 +6,13 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import socket
 import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +45,9 @@ def read_text(tmp_path: Path, text: str | bytes, newest: int = 30) -> samples.Sa
 def test_a_sample_is_a_line_of_backend_server_seconds_and_time(times: str) -> None:
     samples.append(times, "upstream", "eu.example.com", 0.0842131, 1763870000.1234)
     assert Path(times).read_text() == "upstream eu.example.com 0.084213 1763870000.123\n"
-    assert samples.read(times, 30).series == {EU: [(0.084213, 1763870000.123, False)]}
+    found = samples.read(times, 30)
+    assert (found.series, found.size) == ({EU: [(0.084213, 1763870000.123, False)]}, os.path.getsize(times))
+    assert samples.line(*EU, 0.1, 5) == b"upstream eu.example.com 0.100000 5.000\n"
 
 
 def test_samples_are_read_newest_first_and_no_more_than_asked_for(times: str) -> None:
@@ -57,7 +61,33 @@ def test_samples_are_read_newest_first_and_no_more_than_asked_for(times: str) ->
 
 
 def test_there_are_no_samples_where_there_is_no_file(times: str) -> None:
-    assert samples.read(times, 30).series == {}
+    found = samples.read(times, 30)
+    assert (found.series, found.lines, found.size, samples.trim(times, 30)) == ({}, 0, 0, 0)
+    assert not os.path.exists(times)
+
+
+def test_a_new_file_is_for_its_owner_to_write_and_for_the_group_to_read(times: str) -> None:
+    before = os.umask(0)
+    try:
+        samples.append(times, *EU, 0.1, 5)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(os.stat(times).st_mode) == 0o640
+
+
+@pytest.mark.parametrize(("text", "lines"), [("", 0), ("\n", 1), ("upstream eu.example.com 0.1 5", 0)])
+def test_a_file_without_a_whole_line_of_a_server_has_no_samples(tmp_path: Path, text: str, lines: int) -> None:
+    found = read_text(tmp_path, text)
+    assert (found.series, found.lines, found.garbage) == ({}, lines, lines)
+
+
+@pytest.mark.parametrize("numbers", ["3600 5", "0.000001 5", "0.1 0", "0.1 1e11"])
+def test_the_largest_and_smallest_numbers_are_read_and_kept(times: str, numbers: str) -> None:
+    seconds, when = map(float, numbers.split())
+    Path(times).write_text(f"upstream eu.example.com {numbers}\n?\n")
+    assert samples.read(times, 30).series == {EU: [(seconds, when, False)]}
+    assert samples.trim(times, 30) == 1
+    assert samples.read(times, 30).series == {EU: [(seconds, when, False)]}
 
 
 def test_lines_of_three_fields_are_samples_without_a_time(tmp_path: Path) -> None:
@@ -137,7 +167,7 @@ def test_an_unfinished_line_is_not_continued(times: str) -> None:
 
 @pytest.mark.parametrize("name", ["a b", "a\nb", "", "a/b", "$(id)", "é", "not UTF-8: \udcff"])
 def test_a_name_that_haproxy_does_not_allow_is_not_written(times: str, name: str) -> None:
-    with pytest.raises(samples.SampleFileError):
+    with pytest.raises(samples.SampleFileError, match="not the names of a backend and a server: 'upstream' "):
         samples.append(times, "upstream", name, 0.1, 5)
     assert not Path(times).exists()
 
@@ -173,7 +203,7 @@ def test_a_flood_of_lines_that_are_no_samples_is_not_read_to_its_end_and_is_trim
     assert found.series == {EU: [(0.1, 5.0, False)]}
     assert samples.MAX_GARBAGE < found.garbage < 2_000_000
     samples.trim(times, 30)
-    assert Path(times).read_bytes() in (good, 2 * good)
+    assert Path(times).read_bytes() == good
 
 
 def test_a_lock_that_is_never_released_does_not_hold_an_append_for_long(times: str) -> None:
@@ -184,6 +214,47 @@ def test_a_lock_that_is_never_released_does_not_hold_an_append_for_long(times: s
             samples.append(times, *EU, 0.2, 6)
     samples.append(times, *EU, 0.3, 7)
     assert samples.read(times, 30).series[EU] == [(0.3, 7.0, False), (0.1, 5.0, False)]
+
+
+def test_an_append_waits_for_a_lock_that_is_soon_released(times: str) -> None:
+    samples.append(times, *EU, 0.1, 5)
+    with open(times) as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        threading.Timer(0.05, fcntl.flock, (held, fcntl.LOCK_UN)).start()
+        samples.append(times, *EU, 0.2, 6)
+    assert samples.read(times, 30).series[EU] == [(0.2, 6.0, False), (0.1, 5.0, False)]
+
+
+def test_a_file_that_is_removed_while_an_append_takes_its_lock_is_made_again(
+    times: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples.append(times, *EU, 0.1, 5)
+    original = fcntl.flock
+
+    def remove_then_lock(fd: int, operation: int) -> None:
+        monkeypatch.undo()
+        os.unlink(times)
+        original(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", remove_then_lock)
+    samples.append(times, *EU, 0.2, 6)
+    assert samples.read(times, 30).series[EU] == [(0.2, 6.0, False)]
+
+
+def test_a_directory_that_is_not_there_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "none" / "times.txt"
+    with pytest.raises(samples.SampleFileError, match=f"^{re.escape(str(path))}: no such directory$"):
+        samples.append(str(path), *EU, 0.1, 5)
+
+
+def test_a_file_that_has_grown_to_its_limit_takes_no_more(times: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples, "MAX_BYTES", len(lines_of(1)) + 1)
+    samples.append(times, *EU, 0.1, 1)
+    samples.append(times, *EU, 0.2, 2)
+    monkeypatch.setattr(samples, "MAX_BYTES", len(lines_of(1, 2)))
+    with pytest.raises(samples.SampleFileError, match="has grown to 0 MiB"):
+        samples.append(times, *EU, 0.3, 3)
+    assert Path(times).read_text() == lines_of(1, 2)
 
 
 def test_a_trim_leaves_the_newest_of_each_server_in_order(times: str) -> None:
@@ -203,12 +274,13 @@ def test_a_trim_leaves_the_newest_of_each_server_in_order(times: str) -> None:
     assert samples.trim(times, 2) == 0
 
 
-def test_a_trim_keeps_owner_and_mode_and_leaves_no_other_file(times: str) -> None:
+@pytest.mark.parametrize("owner", [(1234, 1234), (1234, 0), (0, 1234)])
+def test_a_trim_keeps_owner_and_mode_and_leaves_no_other_file(times: str, owner: tuple[int, int]) -> None:
     for i in range(1, 6):
         samples.append(times, *EU, i / 10, i)
     os.chmod(times, 0o640)
     if os.geteuid() == 0:
-        os.chown(times, 1234, 1234)
+        os.chown(times, *owner)
     before = os.stat(times)
     samples.trim(times, 1)
     after = os.stat(times)
@@ -260,7 +332,7 @@ def test_whatever_the_system_refuses_is_a_sample_file_error_and_leaves_nothing_o
     before = os.listdir("/proc/self/fd")
     with monkeypatch.context() as patched:
         patched.setattr(module, call, refuse)
-        with pytest.raises(samples.SampleFileError, match=os.strerror(number).lower()):
+        with pytest.raises(samples.SampleFileError, match=f"^{re.escape(times)}: {os.strerror(number).lower()}$"):
             USES[use](times)
     assert os.listdir("/proc/self/fd") == before
     assert Path(times).read_text() == "upstream eu.example.com 0.1 5\n" * 3
@@ -272,7 +344,7 @@ def test_whatever_the_system_refuses_is_a_sample_file_error_and_leaves_nothing_o
 def test_a_trim_that_cannot_put_a_file_in_its_place_shrinks_the_one_that_is_there(
     times: str, monkeypatch: pytest.MonkeyPatch, call: str, number: int
 ) -> None:
-    Path(times).write_text(lines_of(1, 2, 3) + "upstream eu.exam")
+    Path(times).write_text("?\n" + lines_of(1, 2, 3) + "upstream eu.exam")
     inode = os.stat(times).st_ino
 
     def refuse(*_: object) -> None:
@@ -281,11 +353,36 @@ def test_a_trim_that_cannot_put_a_file_in_its_place_shrinks_the_one_that_is_ther
     before = os.listdir("/proc/self/fd")
     with monkeypatch.context() as patched:
         patched.setattr(os, call, refuse)
-        assert samples.trim(times, 2) == 1
+        assert samples.trim(times, 2) == 2
     assert os.listdir("/proc/self/fd") == before
     assert os.listdir(os.path.dirname(times)) == ["times.txt"]
     assert Path(times).read_text() == lines_of(2, 3) + "upstream eu.exam"
     assert os.stat(times).st_ino == inode
+
+
+def test_a_file_is_shrunk_to_the_end_however_little_is_written_at_once(
+    times: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(times).write_text(lines_of(1, 2, 3, 4))
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: pwrite(fd, data[:7], offset))
+    monkeypatch.setattr(os, "rename", lambda *_: (_ for _ in ()).throw(OSError(errno.EBUSY, "")))
+    assert samples.trim(times, 2) == 2
+    assert Path(times).read_text() == lines_of(3, 4)
+
+
+def test_a_trim_tells_an_unfinished_line_from_what_was_appended(times: str) -> None:
+    Path(times).write_text(lines_of(*range(1, 300)) + "upstream eu")
+    assert samples.trim(times, 1) == 298
+    assert Path(times).read_text() == lines_of(299) + "upstream eu"
+
+
+def test_one_trim_is_at_work_at_a_time(times: str) -> None:
+    Path(times).write_text(lines_of(1, 2, 3))
+    with open(f"{times}.trim", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert samples.trim(times, 1) == 0
+    assert Path(times).read_text() == lines_of(1, 2, 3)
 
 
 @pytest.mark.parametrize("done", range(len("upstream eu.example.com 0.1 1\n") * 2))
@@ -374,22 +471,25 @@ def half_a_line(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "after"),
+    ("change", "after", "dropped"),
     [
-        (append_two, lines_of(3, 4, 5)),
-        (half_a_line, lines_of(3) + "upstream eu.example.com 0.4"),
-        (replace, lines_of(4, 5)),
-        (truncate, ""),
-        (truncate_and_grow, lines_of(4, 5, 6, 7)),
-        (remove, None),
+        (append_two, lines_of(3, 4, 5), 2),
+        (half_a_line, lines_of(3) + "upstream eu.example.com 0.4", 2),
+        (replace, lines_of(4, 5), 0),
+        (truncate, "", 0),
+        (truncate_and_grow, lines_of(4, 5, 6, 7), 0),
+        (remove, None, 0),
     ],
 )
+@pytest.mark.parametrize("shrinks", [False, True])
 def test_what_happens_to_the_file_while_a_trim_reads_it_is_kept(
-    times: str, monkeypatch: pytest.MonkeyPatch, change: Change, after: str | None
+    times: str, monkeypatch: pytest.MonkeyPatch, change: Change, after: str | None, dropped: int, shrinks: bool
 ) -> None:
     Path(times).write_text(lines_of(1, 2, 3))
     interfere(monkeypatch, times, change)
-    samples.trim(times, 1)
+    if shrinks:
+        monkeypatch.setattr(os, "fchmod", lambda *_: (_ for _ in ()).throw(OSError(errno.EPERM, "")))
+    assert samples.trim(times, 1) == dropped
     assert (Path(times).read_text() if os.path.exists(times) else None) == after
     assert not os.path.exists(f"{times}.trim")
 
@@ -445,6 +545,7 @@ def test_any_number_of_made_up_servers_hides_no_server_known_before(
     flood = "".join(f"upstream s{i} {numbers}\n" for i in range(20))
     path.write_text(lines_of(1, 2) + flood + lines_of(3))
     assert samples.read(str(path), 30).series[EU] == [(0.3, 3.0, False), (0.2, 2.0, False), (0.1, 1.0, False)]
+    assert len(samples.read(str(path), 30).series) == (1 if "nan" in numbers else 10)
     samples.trim(str(path), 30)
     assert samples.read(str(path), 30).series[EU] == [(0.3, 3.0, False), (0.2, 2.0, False), (0.1, 1.0, False)]
     assert len(path.read_text().splitlines()) == (12 if "nan" not in numbers else 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,14 @@ NO_NUMBERS = ("1_0", " 10", "10\n", "+10", "1e1", "\u0661\u0662", "9" * 5000)
         ("MULTICLOUD_WINDOW", "", 30),
         ("MULTICLOUD_SOCKET", "127.0.0.1:9999", "127.0.0.1:9999"),
         ("MULTICLOUD_SOCKET", "/run/a:b.sock", "/run/a:b.sock"),
+        ("MULTICLOUD_SOCKET", "[::1]:65535", "[::1]:65535"),
         ("MULTICLOUD_FAVORITE", "100", 100),
+        ("MULTICLOUD_EXPECT", "100-599", (range(100, 600),)),
+        ("MULTICLOUD_CLOCK", "connection", "connection"),
+        ("MULTICLOUD_BACKENDS", "app, api", ("app", "api")),
+        *(("MULTICLOUD_SCHEME", scheme, scheme) for scheme in ("auto", "tcp", "tls", "http", "https")),
+        *(("MULTICLOUD_TIMEOUT", text, float(text)) for text in ("0.001", "3600")),
+        *(("MULTICLOUD_WINDOW", text, int(text)) for text in ("1", "10000")),
     ],
 )
 def test_values_are_read(variable: str, text: str, value: object) -> None:
@@ -69,15 +77,20 @@ def test_values_are_read(variable: str, text: str, value: object) -> None:
         ("MULTICLOUD_PATH", "/a b"),
         ("MULTICLOUD_PATH", "/\r\nX: y"),
         ("MULTICLOUD_HOST", "a\r\nX: y"),
+        ("MULTICLOUD_HOST", "é"),
+        ("MULTICLOUD_BACKENDS", "app,,api"),
         ("MULTICLOUD_EXPECT", "ok"),
         ("MULTICLOUD_EXPECT", "399-200"),
         ("MULTICLOUD_EXPECT", "200,"),
-        ("MULTICLOUD_EXPECT", "20"),
+        ("MULTICLOUD_EXPECT", "99"),
+        ("MULTICLOUD_EXPECT", "600"),
         ("MULTICLOUD_TIMEOUT", "0"),
         ("MULTICLOUD_TIMEOUT", "-1"),
         ("MULTICLOUD_TIMEOUT", "nan"),
         ("MULTICLOUD_TIMEOUT", "inf"),
         ("MULTICLOUD_TIMEOUT", "ten"),
+        ("MULTICLOUD_TIMEOUT", "3600.1"),
+        ("MULTICLOUD_TIMEOUT", "1.2.3"),
         ("MULTICLOUD_INSECURE", "yes"),
         ("MULTICLOUD_PERCENTILE", "101"),
         ("MULTICLOUD_WINDOW", "0"),
@@ -86,6 +99,7 @@ def test_values_are_read(variable: str, text: str, value: object) -> None:
         ("MULTICLOUD_BACKUP", "-1"),
         ("MULTICLOUD_SOCKET", "localhost:port"),
         ("MULTICLOUD_SOCKET", ":9999"),
+        ("MULTICLOUD_SOCKET", "localhost:65536"),
         ("MULTICLOUD_SOCKET", "localhost:" + "9" * 5000),
         *((variable, text) for variable in NUMBERS for text in NO_NUMBERS),
         ("MULTICLOUD_EXPECT", "2_00"),
@@ -140,8 +154,8 @@ def test_the_socket_is_looked_for_where_it_usually_is() -> None:
 
 FILE = """\
 # for all
-path = /all        # a comment may follow
-window=10
+path = /all?a=b    # a comment may follow
+window=10	# and so may a tab
 
 [api]                      # for one backend
 path = /healthz
@@ -167,7 +181,7 @@ def conf(tmp_path: Path) -> Path:
 def test_the_narrower_section_of_the_file_wins(conf: Path) -> None:
     found = sources(conf, FILE)
     everywhere = found.read(settings.ALL)
-    assert (everywhere.path, everywhere.window, everywhere.hysteresis, everywhere.host) == ("/all", 10, 10, "")
+    assert (everywhere.path, everywhere.window, everywhere.hysteresis, everywhere.host) == ("/all?a=b", 10, 10, "")
     eu = found.read(settings.CHECK, "api/eu1", "api")
     assert (eu.path, eu.host, eu.expect) == ("/healthz", "eu.example.com", (range(200, 201), range(204, 205)))
     us = found.read(settings.CHECK, "api/us1", "api")
@@ -231,12 +245,15 @@ def test_a_value_of_the_file_that_cannot_be_read_is_an_error_for_who_uses_it_alo
         found.read(settings.RANKING, "api")
 
 
-def test_two_lines_of_the_file_that_contradict_each_other_are_both_named(conf: Path) -> None:
-    found = sources(conf, "favorite = 5\n[api]\nbackup = 9\n")
+@pytest.mark.parametrize(
+    ("text", "number"), [("favorite = 5\n[api]\nbackup = 9\n", 1), ("[api]\nfavorite = 5\nbackup = 9\n", 2)]
+)
+def test_two_lines_of_the_file_that_contradict_each_other_are_both_named(conf: Path, text: str, number: int) -> None:
+    found = sources(conf, text)
     with pytest.raises(settings.SettingError) as caught:
         found.read(settings.RANKING, "api")
     assert str(caught.value) == (
-        f"{conf}:3: backup: 9 is above {conf}:1: favorite, which is 5; accepted: 0 to the favourite's weight"
+        f"{conf}:3: backup: 9 is above {conf}:{number}: favorite, which is 5; accepted: 0 to the favourite's weight"
     )
 
 
@@ -248,8 +265,25 @@ def test_a_file_that_others_may_write_is_refused(conf: Path, mode: int) -> None:
         settings.Sources({"MULTICLOUD_CONF": str(conf)})
 
 
+def test_a_file_that_others_may_read_and_execute_is_used(conf: Path) -> None:
+    conf.write_text("path = /here\n")
+    conf.chmod(0o755)
+    assert settings.Sources({"MULTICLOUD_CONF": str(conf)}).read(settings.CHECK).path == "/here"
+
+
+def test_a_file_is_read_to_its_end_however_long_it_is(conf: Path) -> None:
+    assert sources(conf, "path = /here\n" + "# a comment\n" * 10_000).read(settings.CHECK).path == "/here"
+
+
 def test_a_file_that_is_named_must_be_there_and_be_a_file(tmp_path: Path) -> None:
-    for path, said in ((tmp_path / "none", "no such file"), (tmp_path, "not a regular file")):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "file").touch()
+    for path, said in (
+        (tmp_path / "none", "no such file"),
+        (tmp_path, "not a regular file"),
+        (tmp_path / "fifo", "not a regular file"),
+        (tmp_path / "file" / "in it", ": not a directory; accepted: a file to be read"),
+    ):
         with pytest.raises(settings.SettingError, match=said):
             settings.Sources({"MULTICLOUD_CONF": str(path)})
     assert settings.Sources({"MULTICLOUD_CONF": "/dev/null"}).sections == {"": {}}

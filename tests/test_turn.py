@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import pytest
 
@@ -48,7 +49,7 @@ def test_who_has_the_turn_is_told_that_another_asked() -> None:
     first = turn.take(NAME)
     assert first is not None
     with closing(first):
-        assert not turn.asked(first)
+        assert turn.asked(first) is False
         assert turn.take(NAME) is None
         assert turn.asked(first)
         assert not turn.asked(first)
@@ -95,6 +96,21 @@ def test_a_stranger_who_takes_the_name_stops_nobody(listens: bool) -> None:
         if listens:
             assert turn.take(NAME, {NOBODY}) is None
         holder.kill()
+
+
+def test_one_that_nobody_can_ask_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turn, "QUEUE", 0)
+    first = turn.take(NAME)
+    assert first is not None
+    with closing(first), ExitStack() as queue:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                waiting = queue.enter_context(socket.socket(socket.AF_UNIX))
+                waiting.setblocking(False)
+                waiting.connect(first.getsockname())
+        second = turn.take(NAME)
+        assert second is not None
+        second.close()
 
 
 def test_a_turn_is_a_socket_that_no_file_stands_for() -> None:
