@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from multicloud import reweigh, samples, settings
+from multicloud import ranking, reweigh, samples, scores, settings, turn
 from multicloud.demo.router import haproxy_binary
 from tests.command import run as by_hand
 from tests.edge import edge, free_ports, wait_until
@@ -301,8 +301,137 @@ def test_weights_do_not_wait_for_the_trim(router: str, times: Path, monkeypatch:
     assert seen == [EU_IS_FAVORITE]
 
 
-def sources(address: str, times: Path) -> settings.Sources:
-    return settings.Sources({"MULTICLOUD_SOCKET": address, "MULTICLOUD_TIMES": str(times)})
+def sources(address: str, times: Path, **environ: str) -> settings.Sources:
+    return settings.Sources({"MULTICLOUD_SOCKET": address, "MULTICLOUD_TIMES": str(times), **environ})
+
+
+def from_file(tmp_path: Path, text: str) -> settings.Sources:
+    """Settings of a file with this text, and the sample file `times.txt` beside it."""
+    (tmp_path / "multicloud.conf").write_text(text)
+    return sources("", tmp_path / "times.txt", MULTICLOUD_CONF=str(tmp_path / "multicloud.conf"))
+
+
+def test_a_dry_run_sends_nothing_trims_nothing_and_waits_for_no_other(router: str, times: Path) -> None:
+    times.write_text(FAST_EU * 1000)
+    taken = reweigh.turn_of(sources(router, times).read(settings.REWEIGH))
+    assert taken is not None
+    with contextlib.closing(taken):
+        outcome = reweigh.reweigh(sources(router, times), dry_run=True)
+    assert outcome is not None
+    assert [(change.server.name, change.weight) for change in outcome.changes] == [("eu", 256), ("ap", 0)]
+    assert (outcome.refusals, outcome.samples.lines) == ([], 3000)
+    assert weights(router) == {"eu": 1, "us": 1, "ap": 1}
+    assert times.read_text() == FAST_EU * 1000
+
+
+def test_a_reweigh_trims_the_file_only_where_it_is_told_to(router: str, times: Path) -> None:
+    times.write_text(FAST_EU * 1000)
+    reweigh.reweigh(sources(router, times))
+    assert times.read_text() == FAST_EU * 1000
+
+
+def test_a_recovery_as_old_as_the_window_is_told(router: str, times: Path) -> None:
+    now = time.time()
+    times.write_text("".join(f"upstream eu {seconds} {now}\n" for seconds in [0.3] * 4 + [0.02] * 5))
+    outcome = reweigh.reweigh(sources(router, times, MULTICLOUD_WINDOW="5"))
+    assert outcome is not None
+    score = outcome.scores["upstream", "eu"]
+    assert (len(score.counted), score.percentile, score.since) == (5, 90, pytest.approx(now, abs=0.01))
+
+
+@pytest.mark.parametrize("line", ["percentile = 50", "min_samples = 30", "window = 5", "max_age = 8"])
+def test_samples_are_scored_with_the_settings_of_their_backend(tmp_path: Path, line: str) -> None:
+    now = 1_763_870_000.0
+    newest_first = [(0.03 + age * 7 % 25 / 4000, now - age, False) for age in range(25)]
+    series = {("api", "eu"): newest_first, ("other", "eu"): newest_first}
+    scored = reweigh.score(series, from_file(tmp_path, f"[api]\n{line}\n[eu]\npercentile = 1\n"), now)
+    name, _, value = line.partition(" = ")
+    own = scores.scores(series, now=now, **{name: int(value)})["api", "eu"]
+    assert scored["api", "eu"].seconds == own.seconds
+    assert scored["other", "eu"].seconds == scores.scores(series, now=now)["other", "eu"].seconds != own.seconds
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("", [1, 256, 0]),
+        ("hysteresis = 50", [256, 1, 0]),
+        ("tolerance = 6", [256, 256, 1]),
+        ("favorite = 99", [1, 99, 0]),
+        ("backup = 9", [9, 256, 0]),
+    ],
+)
+def test_servers_are_ranked_with_the_settings_of_their_backend(tmp_path: Path, line: str, expected: list[int]) -> None:
+    servers = [ranking.Server("api", name, ranking.UP, weight) for name, weight in (("a", 256), ("b", 0), ("c", 0))]
+    alone = ranking.Server("other", "a", ranking.UP, 1)
+    timed = zip([*servers, alone], (0.02, 0.015, 0.03, 0.02), strict=True)
+    scored = scores.scores({server.key: [(seconds, None, False)] for server, seconds in timed}, now=0)
+    decisions = reweigh.rank([*servers, alone], scored, from_file(tmp_path, f"[api]\n{line}\n"))
+    assert [decision.weight for decision in decisions] == [*expected, 256]
+
+
+HOUR = 3600
+
+
+@pytest.mark.parametrize(
+    ("ages", "left"),
+    [
+        ({"eu": [0] * 20}, {"eu": 20}),
+        ({"eu": [0] * 21}, {"eu": 10}),
+        ({"eu": [0] * 20, "us": [0] * 20}, {"eu": 20, "us": 20}),
+        ({"eu": [0] * 20, "us": [0] * 21}, {"eu": 10, "us": 10}),
+        ({"eu": [0.9 * HOUR] * 21}, {"eu": 10}),
+        ({"eu": [0] * 20, "gone": [1.1 * HOUR]}, {"eu": 10}),
+    ],
+    ids=["twice what is kept", "more", "for each server", "more of one", "remembered", "none for one that is gone"],
+)
+def test_the_file_is_trimmed_when_it_has_more_than_twice_what_is_kept(
+    tmp_path: Path, times: Path, ages: dict[str, list[float]], left: dict[str, int]
+) -> None:
+    now = time.time()
+    times.write_text("".join(f"api {name} 0.1 {now - age}\n" for name, each in ages.items() for age in each))
+    reweigh.keep_short(from_file(tmp_path, ""), 10, samples.read(str(times), 10))
+    assert {name: len(kept) for (_, name), kept in samples.read(str(times), 100).series.items()} == left
+
+
+def test_samples_that_count_in_one_backend_are_remembered(tmp_path: Path, times: Path) -> None:
+    times.write_text(f"api eu 0.1 {time.time() - 2 * HOUR}\n" * 21)
+    reweigh.keep_short(from_file(tmp_path, f"[api]\nmax_age = {3 * HOUR}\n"), 10, samples.read(str(times), 10))
+    assert len(times.read_text().splitlines()) == 10
+
+
+@pytest.mark.parametrize(("beyond", "left"), [(0, 20), (1, 10)])
+def test_the_file_is_trimmed_when_it_is_larger_than_half_of_what_is_read(
+    tmp_path: Path, times: Path, monkeypatch: pytest.MonkeyPatch, beyond: int, left: int
+) -> None:
+    times.write_text("api eu 0.1\n" * 20)
+    monkeypatch.setattr(samples, "MAX_BYTES", 2 * (times.stat().st_size - beyond))
+    reweigh.keep_short(from_file(tmp_path, ""), 10, samples.read(str(times), 10))
+    assert len(times.read_text().splitlines()) == left
+
+
+def test_that_the_file_cannot_be_trimmed_is_a_warning(
+    tmp_path: Path, times: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    times.write_text("api eu 0.1\n" * 21)
+    found = samples.read(str(times), 10)
+    times.unlink()
+    times.mkdir()
+    reweigh.keep_short(from_file(tmp_path, ""), 10, found)
+    assert capfd.readouterr().err == f"warning: not trimmed: {times}: not a regular file\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to somebody else")
+def test_the_owners_of_the_socket_and_of_the_sample_file_may_have_the_turn(
+    times: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times.touch()
+    os.chown(times, 65534, 65534)
+    seen: list[object] = []
+    monkeypatch.setattr(turn, "take", lambda *arguments: seen.append(arguments))
+    for address in (str(times.parent), f"{times.parent}/none"):
+        reweigh.turn_of(sources(address, times).read(settings.REWEIGH))
+    assert seen == [(f"reweigh {times.parent}", [0, 65534]), (f"reweigh {times.parent}/none", [65534])]
 
 
 def test_each_backend_is_ranked_with_its_own_settings_and_one_that_tracks_it_too(tmp_path: Path, times: Path) -> None:
@@ -455,6 +584,20 @@ def test_of_two_at_once_one_leaves_and_the_other_goes_again_for_it(router: str, 
     assert (result.returncode, result.stderr) == (0, "")
     assert weights(router) == EU_IS_FAVORITE
     assert recorded.connections == 2  # both of the one that was first
+
+
+def test_what_changed_in_both_turns_is_told(router: str, times: Path) -> None:
+    times.write_text(FAST_EU)
+
+    def meanwhile(command: str) -> None:
+        if command.endswith("weight 256"):
+            run(recorded.path, times)
+            tell(router, "set server upstream/us weight 7")
+
+    with recording(router, meanwhile) as recorded:
+        outcome = reweigh.reweigh(sources(recorded.path, times))
+    assert outcome is not None
+    assert [(change.server.name, change.weight) for change in outcome.changes] == [("eu", 256), ("ap", 0), ("us", 1)]
 
 
 def test_by_hand_it_is_said_that_another_one_is_at_work(router: str, times: Path) -> None:
