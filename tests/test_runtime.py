@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import csv
 import os
 import socket
 import threading
@@ -51,6 +52,7 @@ def set_weights(address: str, changes: dict[str, int], backend: str = "upstream"
             for name, weight in changes.items()
         ]
         accepted, refusals = api.set_weights(wanted)
+    assert [change for change in wanted if change in accepted] == accepted
     assert len(accepted) + len(refusals) == len(wanted)
     return refusals
 
@@ -105,6 +107,58 @@ backend {LONG}
         set_weights(address, {"3:4": 5}, "1:2")
         set_weights(address, {LONG: 6}, LONG)
         assert (weights(address, "1:2"), weights(address, LONG)) == ({"3:4": 5}, {LONG: 6})
+
+
+def test_all_that_haproxy_says_of_a_server_is_read() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        haproxy(
+            f"""
+resolvers none
+    nameserver none 127.0.0.1:1
+backend b
+    mode tcp
+    option tcp-check
+    tcp-check expect string hello
+    server slow 127.0.0.1:{silent.getsockname()[1]} check inter 50ms downinter 1h fall 1
+    server tls localhost:1 ssl verify none
+    server unresolved no-such-name.invalid:1 check resolvers none init-addr none
+backend once
+    server a 127.0.0.1:1 track b/slow
+    server b no-such-name.invalid:1 track b/unresolved resolvers none init-addr none
+    server c no-such-name.invalid:1 track b/unresolved resolvers none init-addr none
+backend more
+    server a 127.0.0.1:1 track once/a
+"""
+        ) as address,
+    ):
+
+        def found() -> dict[tuple[str, str], runtime.Server]:
+            with runtime.RuntimeAPI(address) as api:
+                return {server.key: server for server in api.servers()}
+
+        def slow_since() -> float:
+            server = found()["b", "slow"]
+            return server.since_change if server.state == "DOWN" else 0
+
+        wait_until(lambda: slow_since() >= 1, 20, "the slow server is DOWN for a second")
+        tell(address, "set server once/c state maint")
+        read = found()
+        said = next(
+            row for row in csv.DictReader(tell(address, "show stat")[0].splitlines()) if row["svname"] == "slow"
+        )
+    slow, tls = read["b", "slow"], read["b", "tls"]
+    assert (slow.mode, slow.check, slow.host, slow.tls) == ("tcp", "L7TOUT", "", "0")
+    assert (slow.check_seconds, slow.address) == (int(said["check_duration"]) / 1000, "127.0.0.1")
+    assert (tls.host, tls.tls, tls.check, tls.check_seconds) == ("localhost", "1", "", None)
+    assert [read["more", "a"].source, read["once", "a"].source, slow.source] == [("b", "slow")] * 3
+    assert [key for key, server in read.items() if server.unresolved] == [("b", "unresolved"), ("once", "b")]
+
+
+def test_a_table_that_lacks_an_optional_column_has_it_empty() -> None:
+    table = '# a b c\n1 "2 2" 3\n4 5 6\n'
+    assert list(runtime.rows(table, " ", ("c", "b"), ("a",))) == [("3", "", "1"), ("6", "5", "4")]
+    assert list(runtime.rows(table, " ", ("a",), ("d",))) == [("1", ""), ("4", "")]
 
 
 @pytest.mark.parametrize("words", ["O\x85K", "O\x0cK", 'a",\u2028b'])
@@ -251,6 +305,11 @@ def test_what_was_tried_is_in_the_error(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(settings.SOCKET, "others", (second, third))
     message = fail(lambda: told(first))
     assert message.startswith(f"{first}: no such file or directory; nor is there {second} or {third}; is it the")
+    assert "nor" not in fail(lambda: told(second))
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(third)
+        assert "nor" not in fail(lambda: told(first))
+        assert "nor" not in fail(lambda: told(third))
 
 
 def test_a_host_that_cannot_be_looked_up_is_an_error() -> None:
@@ -302,6 +361,10 @@ def never_stop(connection: socket.socket) -> None:
         (script(PROMPT, b"2" + HEADER[1:] + PROMPT), "no server states in the answer '2"),
         (script(PROMPT, HEADER + b"upstream eu 2 0" + PROMPT), "no server states in the answer '1"),
         (script(PROMPT, HEADER + b"upstream eu 2 0 many" + PROMPT), "no server states in the answer '1"),
+        (
+            script(PROMPT, HEADER[:-1] + b" srv_addr srv_port srv_fqdn" + PROMPT, b"x" + PROMPT),
+            "no statistics in the answer 'x'",
+        ),
         (script(PROMPT, bytes(range(256)) + PROMPT), "no server states in the answer '"),
         (script(b"HTTP/1.1 400 Bad request\r\n\r\n"), "HAProxy closed the connection at 'prompt'"),
     ],
