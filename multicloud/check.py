@@ -36,15 +36,10 @@ def main() -> int:
     try:
         values = settings.Sources(os.environ).read(settings.CHECK, *sections(os.environ))
         target = haproxy_target(sys.argv[1:], os.environ, values)
-        _signal.signal(_signal.SIGTERM, _stop)
-        result = probe.judge(target, values.timeout, values.clock)
-        _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
+        result = _judge(target, values)
     except (settings.SettingError, UsageError) as error:
         process.tell(f"error: {error}")
         return 2
-    except probe.StoppedError:
-        process.tell("error: stopped before the probe began")
-        return 1
     if result.error is not None:
         process.tell(f"error: {target}: {result.error}")
 
@@ -63,9 +58,21 @@ def main() -> int:
     return 0 if result.error is None else 1
 
 
-def _stop(*_: object) -> None:
-    """HAProxy sends SIGTERM when the time is over that it allows: then it has its verdict, and we have a sample."""
-    raise probe.StoppedError
+def _judge(target: probe.Target, values: settings.Settings) -> probe.Probe:
+    """What comes of a probe, also where HAProxy sends SIGTERM, as it does when the time is over that it allows."""
+
+    def stop(*_: object) -> None:
+        raise probe.StoppedError
+
+    _signal.signal(_signal.SIGTERM, stop)
+    try:
+        return probe.judge(target, values.timeout, values.clock)
+    except probe.StoppedError:  # right before its own care for that, or after
+        result = probe.Probe()
+        result.stopped, result.error = True, "stopped in its last moment"
+        return result
+    finally:
+        _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
 
 
 def sections(environ: Mapping[str, str]) -> tuple[str, str]:
@@ -125,7 +132,7 @@ def record(environ: Mapping[str, str], path: str, rtt: float | None, allowed: fl
     if not backend or not server:
         return "HAPROXY_PROXY_NAME and HAPROXY_SERVER_NAME do not name a server"
     try:
-        samples.append(path, backend, server, rtt or allowed, time.time(), failed=rtt is None)
+        samples.append(path, backend, server, allowed if rtt is None else rtt, time.time(), failed=rtt is None)
     except samples.SampleFileError as error:
         return str(error)
     return None
@@ -133,7 +140,7 @@ def record(environ: Mapping[str, str], path: str, rtt: float | None, allowed: fl
 
 def record_in_turn(environ: Mapping[str, str], path: str, rtt: float | None, allowed: float) -> str | None:
     """As `record`, but where a check before still waits for the file, as on a frozen disk, not to wait with it."""
-    taken = turn.take(f"{path} {'/'.join(sections(environ))}", wait=samples.LOCK_WAIT)
+    taken = turn.take(f"{path} {sections(environ)[0]}", {turn.CROWDED}, wait=samples.LOCK_WAIT)
     if taken is None:
         return f"{path}: the check before still waits for it: is its disk frozen?"
     try:

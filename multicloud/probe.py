@@ -362,6 +362,8 @@ def tls_context(target: Target) -> ssl.SSLContext:
         context.verify_mode = ssl.CERT_NONE
     elif target.ca_file:
         try:
+            if os.path.exists(target.ca_file) and not os.path.isfile(target.ca_file):
+                raise OSError("not a regular file")  # which could make it wait
             context.load_verify_locations(cafile=target.ca_file)
         except OSError as error:
             raise SettingError(f"{CA_FILE.variable}: cannot load {target.ca_file!r}: {_reason(error)}") from None

@@ -1,7 +1,8 @@
-"""How the two commands that HAProxy starts all day begin and end."""
+"""How the light commands begin and end."""
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # what `signal` wraps, in half a millisecond
 import os
 import select
 import sys
@@ -10,6 +11,10 @@ TYPE_CHECKING = False  # `typing` costs a check more than this whole module does
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn, TextIO
+
+
+LIFE = 5
+"""Seconds that a process which works apart may take: somebody may never read what it says."""
 
 
 def run(main: Callable[[], int]) -> NoReturn:
@@ -37,11 +42,12 @@ def run(main: Callable[[], int]) -> NoReturn:
 def apart(work: Callable[[], None], patience: float) -> None:
     """Do `work` in a process of its own, and wait for its end, but not long.
 
-    After `patience` seconds it goes on alone: what it works with, such as a disk, may be frozen, and then nothing can
-    end it. Raises OSError where there can be no process, and then it is not done.
+    After `patience` seconds it goes on alone, and after LIFE it is ended, unless what it works with, such as a disk, is
+    frozen: then nothing can. Raises OSError where there can be no process, and then it is not done.
     """
     done, working = os.pipe()
     if os.fork() == 0:
+        _signal.alarm(LIFE)  # nobody knows of it who could end it
         try:
             work()
         except Exception as error:

@@ -95,14 +95,20 @@ def reweigh(sources: settings.Sources, *, dry_run: bool = False, trim: bool = Fa
 
 
 def turn_of(values: settings.Settings) -> socket | None:
-    """The turn to weigh the servers of a HAProxy; None where another process has it."""
-    owners = []
-    for path in (values.socket, values.times):
+    """The turn to weigh the servers of a HAProxy; None where another process has it.
+
+    It is named by the socket itself, which may have several paths.
+    """
+    name, owners = values.socket, []
+    for path in (values.times, values.socket):
         try:
-            owners.append(os.stat(path).st_uid)
+            found = os.stat(path)
         except OSError:  # not there, or not a path
             continue
-    return turn.take(f"reweigh {values.socket}", owners)
+        owners.append(found.st_uid)
+        if path == values.socket:
+            name = f"{found.st_dev}:{found.st_ino}"
+    return turn.take(f"reweigh {name}", owners)
 
 
 def connect_and_weigh(

@@ -6,9 +6,10 @@
 A check that failed has the seconds that it was allowed. Whoever holds the file's lock (flock) owns it: appends take
 turns, and a trim puts a shorter file in its place with a rename, so that a process killed at any moment leaves either
 the old file or the new one. Where there is no space or no right for that, it moves the lines that stay to the front of
-the file instead: none of them moves back, so that one that is not yet at its new place is still at its old one. A
-writer that waited for the lock makes sure that the file it holds is still the one at the path. Readers need no lock: a
-line is written in one piece, and what follows the last newline is not a line yet.
+the file instead: none of them moves back, so that one that is not yet at its new place is still at its old one, less
+the one that is moved when the process is killed. A writer that waited for the lock makes sure that the file it holds is
+still the one at the path. Readers need no lock: a line is written in one piece, and what follows the last newline is
+not a line yet. One that reads in the very moment in which lines move may see some of them twice.
 
 Others may write where the file lies, so it must be a regular file, is not followed through a symbolic or a hard link,
 and nothing in it is trusted: a line that is no sample is skipped and counted.
@@ -285,7 +286,7 @@ def trim(path: str, keep: int, oldest: float = 0.0) -> int:
 
 
 class _Read:
-    """A file that was read up to the offset `end`, whose lines up to there closed with `last`."""
+    """A file that was read up to the offset `end`; `last` are its bytes right before that."""
 
     __slots__ = ("end", "fd", "last", "path")
 
@@ -324,6 +325,8 @@ def _replace(read: _Read, kept: bytes, owner: os.stat_result) -> bool:
     try:
         new = _lock(beside, 0, create=True)
     except LockedError:
+        if os.lstat(beside).st_uid not in (os.geteuid(), owner.st_uid):
+            raise SampleFileError(f"{beside}: belongs to somebody else") from None
         return False
     replaced = False
     try:

@@ -158,6 +158,7 @@ def since_change(seconds: NDArray[np.float64], failed: NDArray[np.bool_], window
         before = np.maximum.accumulate(calm[:, ::-1], axis=1)[:, ::-1]  # the slowest from here back
         pairs = np.minimum(inside[:, :-1], inside[:, 1:])
         changed[:, SLOW : last + 1] |= before[:, SLOW : last + 1] < CHANGE * pairs[:, : last - SLOW + 1]
+    changed[:, window + 1 : size] = False  # what counts does not reach back to them
     sizes: NDArray[np.intp] = changed.argmax(axis=1)
     return sizes
 

@@ -21,6 +21,7 @@ CONF = "MULTICLOUD_CONF"
 """The variable that names the settings file."""
 
 CONF_DEFAULT = "/etc/multicloud.conf"
+MAX_BYTES = 256 << 10
 
 NAME_CHARACTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.:_-"
 """What HAProxy allows in the name of a backend or a server (its configuration manual, section 2.2)."""
@@ -199,10 +200,10 @@ def _text_of(path: str, *, required: bool) -> str:
                 raise SettingError(f"{path}: not a regular file; accepted: a file of settings")
             if found.st_mode & 0o022:
                 raise SettingError(f"{path}: others than its owner may write it; accepted: chmod go-w {path}")
-            data = b""
-            while chunk := os.read(fd, 1 << 16):
-                data += chunk
-            return os.fsdecode(data)
+            data = os.read(fd, MAX_BYTES + 1)
+            if len(data) > MAX_BYTES:
+                raise SettingError(f"{path}: larger than {MAX_BYTES >> 10} KiB; accepted: a file of settings")
+            return os.fsdecode(data).removeprefix("\ufeff")
         finally:
             os.close(fd)
     except FileNotFoundError:

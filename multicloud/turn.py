@@ -1,7 +1,8 @@
 """One at a time: a lock that no disk can freeze, and that ends with the process which has it.
 
 It is an abstract UNIX socket (unix(7)), since a lock on a file could wait for the file's disk for ever. Anybody on the
-machine can take such a name, so it counts only in the hands of users who may do what it guards.
+machine can take such a name, so it counts only in the hands of users who may do what it guards. Processes in other
+network namespaces, as in another container, do not see it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ PAUSE, PATIENCE = 0.002, 5
 """Seconds between two tries, and how many there are where nobody says whose the turn is."""
 
 QUEUE = 4096
-"""How many can ask the same process, which may be frozen, before it seems to be a stranger."""
+"""How many can ask the same process, which may be frozen, before it is CROWDED."""
+
+STOPPED, CROWDED = -2, -1
+"""In place of a user id: of one that is stopped, and of one that nobody can ask any more, since too many have."""
 
 
 def take(name: str, trusted: Collection[int] = (), wait: float = 0.0) -> socket.socket | None:
@@ -54,27 +58,33 @@ def take(name: str, trusted: Collection[int] = (), wait: float = 0.0) -> socket.
 
 
 def asked(turn: socket.socket) -> bool:
-    """Whether somebody has asked for the turn since it was taken, or since the last call."""
-    found = False
+    """Whether somebody has asked for the turn since it was taken; of each who asked it is told once."""
     try:
-        while True:
-            os.close(turn._accept()[0])  # type: ignore[attr-defined]
-            found = True
+        os.close(turn._accept()[0])  # type: ignore[attr-defined]
+        return True
     except OSError:
-        return found
+        return False
 
 
 def _owner(address: bytes) -> int | None:
-    """The user id of the process that has the address, -1 where it lets nobody ask; None where it is not there yet."""
+    """The user id of the process that has the address; None where it is not there yet.
+
+    CROWDED where it cannot be told, and STOPPED where somebody has stopped it: it might keep the turn for ever.
+    """
     asking = socket.socket(socket.AF_UNIX)
     asking.setblocking(False)
     try:
         asking.connect(address)
         credentials = asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     except BlockingIOError:
-        return -1
+        return CROWDED
     except OSError:
         return None
     finally:
         asking.close()
-    return int.from_bytes(credentials[4:8], sys.byteorder)
+    pid, owner = (int.from_bytes(credentials[at : at + 4], sys.byteorder) for at in (0, 4))
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return STOPPED if file.read().rpartition(b") ")[2][:1] in b"tT" else owner
+    except OSError:  # it has just ended
+        return owner

@@ -567,3 +567,31 @@ def test_where_there_can_be_no_other_process_the_verdict_is_given_all_the_same(t
         words, environ = started(server.address, server.port, MULTICLOUD_TIMES=str(times))
         result = run([*nobody, *words], environ)
     assert said(result) == (0, "", "warning: not recorded: resource temporarily unavailable\n")
+
+
+def test_what_records_ends_also_where_nobody_reads_what_it_says(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    try:
+        os.set_blocking(writing, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writing, b"x" * 4096)
+        os.set_blocking(writing, True)
+        with servers.Server(status(200)) as server:
+            words, environ = started(server.address, server.port, MULTICLOUD_TIMES=str(tmp_path / "none" / "times.txt"))
+            assert subprocess.run(words, env=environ, stderr=writing, timeout=60).returncode == 0
+        mark = f"MULTICLOUD_TIMES={tmp_path}/none"
+        wait_until(lambda: not waiting_with(mark), 30, "the end of what records")
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def waiting_with(mark: str) -> list[str]:
+    """The processes that have it in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in path.read_bytes():
+                found.append(path.parent.name)
+    return found

@@ -28,9 +28,6 @@ INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 COMMAND = re.compile(r"(?:^|[\s`(]|bin/)multicloud (?!multicloud\b)([a-z]+)((?:\\\n|[^|;&`#\n])*)")
 OPTION = re.compile(r"(?<![\w-])(--?[a-z][a-z-]*)")
-NOT_YET = ("run",)
-"""Commands of which a setting speaks already."""
-
 NO_SHELL = ("python", "yaml", "haproxy")
 """Languages of fences in which no command is shown."""
 
@@ -81,7 +78,7 @@ def unknown_commands(page: str) -> list[str]:
         if section.startswith("multicloud "):
             name = section.split()[1]
             shown += [(name, text) for text in INLINE.findall(section) if text.startswith("-")]
-    unknown = [name for name, _ in shown if name not in (*cli.commands, *NOT_YET)]
+    unknown = [name for name, _ in shown if name not in cli.commands]
     return unknown + [
         f"{name} {option}" for name, rest in shown for option in OPTION.findall(rest) if option not in options(name)
     ]

@@ -432,7 +432,11 @@ def test_the_owners_of_the_socket_and_of_the_sample_file_may_have_the_turn(
     monkeypatch.setattr(turn, "take", lambda *arguments: seen.append(arguments))
     for address in (str(times.parent), f"{times.parent}/none"):
         reweigh.turn_of(sources(address, times).read(settings.REWEIGH))
-    assert seen == [(f"reweigh {times.parent}", [0, 65534]), (f"reweigh {times.parent}/none", [65534])]
+    itself = os.stat(times.parent)
+    assert seen == [
+        (f"reweigh {itself.st_dev}:{itself.st_ino}", [65534, 0]),
+        (f"reweigh {times.parent}/none", [65534]),
+    ]
 
 
 def test_each_backend_is_ranked_with_its_own_settings_and_one_that_tracks_it_too(tmp_path: Path, times: Path) -> None:
@@ -571,34 +575,29 @@ def test_a_broken_loop_is_visible_in_haproxy() -> None:
         assert running.get()[0] == 200
 
 
-def test_of_two_at_once_one_leaves_and_the_other_goes_again_for_it(router: str, times: Path) -> None:
+def test_of_two_at_once_one_leaves_and_sends_nothing(router: str, times: Path) -> None:
     times.write_text(FAST_EU)
-    left: list[subprocess.CompletedProcess[str]] = []
-
-    def meanwhile(command: str) -> None:
-        if command.startswith("set server") and not left:
-            left.append(run(recorded.path, times))
-
-    with recording(router, meanwhile) as recorded:
-        result = run(recorded.path, times)
-    assert [(each.returncode, each.stdout, each.stderr) for each in left] == [(0, "", "")]
-    assert (result.returncode, result.stderr) == (0, "")
-    assert weights(router) == EU_IS_FAVORITE
-    assert recorded.connections == 2  # both of the one that was first
+    with recording(router) as recorded:
+        taken = reweigh.turn_of(sources(recorded.path, times).read(settings.REWEIGH))
+        assert taken is not None
+        with contextlib.closing(taken):
+            result = run(recorded.path, times)
+            assert turn.asked(taken)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert recorded.connections == 0
 
 
-def test_what_changed_in_both_turns_is_told(router: str, times: Path) -> None:
+def test_who_has_the_turn_goes_again_for_one_that_asked(
+    router: str, times: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     times.write_text(FAST_EU)
-
-    def meanwhile(command: str) -> None:
-        if command.endswith("weight 256"):
-            run(recorded.path, times)
-            tell(router, "set server upstream/us weight 7")
-
-    with recording(router, meanwhile) as recorded:
+    monkeypatch.setattr(turn, "asked", lambda _: True)
+    with recording(router) as recorded:
         outcome = reweigh.reweigh(sources(recorded.path, times))
     assert outcome is not None
-    assert [(change.server.name, change.weight) for change in outcome.changes] == [("eu", 256), ("ap", 0), ("us", 1)]
+    assert len(outcome.changes) == 2
+    assert recorded.connections == 2
+    assert weights(router) == EU_IS_FAVORITE
 
 
 def test_by_hand_it_is_said_that_another_one_is_at_work(router: str, times: Path) -> None:
@@ -612,3 +611,12 @@ def test_by_hand_it_is_said_that_another_one_is_at_work(router: str, times: Path
         assert (done.returncode, done.stdout) == (0, "another reweigh is at work: the weights are set by that one\n")
         assert "set server" in by_hand("reweigh", "--dry-run", environ=environ).stdout
     assert reweigh.turn_of(values) is not None
+
+
+def test_a_socket_with_two_paths_has_one_turn(router: str, times: Path, tmp_path: Path) -> None:
+    other = tmp_path / "haproxy.sock"
+    other.symlink_to(router)
+    taken = reweigh.turn_of(sources(router, times).read(settings.REWEIGH))
+    assert taken is not None
+    with contextlib.closing(taken):
+        assert reweigh.turn_of(sources(str(other), times).read(settings.REWEIGH)) is None

@@ -863,3 +863,15 @@ def test_a_file_that_is_not_there_yet_is_made_and_what_was_added_counts_once(tmp
     found.add("app", "eu", (0.2, 3.0, False), 5)
     samples.append_all(path, 5, [samples.line("app", "eu", 0.2, 3.0)], found)
     assert samples.read_on(path, 5, found).series == {("app", "eu"): [(0.2, 3.0, False)]}
+
+
+@needs_root
+def test_a_strangers_lock_on_the_file_beside_stops_no_trim(shared: Path) -> None:
+    path, planted = shared / "times.txt", shared / "times.txt.trim"
+    path.write_text(lines_of(1, 2, 3))
+    planted.touch()
+    os.chown(planted, NOBODY, NOBODY)
+    with planted.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert samples.trim(str(path), 1) == 2
+    assert path.read_text() == lines_of(3)

@@ -232,3 +232,11 @@ def test_failures_that_come_and_go_are_forgotten_with_the_window_only() -> None:
 
 def test_a_failure_before_does_not_hide_a_slowdown() -> None:
     assert outcome("ss" + "...x" * 7).seconds == pytest.approx(0.3)
+
+
+def test_a_change_before_what_counts_is_none() -> None:
+    for good in (30, 31, 40):
+        newest_first = [(0.02, NOW - age, False) for age in range(good)]
+        newest_first += [(2.0, NOW - good - age, True) for age in range(4)]
+        score = scores({EU: newest_first}, now=NOW)[EU]
+        assert (len(score.counted), score.since) == (30, NOW - 29 if good == 30 else None)

@@ -293,3 +293,10 @@ def test_the_names_of_all_settings_can_stand_in_the_file(conf: Path) -> None:
     found = sources(conf, "".join(f"{setting.name} = {setting.default}\n" for setting in settings.ALL))
     assert len(found.sections[""]) == len(settings.ALL)
     found.read(settings.ALL)
+
+
+def test_a_file_that_is_no_file_of_settings_is_not_read_to_its_end(conf: Path) -> None:
+    conf.touch()
+    os.truncate(conf, 1 << 40)
+    with pytest.raises(settings.SettingError, match="larger than 256 KiB; accepted: a file of settings"):
+        settings.Sources({"MULTICLOUD_CONF": str(conf)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from contextlib import ExitStack, closing
 import pytest
 
 from multicloud import turn
+from tests.edge import wait_until
 
 NAME = f"test {os.getpid()}"
 HOLD = """
@@ -67,6 +69,25 @@ def test_a_turn_ends_with_its_process_however_that_ends() -> None:
     again.close()
 
 
+def free() -> bool:
+    """Whether the turn can be had."""
+    taken = turn.take(NAME)
+    if taken is not None:
+        taken.close()
+    return taken is not None
+
+
+def test_one_that_is_stopped_keeps_nobody_from_the_turn() -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLD, NAME], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"True\n"
+        os.kill(holder.pid, signal.SIGSTOP)
+        wait_until(free, 30, "the turn")
+        os.kill(holder.pid, signal.SIGCONT)
+        wait_until(lambda: not free(), 30, "its turn again")
+        holder.kill()
+
+
 def test_names_that_differ_only_at_their_ends_are_different_turns() -> None:
     first, second = turn.take("x" * 200 + "/eu"), turn.take("x" * 200 + "/us")
     assert first is not None
@@ -119,3 +140,15 @@ def test_a_turn_is_a_socket_that_no_file_stands_for() -> None:
     with closing(taken):
         assert taken.family == socket.AF_UNIX
         assert taken.getsockname()[:1] == b"\0"
+
+
+def test_one_that_nobody_can_ask_any_more_is_a_stranger_unless_that_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turn, "QUEUE", 0)
+    first = turn.take(NAME)
+    assert first is not None
+    with closing(first):
+        assert turn.take(NAME) is None
+        assert turn.take(NAME, {turn.CROWDED}) is None
+        other = turn.take(NAME)
+        assert other is not None
+        other.close()

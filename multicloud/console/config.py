@@ -59,7 +59,7 @@ def _is_address(text: str) -> bool:
     try:
         return ipaddress.ip_address(text[1:-1] if brackets else text).version == (6 if brackets else 4)
     except ValueError:
-        return HOST.fullmatch(text) is not None and re.search("[^0-9.]", text) is not None
+        return HOST.fullmatch(text) is not None and ".." not in text and re.search("[^0-9.]", text) is not None
 
 
 def _port(text: str, number: str) -> int:
