@@ -11,7 +11,7 @@ trap 'exit 130' INT TERM
 
 mkdir "$work/multicloud"
 cp -R multicloud haproxy.cfg CHANGELOG.md deploy/debian "$work/multicloud"
-if [ -e deploy/multicloud.service ]; then cp deploy/multicloud.service "$work/multicloud/debian"; fi
+cp deploy/multicloud.service "$work/multicloud/debian"
 cd "$work/multicloud"
 dpkg-checkbuilddeps -I
 dpkg-buildpackage --build=binary --no-check-builddeps --unsigned-changes
