@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+import re
+import signal
 import socket
 import ssl
 import time
@@ -43,7 +46,9 @@ def probed(
 ) -> probe.Probe:
     start = time.monotonic()
     result = probe.probe(probe.Target(scheme, *at, host, **given), timeout)
-    assert time.monotonic() - start < timeout + HANG
+    took = time.monotonic() - start
+    assert took < timeout + HANG
+    assert sum(result.phases.values()) <= took
     assert (result.rtt is None) != (result.error is None)
     counts = result.phases.get("first_byte") or sum(result.phases.values())
     assert result.rtt is None or result.rtt == counts > 0
@@ -59,6 +64,93 @@ def test_the_clock_starts_with_the_request_or_with_the_connection(scheme: str, c
         request, connection = (probe.probe(target, 10, clock) for clock in ("request", "connection"))
     assert request.rtt == request.phases["first_byte"]
     assert connection.rtt == sum(connection.phases.values()) > connection.phases["first_byte"]
+
+
+def test_a_probe_that_is_stopped_says_where_it_was() -> None:
+    def stop(*_: object) -> None:
+        raise probe.StoppedError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        with servers.Server(servers.silent) as server:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            result = probed("http", (server.address, server.port))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert result.stopped
+    assert re.fullmatch(r"stopped after \d\.\d s, waiting for the answer", result.error or "")
+
+
+@pytest.mark.parametrize(("scheme", "spoken"), [("https", "http/1.1"), ("tls", None)])
+def test_over_https_http_1_1_is_asked_for_and_over_tls_nothing(scheme: str, spoken: str | None, ca_file: str) -> None:
+    context = servers.good()
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    ours = probe.tls_context(probe.Target(scheme, "", 1, EU, ca_file=ca_file))
+    client, server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    asking, asked = ours.wrap_bio(server, client, server_hostname=EU), context.wrap_bio(client, server, True)
+    for side in (asking, asked) * 3:
+        with contextlib.suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    assert (asking.version(), asked.selected_alpn_protocol()) == ("TLSv1.3", spoken)
+
+
+@pytest.mark.parametrize(
+    ("status", "head", "body", "read"),
+    [
+        (200, b"Content-Length: 4", b"abcd", False),
+        (200, b"Server: 9\r\nContent-Length: 4\r\n", b"abcd", False),
+        (200, b"Content-Length: 5", b"abcd", True),
+        (200, b"X-Content-Length: 4", b"abcd", True),
+        (200, b"Content-Length: 4x", b"abcd", True),
+        (200, b"Content-Length: " + b"9" * 5000, b"abcd", True),
+        (200, b"", b"", True),
+        (200, b"Transfer-Encoding: chunked", b"0\r\n\r\n", False),
+        (204, b"", b"", False),
+        (304, b"", b"", False),
+    ],
+)
+def test_nothing_is_read_behind_the_end_of_an_answer(status: int, head: bytes, body: bytes, read: bool) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"x")
+        theirs.shutdown(socket.SHUT_WR)
+        probe._drain(ours, time.monotonic() + 10, status, head, body)
+        assert ours.recv(1) == (b"" if read else b"x")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[ssl: x] tlsv1 alert protocol version (_ssl.c:1006)", "TLS: alert protocol version"),
+        ("[ssl: x] sslv3 alert handshake failure (_ssl.c:1006)", "TLS: alert handshake failure"),
+        ("[ssl: x] ssl/tls alert handshake failure (_ssl.c:1006)", "TLS: alert handshake failure"),
+        ("[ssl: x] tlsv13 alert certificate required (_ssl.c:2580)", "TLS: alert certificate required"),
+        ("[ssl: x] wrong version number (_ssl.c:1006)", "TLS: wrong version number (is it a server without TLS?)"),
+        ("[ssl: x] record layer failure (_ssl.c:1006)", "TLS: record layer failure (is it a server without TLS?)"),
+        ("unknown error", "TLS: unknown error"),
+    ],
+)
+def test_what_matters_of_openssl_s_words_is_said_whatever_its_version(text: str, said: str) -> None:
+    assert probe._tls_reason(text) == said
+
+
+def test_a_directory_is_the_system_s_store_if_it_has_many_certificates_by_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    for number in range(49):
+        (tmp_path / f"{number:08x}.0").touch()
+    for number in range(60):
+        (tmp_path / f"{number:06x}.pem").touch()
+        (tmp_path / f"{number}.0").touch()
+    assert not probe._is_whole_store(str(tmp_path))
+    (tmp_path / f"{50:08x}.0").touch()
+    assert probe._is_whole_store(str(tmp_path))
+    monkeypatch.setenv("SSL_CERT_FILE", "/etc/ssl/other.pem")
+    assert not probe._is_whole_store(str(tmp_path))
+    monkeypatch.delenv("SSL_CERT_FILE")
+    assert not probe._is_whole_store(str(tmp_path / "none"))
+    assert not probe._is_whole_store(None)
 
 
 def probed_server(
