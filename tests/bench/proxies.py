@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from multicloud.demo.router import DemoError, Router
+from multicloud.demo.router import BESIDE, DemoError, Router
 from multicloud.demo.router import configuration as shipped
 from tests.edge import free_ports, listen_anywhere
 
@@ -84,14 +84,16 @@ http {{
 
 
 class Policy(NamedTuple):
-    """`balance` is the algorithm in the program's own words, and nothing for ours."""
+    """`balance` is the algorithm in the program's own words, and nothing for ours; `beside` is with multicloud-run."""
 
     name: str
     program: str
     balance: str = ""
+    beside: bool = False
 
 
 OURS = Policy("multicloud", "haproxy")
+RUN = Policy("multicloud run", "haproxy", beside=True)
 KEPT = Policy("roundrobin", "haproxy", "roundrobin")
 
 POLICIES = (
@@ -116,18 +118,18 @@ def started(policy: Policy, places: Sequence[Place], authority: bytes) -> Iterat
         with _nginx(policy.balance, places, authority) as port:
             yield port
     else:
-        with router(haproxy(policy, places), authority) as (_, port):
+        with router(haproxy(policy, places), authority, beside=policy.beside) as (_, port):
             yield port
 
 
 @contextlib.contextmanager
-def router(configuration: str, authority: bytes) -> Iterator[tuple[Router, int]]:
-    """A HAProxy with this configuration, and its port."""
+def router(configuration: str, authority: bytes, *, beside: bool = False) -> Iterator[tuple[Router, int]]:
+    """A HAProxy with this configuration, and its port; with multicloud-run `beside` it where that is said."""
     with tempfile.TemporaryDirectory(prefix="multicloud-bench-") as name:
         bundle = Path(name, "authority.pem")
         bundle.write_bytes(authority)
         listening = listen_anywhere(bundle)
-        commands = {"MULTICLOUD_CA_FILE": str(bundle)}
+        commands = {"MULTICLOUD_CA_FILE": str(bundle), **(BESIDE if beside else {})}
         environ = {**listening, "FLY_REGION": "bench"}
         with Router(Path(name), configuration, commands=commands, environ=environ) as running:
             yield running, int(listening["PORT"])
@@ -136,7 +138,7 @@ def router(configuration: str, authority: bytes) -> Iterator[tuple[Router, int]]
 def haproxy(policy: Policy, places: Sequence[Place]) -> str:
     """The shipped configuration, or one for an algorithm of HAProxy's own."""
     if not policy.balance:
-        text = shipped(cast("Regions", places))  # it takes only names and ports from them
+        text = shipped(cast("Regions", places), beside=policy.beside)  # it takes only names and ports from them
         for place in places:
             text = text.replace(f"127.0.0.1:{place.port}", f"{place.address}:{place.port}")
         return text

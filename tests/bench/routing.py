@@ -2,6 +2,7 @@
 
     python -m tests.bench.routing                 the whole schedule, 21 minutes
     python -m tests.bench.routing --scale 0.15    the same, but shorter phases: 4 minutes
+    python -m tests.bench.routing --beside        with multicloud-run beside HAProxy, too
     python -m tests.bench.routing --herding       regions that slow down under load, with several tolerances: 13 minutes
 
 Each policy gets the same rate of requests, open loop: a slow answer delays no other request. `multicloud` is the
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud import ranking, runtime
-from multicloud.demo.router import Router
+from multicloud.demo.router import BESIDE, Router
 from multicloud.scores import percentiles
 from tests.bench import client, proxies, regions
 from tests.bench.distant import Place
@@ -44,7 +45,8 @@ POLL = 0.25
 
 
 class Policy(NamedTuple):
-    """`balance` is HAProxy's algorithm where the weights are left alone; `settings` are for multicloud-reweigh."""
+    """`balance` is HAProxy's algorithm where the weights are left alone; `settings` are for multicloud-reweigh, or for
+    multicloud-run where they are BESIDE."""
 
     name: str
     balance: str = ""
@@ -52,8 +54,9 @@ class Policy(NamedTuple):
 
 
 ORACLE = Policy("oracle", "roundrobin")
+RUN = Policy(proxies.RUN.name, settings=BESIDE)
 
-POLICIES = (
+POLICIES: tuple[Policy, ...] = (
     ORACLE,
     Policy("multicloud"),
     Policy("roundrobin", "roundrobin"),
@@ -73,7 +76,7 @@ PHASES = (
     Phase("10 % tail", 240, (20, 30, 50, 80), tail=0.10),
 )
 
-HERDING_POLICIES = (
+HERDING_POLICIES: tuple[Policy, ...] = (
     Policy("tolerance 0"),
     Policy("tolerance 10", settings={"MULTICLOUD_TOLERANCE": "10"}),
     Policy("tolerance 25", settings={"MULTICLOUD_TOLERANCE": "25"}),
@@ -158,7 +161,7 @@ class Run:
 def configuration(policy: Policy, ports: Sequence[int]) -> str:
     """The shipped configuration; for HAProxy's own algorithms one with HAProxy's own checks (tests.bench.proxies)."""
     places = [Place(name, "127.0.0.1", port) for name, port in zip(NAMES, ports, strict=True)]
-    text = proxies.haproxy(proxies.Policy(policy.name, "haproxy", policy.balance), places)
+    text = proxies.haproxy(proxies.Policy(policy.name, "haproxy", policy.balance, beside=policy is RUN), places)
     return text.replace("    option httpchk\n", "    option httpchk\n    http-response set-header Upstream %s\n")
 
 
@@ -334,9 +337,12 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="what each phase's duration is multiplied by (1)")
     parser.add_argument("--rate", type=float, default=25.0, help="requests a second for each policy (25)")
     parser.add_argument("--herding", action="store_true", help="regions that slow down under load")
+    parser.add_argument("--beside", action="store_true", help="with multicloud-run beside HAProxy, too")
     parser.add_argument("--out", type=Path, default=Path(), help="directory of the JSON file and the plot (.)")
     options = parser.parse_args()
     policies, phases = (HERDING_POLICIES, HERDING_PHASES) if options.herding else (POLICIES, PHASES)
+    if options.beside:
+        policies += (RUN,)
     scaled = [phase._replace(seconds=phase.seconds * options.scale) for phase in phases]
     schedule = Schedule(scaled, time.monotonic() + START_UP)
     with regions.running(schedule, len(policies)) as (ports, authority), started(policies, ports, authority) as runs:

@@ -2,6 +2,7 @@
 
     python -m tests.bench.users                   twelve phases of 20 seconds: 5 minutes
     python -m tests.bench.users --seconds 60      longer ones
+    python -m tests.bench.users --beside          multicloud-run beside HAProxy, too
 
 Regions with HTTPS are 30, 60, 110 and 150 ms away (tests.bench.wan) and take 10 ms for an answer. `multicloud` is the
 shipped haproxy.cfg with its defaults; the others keep connections to the regions (tests.bench.proxies). Each gets the
@@ -9,6 +10,7 @@ same rate of requests, each over a new connection of a client on its own machine
 other request. It prints the mean latency as a multiple of the limit, which is one round trip to the best region and
 that region's time for an answer; so a policy that always had the right region and a connection ready would have 1.00.
 `settled` is after how many seconds of a phase the best region gave 95 % of multicloud's answers for the rest of it.
+With --beside there is one more policy, `multicloud run`, with what `multicloud config --beside` writes.
 
 The column `straight` is a client that knows the best region and keeps a connection to it: how good the measurement is.
 Where it is far from 1.00 in a phase without jitter, loss and late answers, the machine was too busy for the figures.
@@ -151,7 +153,11 @@ async def go_straight(authority: bytes, course: Course, answers: list[Answer], e
 
 
 async def drive(
-    ports: Sequence[int], distance: distant.Distance, course: Course, options: argparse.Namespace
+    policies: Sequence[proxies.Policy],
+    ports: Sequence[int],
+    distance: distant.Distance,
+    course: Course,
+    options: argparse.Namespace,
 ) -> list[Run]:
     """Go through the phases, and have all policies asked meanwhile; their answers, and those of the straight way."""
     end = time.monotonic() + START_UP + options.seconds * len(course.phases)
@@ -170,13 +176,14 @@ async def drive(
             course.starts.append(time.monotonic())
     return [
         Run("straight", straight),
-        *(Run(policy.name, each) for policy, each in zip(policies(), answers, strict=True)),
+        *(Run(policy.name, each) for policy, each in zip(policies, answers, strict=True)),
     ]
 
 
-def policies() -> list[proxies.Policy]:
-    """Those whose programs are there."""
-    return [policy for policy in proxies.POLICIES if policy.program != "nginx" or proxies.nginx_binary()]
+def compared(*, beside: bool) -> list[proxies.Policy]:
+    """Those whose programs are there, and multicloud-run where it is asked for."""
+    wanted = [proxies.RUN, *proxies.POLICIES] if beside else proxies.POLICIES
+    return [policy for policy in wanted if policy.program != "nginx" or proxies.nginx_binary()]
 
 
 def multiples(run: Run, course: Course, numbers: Sequence[int]) -> list[float]:
@@ -208,19 +215,19 @@ def report(runs: Sequence[Run], course: Course) -> None:
     rows = [(phase.name, [number]) for number, phase in enumerate(course.phases)]
     rows.insert(len(PHASES), ("overall", list(range(len(PHASES)))))
     rows.append(("overall, with these", list(range(len(course.phases)))))
-    ours = next(run for run in runs if run.name == proxies.OURS.name)
+    ours = [run for run in runs if run.name in (proxies.RUN.name, proxies.OURS.name)]
     for title, cell in (("mean, in limits", mean), ("p99, in limits", p99), ("requests that failed", failed)):
-        heading = ["limit, ms", *(run.name for run in runs), "settled, s"]
+        heading = ["limit, ms", *(run.name for run in runs), *(f"settled, s, {run.name}" for run in ours)]
         print(f"\n| {title:<22} | {' | '.join(heading)} |\n|{'---|' * (len(heading) + 1)}")
         for name, numbers in rows:
             found = [multiples(run, course, numbers) for run in runs]
-            limit, settled = "", ""
+            limit, settled = "", [""] * len(ours)
             if len(numbers) == 1:
                 if cell is failed and not any(math.inf in each for each in found):
                     continue
                 limit = f"{course.phases[numbers[0]].limit() * 1000:.0f}"
-                settled = wait(ours, course, numbers[0])
-            cells = [limit, *map(cell, found), settled]
+                settled = [wait(run, course, numbers[0]) for run in ours]
+            cells = [limit, *map(cell, found), *settled]
             aligned = (f"{each:>{len(over)}}" for each, over in zip(cells, heading, strict=True))
             print(f"| {name:<22} | {' | '.join(aligned)} |")
 
@@ -243,20 +250,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.users", description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=20.0, help="how long a phase is (20)")
     parser.add_argument("--rate", type=float, default=25.0, help="requests a second for each policy (25)")
+    parser.add_argument("--beside", action="store_true", help="multicloud-run beside HAProxy, too")
     options = parser.parse_args()
     wan.enter()
     if not proxies.nginx_binary():
         print("nginx is left out: it is not installed (apt-get install nginx-light)")
     course = Course([*PHASES, *MORE_PHASES])
+    policies = compared(beside=options.beside)
     with (
-        distant.running(len(policies()) + 1, PHASES[0].ways, PHASES[0].services) as distance,
+        distant.running(len(policies) + 1, PHASES[0].ways, PHASES[0].services) as distance,
         contextlib.ExitStack() as stack,
     ):
         ports = [
             stack.enter_context(proxies.started(policy, distant.places(number), distance.authority))
-            for number, policy in enumerate(policies(), start=1)
+            for number, policy in enumerate(policies, start=1)
         ]
-        runs = asyncio.run(drive(ports, distance, course, options))
+        runs = asyncio.run(drive(policies, ports, distance, course, options))
     report(runs, course)
     return 0
 
