@@ -3,9 +3,12 @@
 HAProxy says how the last check of a server ended and how long it took, in whole milliseconds, but gives it neither a
 number nor a time. So a check is told from the one before by whatever differs: the status, the duration, the number of
 failures, the server's health, the check's words, or that one was under way and is no longer. Where all that
-is the same for as long as the server's checks usually are apart, another one has ended the same way. With words that
-are a number which always differs, as `http-check expect status 200 on-success "%[date(0,ms)]"` writes, nothing is left
-to guess.
+is the same for as long as the server's checks usually are apart, another one has ended the same way.
+
+The words are what the configuration says (`on-success` of `http-check expect`). With a number at their end that always
+differs, `%[date(0,ms)]`, nothing is left to guess. With `%[date(0,us),sub(check.begun)]us@` before it, where the
+variable was set just before the request was sent, they have the microseconds that a user would wait over a kept
+connection: that is the sample then, and not the duration, which has the connection and its TLS handshake in it.
 """
 
 from __future__ import annotations
@@ -40,21 +43,34 @@ def is_under_way(server: Server) -> bool:
     return server.busy and not server.words
 
 
+def is_numbered(server: Server) -> bool:
+    """Whether the last check has words that no other has."""
+    return server.words.rpartition("@")[2].isdigit()
+
+
+def request_seconds(server: Server) -> float | None:
+    """Seconds from the request to its answer, where the words of the last check have them."""
+    number, unit, _ = server.words.partition("us@")
+    return int(number) / 1e6 if unit and number.isdigit() and len(number) < 12 else None
+
+
 class _Server:
     """What is known of a server's checks; the times are those of the clock that `ended` is given."""
 
-    __slots__ = ("busy", "changed", "counted", "gaps", "said", "words")
+    __slots__ = ("busy", "changed", "counted", "gaps", "said", "timed", "words")
 
     def __init__(self, server: Server, now: float) -> None:
         self.gaps: list[float] = []
         self.changed: float | None = None  # when a check was told from the one before it
         self.counted = now
+        self.timed = False  # whether the words have a time
         self.see(server, new=True)
 
     def see(self, server: Server, *, new: bool) -> None:
         """Keep what HAProxy says; `new` where that is of a check that has not been seen before."""
         self.said = server.report
         self.words = server.words
+        self.timed = request_seconds(server) is not None or (self.timed and is_under_way(server))
         # Of a new one that is still said to be under way, HAProxy may only be closing the connection.
         self.busy = is_under_way(server) and not new
 
@@ -88,20 +104,22 @@ class Durations:
         seen = {}
         for server in servers:
             before = self._servers.get(server.key)
-            new = before is None and server.key not in measured
+            new = before is None and server.key not in measured and not is_under_way(server)
             known = seen[server.key] = before or _Server(server, now)
             if before and before.differs(server):
                 new = True
                 if before.changed is not None:
                     before.gaps = [*before.gaps[1 - GAPS :], now - before.changed]
                 before.changed = now
-            elif before and not is_under_way(server) and not server.words.isdigit():
+            elif before and not is_under_way(server) and not is_numbered(server):
                 new = now - before.counted >= (before.usual_gap() or UNKNOWN_GAP) - every / 2
             known.see(server, new=new)
             if new:
                 known.counted = now
-                if server.check in PASSED:
-                    found.append((server, max(server.check_seconds or 0.0, LEAST), False))
+                seconds = request_seconds(server)
+                if server.check in PASSED and (seconds is not None or not known.timed):  # else its words are gone
+                    seconds = server.check_seconds if seconds is None else seconds
+                    found.append((server, max(seconds or 0.0, LEAST), False))
                 elif server.check in FAILED:
                     found.append((server, _allowed(server, known.usual_gap()), True))
         self._servers = seen

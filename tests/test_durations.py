@@ -45,6 +45,10 @@ def test_one_that_was_under_way_and_is_no_longer_is_another_one() -> None:
     assert counted(says(), says(), says(busy=True), says(), says()) == [0.030, 0.030]
 
 
+def test_what_was_seen_first_while_another_was_under_way_is_left_to_the_next() -> None:
+    assert counted(says(milliseconds=90, busy=True), says(milliseconds=90, words="30000us@1")) == [0.030]
+
+
 def test_one_that_is_under_way_has_not_ended() -> None:
     assert counted(says(), *[says(busy=True)] * 30) == [0.030]
 
@@ -61,6 +65,20 @@ def test_words_that_are_a_number_tell_all_of_them() -> None:
     looks = [says(words=str(number // 2)) for number in range(40)]
     assert counted(*looks) == [0.030] * 20
     assert counted(*[says(words="1")] * 40) == [0.030]
+
+
+def test_words_that_have_the_time_from_the_request_are_the_sample() -> None:
+    assert counted(says(milliseconds=90, words="30123us@1"), says(milliseconds=90, words="30123us@2")) == [0.030123] * 2
+    assert counted(*[says(milliseconds=90, words="30123us@1")] * 40) == [0.030123]
+    assert counted(says(milliseconds=0, words="0us@1")) == [LEAST]
+
+
+def test_a_check_whose_time_from_the_request_is_gone_is_not_mixed_with_the_others() -> None:
+    looks = [says(milliseconds=90, words="30123us@1"), says(milliseconds=93, busy=True)]
+    assert counted(*looks, says(milliseconds=94, busy=True), says(milliseconds=95, words="31000us@2")) == [
+        0.030123,
+        0.031,
+    ]
 
 
 def test_the_same_words_again_once_a_check_has_ended_are_no_difference() -> None:

@@ -151,11 +151,12 @@ def _own_checks(path: str, version: Version | None) -> list[str]:
     """HAProxy's own checks, each server asked by its name, over a kept connection where HAProxy can."""
     uri = re.sub(r"([\\\"'#])", r"\\\1", path)
     send = f"    http-check send meth GET uri {uri} ver HTTP/1.1 hdr Host %[srv_name]"
-    # Words that are another number for each check, so that multicloud-run counts each of them once.
-    expect = '    http-check expect status 200 on-success "%[date(0,ms)]"'
-    lines = ["    option httpchk", send, expect]
+    # For multicloud-run: the time from the request to its answer, and a number that no other check has.
+    begun = "    http-check set-var(check.begun) date(0,us)"
+    expect = '    http-check expect status 200 on-success "%[date(0,us),sub(check.begun)]us@%[date(0,ms)]"'
+    lines = ["    option httpchk", begun, send, expect]
     if version and version >= (3, 2, 0):
-        lines[1] += " hdr Connection keep-alive"  # HAProxy would say `close`
+        lines[2] += " hdr Connection keep-alive"  # HAProxy would say `close`
         lines.append("    default-server check-reuse-pool")
     return lines
 
