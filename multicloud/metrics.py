@@ -131,14 +131,15 @@ def prometheus(rows: Sequence[Row], problems: int) -> str:
         ("last_sample_timestamp_seconds", "UNIX time of the newest sample.", lambda row: row.time),
     ]
     lines = []
+    labelled = [(_labels(row), row) for row in rows]
     for name, meaning, value in gauges:
-        found = [(_labels(row), number) for row in rows if (number := value(row)) is not None]
+        found = [(f"{{{labels}}}", number) for labels, row in labelled if (number := value(row)) is not None]
         lines += metric(f"multicloud_server_{name}", "gauge", meaning, found)
-    states = [(_labels(row, state=state), row.state == state) for row in rows for state in STATES]
+    states = [(f'{{{labels},state="{state}"}}', row.state == state) for labels, row in labelled for state in STATES]
     lines += metric("multicloud_server_state", "gauge", "1 for the state that HAProxy gives the server.", states)
     percentiles = [
-        (_labels(row, quantile=f"{percent / 100:g}"), seconds)
-        for row in rows
+        (f'{{{labels},quantile="{percent / 100:g}"}}', seconds)
+        for labels, row in labelled
         for percent, seconds in zip(PERCENTS, row.percentiles or (), strict=False)
     ]
     # A summary, since no other type may have the label `quantile`.
@@ -167,9 +168,8 @@ def metric(name: str, kind: str, meaning: str, found: Iterable[tuple[str, float]
     return [f"# HELP {name} {meaning}", f"# TYPE {name} {kind}", *lines]
 
 
-def _labels(row: Row, **more: str) -> str:
-    pairs = {"backend": row.backend, "server": row.server, **more}
-    return "{" + ",".join(f'{name}="{_escape(value)}"' for name, value in pairs.items()) + "}"
+def _labels(row: Row) -> str:
+    return f'backend="{_escape(row.backend)}",server="{_escape(row.server)}"'
 
 
 def _escape(text: str) -> str:

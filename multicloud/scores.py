@@ -19,6 +19,7 @@ that failed, the server was away and is back: a clear change, too. Failures that
 
 from __future__ import annotations
 
+import math
 import os
 from operator import itemgetter
 
@@ -80,9 +81,11 @@ def fresh(samples: Sequence[Sample], *, now: float, max_age: float) -> list[Samp
 
     A sample without a time counts whatever its age, and one from the future is as good as new: the clock was set back.
     """
-    times = list(map(WHEN, samples))
-    if None not in times and times and now - min(times) <= max_age:  # as nearly always
-        return list(samples)
+    try:
+        if now - min(map(WHEN, samples)) <= max_age:  # as nearly always
+            return list(samples)
+    except (TypeError, ValueError):  # some without a time, or none at all
+        pass
     return [sample for sample in samples if sample[1] is None or now - sample[1] <= max_age]
 
 
@@ -165,5 +168,5 @@ def since_change(seconds: NDArray[np.float64], failed: NDArray[np.bool_], window
 
 def percentiles(seconds: Sequence[float], percents: Sequence[float]) -> list[float]:
     """The percentiles of `seconds`, which must not be empty, by nearest rank."""
-    values: list[float] = np.percentile(np.array(seconds), percents, method="inverted_cdf").tolist()
-    return values
+    ordered = sorted(seconds)  # numpy takes as long for one server as this for thirty
+    return [ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)] for percent in percents]

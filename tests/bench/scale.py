@@ -184,7 +184,7 @@ def measure(count: int, inter: float, seconds: float, *, beside: bool) -> Figure
         began, before, start = time.time(), cpu(pid), cpu(str(loop.pid) if loop else pid, children=not loop)
         rounds = []
         while time.time() < began + seconds:
-            time.sleep(1)
+            time.sleep(2.7)  # at any moment of a round's second
             if loop:
                 page = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
                 rounds.append(float(re.findall(r"^multicloud_round_duration_seconds (\S+)", page, re.MULTILINE)[0]))
