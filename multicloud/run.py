@@ -20,13 +20,16 @@ from multicloud import durations, metrics, process, ranking, reweigh, runtime, s
 
 TYPE_CHECKING = False  # `typing` is not needed at run time
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 USAGE = "multicloud-run [--metrics [ADDR:]PORT]"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 TRIM_AGAIN = 60
 """Rounds between two attempts at a trim that failed, which reads the whole file."""
+
+BACKEND = "backend "
+"""So begin the names of problems that backends have."""
 
 ALIVE = 5.0
 """Seconds between two signs of life to systemd, at most: rounds may be rarer."""
@@ -54,10 +57,14 @@ def main() -> int:
 
 def address_of(arguments: Sequence[str]) -> str:
     """What `--metrics` says, "" where it is not there. Raises UsageError."""
-    option, _, value = " ".join(arguments).replace("=", " ", 1).partition(" ")
-    if option not in ("", "--metrics") or (option and not value) or " " in value:
-        raise UsageError(f"usage: {USAGE}")
-    return value
+    match list(arguments):
+        case []:
+            return ""
+        case ["--metrics", value] if value:
+            return value
+        case [word] if word.startswith("--metrics=") and word != "--metrics=":
+            return word.removeprefix("--metrics=")
+    raise UsageError(f"usage: {USAGE}")
 
 
 def run(sources: settings.Sources, address: str = "") -> int:
@@ -68,7 +75,7 @@ def run(sources: settings.Sources, address: str = "") -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # before any thread is started, which inherits it
     rounds = Rounds(sources)
     if address:
-        threading.Thread(target=metrics.serve, args=(_listen(address), rounds.page), daemon=True).start()
+        threading.Thread(target=_serve, args=(_listen(address), rounds.page), daemon=True).start()
     due = time.monotonic()
     while True:
         rounds.round()
@@ -83,16 +90,29 @@ def run(sources: settings.Sources, address: str = "") -> int:
             return 0
 
 
+class _Last:
+    """What the last round leaves to scrapers, who may come during the next one; `own` are the metrics of the loop."""
+
+    __slots__ = ("outcome", "own", "problems", "servers")
+
+    def __init__(
+        self, servers: list[runtime.Server], outcome: reweigh.Outcome | None, problems: int, own: bytes
+    ) -> None:
+        self.servers = servers
+        self.outcome = outcome
+        self.problems = problems
+        self.own = own
+
+
 class Rounds:
     """What is kept from one round to the next."""
 
     def __init__(self, sources: settings.Sources) -> None:
         self.problems: dict[str, str] = {}
         self.count = self.failures = 0
-        self.seconds = self.ended = 0.0
-        self.servers: list[runtime.Server] = []
-        self.outcome: reweigh.Outcome | None = None
-        self._page = 0, b""
+        self.measured: set[tuple[str, str]] = set()
+        self._last = _Last([], None, 0, b"")
+        self._page = self._last, b""
         self._use(sources)
 
     def _use(self, sources: settings.Sources) -> None:
@@ -110,58 +130,70 @@ class Rounds:
 
     def reload(self) -> None:
         """Read the settings file again. Where it cannot be read, the settings stay."""
-        before = self.values.times, self.found
+        times, newest, found = self.values.times, self.newest, self.found
         try:
             self._use(settings.Sources(self.sources.environ))
         except (settings.SettingError, UsageError) as error:
             process.tell(f"error: the settings stay as they were: {error}")
             return
-        if self.values.times == before[0]:
-            self.found = before[1]
+        if self.values.times == times and self.newest <= newest:  # else the file has more
+            self.found = found
         process.say("the settings were read again")
 
     def round(self) -> None:
         """Measure, decide and set weights once, and say what has begun or ceased to be wrong."""
         began = time.monotonic()
-        problems: dict[str, str] = {}
-        self.outcome = None
+        problems = dict(self.problems)  # what nobody looks at in this round stays as it was
+        servers, outcome = self._last.servers, self._last.outcome
         try:
-            self.found = samples.read_on(self.values.times, self.newest, self.found)
+            self.found = samples.read_on(self.values.times, self.newest, self.found, self.measured)
         except samples.SampleFileError as error:
             problems["file"] = f"samples are kept in memory only: {error}"
         try:
-            self._reweigh(problems)
-        except (runtime.RuntimeAPIError, settings.SettingError) as error:
+            servers, weighed = self._reweigh(problems)
+            outcome = weighed or outcome
+            problems.pop("haproxy", None)
+        except (runtime.RuntimeAPIError, settings.SettingError, OSError) as error:
             problems["haproxy"] = str(error)
             self.failures += 1
+            servers, outcome = [], None
         self.count += 1
-        self.seconds = time.monotonic() - began
-        self.ended = time.time()
         self._tell(problems)
+        own = metrics.rounds(self.count, self.failures, time.monotonic() - began, time.time()).encode()
+        self._last = _Last(servers, outcome, len(problems), own)
 
-    def _reweigh(self, problems: dict[str, str]) -> None:
-        """Raises RuntimeAPIError and SettingError."""
+    def _reweigh(self, problems: dict[str, str]) -> tuple[list[runtime.Server], reweigh.Outcome | None]:
+        """HAProxy's servers and what became of them, None where another reweigh is at work.
+
+        Raises RuntimeAPIError, SettingError and OSError.
+        """
         taken: list[bytes] = []
+        outcome = None
         try:
             turn = reweigh.turn_of(self.values)
             try:
                 with runtime.RuntimeAPI(self.values.socket) as api:
-                    self.servers = api.servers()
-                    problems |= unmeasured(self.servers, self.values.backends)
-                    taken = self._take(self.servers)
-                    if turn:  # else another reweigh is at work
-                        self.outcome = reweigh.weigh(api, self.servers, self.found, self.sources)
+                    servers = api.servers()
+                    for name in [name for name in problems if name.startswith(BACKEND)]:
+                        del problems[name]
+                    problems |= unmeasured(servers, self.values.backends)
+                    taken = self._take(servers)
+                    if turn:
+                        outcome = reweigh.weigh(api, servers, self.found, self.sources)
             finally:
                 if turn:
                     turn.close()
         finally:
             self._record(taken, problems)  # last, since no weight should wait for it
-        if self.outcome:
-            for change in self.outcome.changes:
+        if outcome:
+            for change in outcome.changes:
                 server = change.server
                 process.say(f"{server.backend}/{server.name}: weight {server.weight} -> {change.weight}")
-            if self.outcome.refusals:
-                problems["refused"] = reweigh.refused(self.outcome)
+                server.weight = change.weight
+            problems.pop("refused", None)
+            if outcome.refusals:
+                problems["refused"] = reweigh.refused(outcome)
+        return servers, outcome
 
     def _take(self, servers: Sequence[runtime.Server]) -> list[bytes]:
         """Add the checks that have ended to the samples; return their lines for the file."""
@@ -170,6 +202,7 @@ class Rounds:
             for server in servers
             if server.backend in self.values.backends and server.source == server.key and settings.is_name(server.name)
         ]
+        self.measured = {server.key for server in measured}
         now = round(time.time(), 3)  # as in the file
         ended = self.durations.ended(measured, self.found.series, now=time.monotonic(), every=self.values.interval)
         for server, seconds, failed in ended:
@@ -180,18 +213,16 @@ class Rounds:
 
     def _record(self, taken: Sequence[bytes], problems: dict[str, str]) -> None:
         """Append samples to the file, and trim it where it is long."""
-        if not taken and "file" in self.problems:
-            problems["file"] = self.problems["file"]  # nobody has tried
-        elif taken and "file" not in problems:
+        if taken:
             try:
                 samples.append_all(self.values.times, self.newest, taken, self.found)
+                problems.pop("file", None)
             except samples.SampleFileError as error:
                 problems["file"] = f"samples are kept in memory only: {error}"
-        if "trim" in self.problems and self.count % TRIM_AGAIN:
-            problems["trim"] = self.problems["trim"]
-        else:
+        if "trim" not in problems or self.count % TRIM_AGAIN == 0:
             try:
                 reweigh.trim_if_long(self.sources, max(samples.KEEP, self.newest), self.found)
+                problems.pop("trim", None)
             except samples.SampleFileError as error:
                 problems["trim"] = f"the sample file is not trimmed: {error}"
 
@@ -207,13 +238,14 @@ class Rounds:
 
     def page(self) -> bytes:
         """What a scraper reads of the last round, made when the first one asks for it."""
-        count, outcome = self.count, self.outcome
-        if self._page[0] != count or not count:
+        last = self._last
+        if self._page[0] is not last:
             rows: list[metrics.Row] = []
-            if outcome:
-                rows, _ = metrics.rows(self.servers, outcome.samples, outcome.scores, self.sources, time.time())
-            own = metrics.rounds(count, self.failures, self.seconds, self.ended)
-            self._page = count, (metrics.prometheus(rows, len(self.problems)) + own).encode()
+            if last.outcome:
+                rows, _ = metrics.rows(
+                    last.servers, last.outcome.samples, last.outcome.scores, self.sources, time.time()
+                )
+            self._page = last, metrics.prometheus(rows, last.problems).encode() + last.own
         return self._page[1]
 
 
@@ -221,15 +253,16 @@ def unmeasured(servers: Sequence[runtime.Server], backends: Sequence[str]) -> di
     """The backends of which HAProxy's checks give no samples, with what to write."""
     problems = {}
     for backend in backends:
-        members = [server for server in servers if server.backend == backend]
+        everyone = [server for server in servers if server.backend == backend]
+        members = [server for server in everyone if server.source == server.key]
         bare = [server.name for server in members if not server.check and server.state != ranking.MAINT]
-        if not members:
+        if not everyone:
             known = ", ".join(dict.fromkeys(server.backend for server in servers)) or "none at all"
             text = (
                 f"HAProxy has no backend of that name with servers: write in MULTICLOUD_BACKENDS what it has: {known}"
             )
-        elif any(server.source != server.key for server in members):
-            tracked = ", ".join(dict.fromkeys(server.source[0] for server in members))
+        elif not members:
+            tracked = ", ".join(dict.fromkeys(server.source[0] for server in everyone))
             text = f"its servers track those of {tracked}: write that in MULTICLOUD_BACKENDS instead"
         elif any(server.check.startswith("PROC") for server in members):
             text = (
@@ -240,7 +273,7 @@ def unmeasured(servers: Sequence[runtime.Server], backends: Sequence[str]) -> di
             text = f"HAProxy does not check {', '.join(bare)}: write `check` on each `server` line"
         else:
             continue
-        problems[f"backend {backend}"] = f"{backend}: {text}"
+        problems[BACKEND + backend] = f"{backend}: {text}"
     return problems
 
 
@@ -268,10 +301,17 @@ def _wait(due: float) -> int:
         notify("WATCHDOG=1")
 
 
+def _serve(listening: socket.socket, page: Callable[[], bytes]) -> None:
+    try:
+        metrics.serve(listening, page)
+    except Exception as error:
+        process.tell_of(error)
+
+
 def _listen(address: str) -> socket.socket:
     try:
         return metrics.listen(address)
-    except (ValueError, UnicodeError):
+    except (ValueError, UnicodeError, socket.gaierror):
         raise UsageError(f"--metrics: cannot read {address!r}; accepted: [ADDR:]PORT, 127.0.0.1:9101") from None
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)

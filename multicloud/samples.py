@@ -27,7 +27,7 @@ from multicloud.settings import NAME_CHARACTERS, is_name
 
 TYPE_CHECKING = False  # `typing` costs a check more than this whole module does
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     Sample = tuple[float, float | None, bool]
 
@@ -193,11 +193,12 @@ def read(path: str, newest: int) -> Samples:
     return samples
 
 
-def read_on(path: str, newest: int, samples: Samples) -> Samples:
+def read_on(path: str, newest: int, samples: Samples, own: Collection[tuple[str, str]]) -> Samples:
     """`samples` with what was appended to the file since they were read, of each server the `newest` ones.
 
     Where it is another file by now, or was shortened, it is read as a whole, and what `samples` has and the file has
-    not is kept. Where there is no file, `samples` are as they were. Raises SampleFileError.
+    not is kept of the servers that are this process's `own`. Where there is no file, `samples` are as they were. Raises
+    SampleFileError.
     """
     try:
         fd = _open(path, os.O_RDONLY)
@@ -211,7 +212,8 @@ def read_on(path: str, newest: int, samples: Samples) -> Samples:
     finally:
         os.close(fd)
     whole = read(path, newest)
-    for names, known in samples.series.items():
+    for names in own:
+        known = samples.series.get(names, [])
         in_file = whole.series.get(names, [])
         lacking = set(known).difference(in_file)
         if lacking:

@@ -798,21 +798,24 @@ def test_of_more_lines_than_can_be_read_in_time_the_newest_count(times: str, mon
     assert samples.read(times, 30).lines == 11
 
 
+OWN = tuple(("app", name) for name in ("eu", "us"))
+
+
 def test_reading_on_adds_what_was_appended_since(tmp_path: Path) -> None:
     path = str(tmp_path / "times.txt")
     samples.append(path, "app", "eu", 0.1, 1.0)
     found = samples.read(path, 3)
-    assert samples.read_on(path, 3, found) is found
+    assert samples.read_on(path, 3, found, OWN) is found
     samples.append(path, "app", "eu", 0.2, 2.0)
     samples.append(path, "app", "us", 0.3, 3.0, failed=True)
     with open(path, "a") as file:
         file.write("no sample\napp eu 0.9 4.0")  # the last line has no end yet
-    assert samples.read_on(path, 3, found) is found
+    assert samples.read_on(path, 3, found, OWN) is found
     assert found.series == {("app", "eu"): [(0.2, 2.0, False), (0.1, 1.0, False)], ("app", "us"): [(0.3, 3.0, True)]}
     assert (found.lines, found.garbage) == (4, 1)
     for number in range(5):
         samples.append(path, "app", "eu", 1.0 + number, 10.0)
-    samples.read_on(path, 3, found)
+    samples.read_on(path, 3, found, OWN)
     assert [seconds for seconds, _, _ in found.series["app", "eu"]] == [5.0, 4.0, 3.0]
 
 
@@ -822,10 +825,10 @@ def test_reading_on_in_another_file_keeps_what_that_one_has_not(tmp_path: Path) 
         samples.append(path, "app", "eu", 0.1 + number, float(number))
     found = samples.read(path, 10)
     Path(path).unlink()
-    assert samples.read_on(path, 10, found) is found
+    assert samples.read_on(path, 10, found, OWN) is found
     samples.append(path, "app", "eu", 3.1, 3.0)  # which it has
     samples.append(path, "app", "eu", 9.0, 9.0)
-    found = samples.read_on(path, 10, found)
+    found = samples.read_on(path, 10, found, OWN)
     assert [when for _, when, _ in found.series["app", "eu"]] == [9.0, 3.0, 2.0, 1.0, 0.0]
     assert found.lines == 2
 
@@ -836,7 +839,7 @@ def test_reading_on_sees_that_a_file_was_shortened_and_has_grown_again(tmp_path:
         samples.append(path, "app", "eu", 0.1, float(number))
     found = samples.read(path, 3)
     Path(path).write_text("app us 0.5 50.0\n" * 40)
-    found = samples.read_on(path, 3, found)
+    found = samples.read_on(path, 3, found, OWN)
     assert len(found.series["app", "us"]) == 3
     assert found.lines == 40
 
@@ -852,17 +855,17 @@ def test_many_samples_are_appended_at_once_and_what_others_appended_is_read(tmp_
         path, 5, [samples.line("app", "eu", 0.2, 3.0), samples.line("app", "us", 0.3, 3.0, failed=True)], found
     )
     samples.append(path, "other", "ap", 0.8, 4.0)
-    samples.read_on(path, 5, found)
+    samples.read_on(path, 5, found, OWN)
     assert found.series == samples.read(path, 5).series
     assert found.lines == samples.read(path, 5).lines == 5
 
 
 def test_a_file_that_is_not_there_yet_is_made_and_what_was_added_counts_once(tmp_path: Path) -> None:
     path = str(tmp_path / "times.txt")
-    found = samples.read_on(path, 5, samples.Samples())
+    found = samples.read_on(path, 5, samples.Samples(), OWN)
     found.add("app", "eu", (0.2, 3.0, False), 5)
     samples.append_all(path, 5, [samples.line("app", "eu", 0.2, 3.0)], found)
-    assert samples.read_on(path, 5, found).series == {("app", "eu"): [(0.2, 3.0, False)]}
+    assert samples.read_on(path, 5, found, OWN).series == {("app", "eu"): [(0.2, 3.0, False)]}
 
 
 @needs_root
