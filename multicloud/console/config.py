@@ -85,6 +85,11 @@ def version(text: str) -> Version:
     return numbers
 
 
+def _written(version: Version) -> str:
+    """A version as one writes it: without a last number that is 0, as of a line that was named and no release."""
+    return ".".join(map(str, version if version[2] else version[:2]))
+
+
 def installed_version(environ: Mapping[str, str]) -> Version:
     """The version of HAPROXY_BINARY or, where that is not set, of the `haproxy` on PATH. Raises ConfigError."""
     path = os.pathsep.join((environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin"))
@@ -137,7 +142,7 @@ def write(
         note = f"the checks need `[{backend}]` and, below it, `path = {path}` in {settings.CONF_DEFAULT}"
     head = [
         command,
-        f"wrote this, for HAProxy {'.'.join(map(str, version))}. For one more server, run it again with one more name.",
+        f"wrote this, for HAProxy {_written(version)}. For one more server, run it again with one more name.",
         *([f"Besides, {note}."] if note else []),
         *([_where_to(version, beside=beside)] if blocks else []),
     ]
