@@ -255,7 +255,7 @@ def test_the_volumes_of_kubernetes_are_all_that_it_writes_to(regions: Regions) -
 
 def test_with_one_variable_haproxys_own_checks_are_the_samples(regions: Regions) -> None:
     with router(regions, backends="app") as running:
-        assert measured(running) == {f"app {name}" for name in DELAYS}
+        wait_until(lambda: measured(running) == {f"app {name}" for name in DELAYS}, 10, "a sample of each server")
         assert get(8080).headers["upstream"] == "eu"
         assert "external-check" not in running.run("cat", "/var/lib/haproxy/haproxy.cfg").stdout
         doctor = running.run("multicloud", "doctor", "-f", "/var/lib/haproxy/haproxy.cfg")
@@ -266,7 +266,7 @@ def test_the_loop_that_ends_is_started_again_and_haproxy_stays(regions: Regions)
     with router(regions, backends="app") as running:
         haproxy = running.processes("haproxy")
         (before,) = running.processes("multicloud-run")
-        running.run("kill", "-KILL", str(before))
+        running.run("sh", "-c", f"kill -KILL {before}")
         wait_until(lambda: running.processes("multicloud-run").keys() not in (set(), {before}), 30, "another one")
         assert running.processes("haproxy") == haproxy
 
