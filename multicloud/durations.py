@@ -51,26 +51,25 @@ def is_numbered(server: Server) -> bool:
 def request_seconds(server: Server) -> float | None:
     """Seconds from the request to its answer, where the words of the last check have them."""
     number, unit, _ = server.words.partition("us@")
-    return int(number) / 1e6 if unit and number.isdigit() and len(number) < 12 else None
+    return int(number) / 1e6 if unit and number.isascii() and number.isdigit() and len(number) < 12 else None
 
 
 class _Server:
     """What is known of a server's checks; the times are those of the clock that `ended` is given."""
 
-    __slots__ = ("busy", "changed", "counted", "gaps", "said", "timed", "words")
+    __slots__ = ("around", "busy", "changed", "counted", "gaps", "said", "words")
 
     def __init__(self, server: Server, now: float) -> None:
         self.gaps: list[float] = []
         self.changed: float | None = None  # when a check was told from the one before it
         self.counted = now
-        self.timed = False  # whether the words have a time
+        self.around = 0.0  # seconds of a check that were not its request's
         self.see(server, new=True)
 
     def see(self, server: Server, *, new: bool) -> None:
         """Keep what HAProxy says; `new` where that is of a check that has not been seen before."""
         self.said = server.report
         self.words = server.words
-        self.timed = request_seconds(server) is not None or (self.timed and is_under_way(server))
         # Of a new one that is still said to be under way, HAProxy may only be closing the connection.
         self.busy = is_under_way(server) and not new
 
@@ -79,6 +78,21 @@ class _Server:
         if self.said != server.report:
             return True
         return not is_under_way(server) and (self.busy or self.words != server.words)
+
+    def took(self, server: Server) -> float:
+        """Seconds of a check that passed: from the request to its answer where the words say that, else all of it.
+
+        Where the next check has already begun, the words are gone, which with rounds as far apart as checks may be so
+        each time. Then it is the duration less what was around the last request that was known.
+        """
+        whole = max(server.check_seconds or 0.0, LEAST)
+        if is_under_way(server):
+            return max(whole - self.around, LEAST)
+        request = request_seconds(server)
+        # Whoever sets the clock meanwhile makes no request longer than its check, whose duration is rounded down.
+        seconds = whole if request is None else min(request, whole + 0.001)
+        self.around = whole - seconds
+        return max(seconds, LEAST)
 
     def usual_gap(self) -> float | None:
         """Seconds; None where it is not known yet."""
@@ -96,9 +110,10 @@ class Durations:
     ) -> list[tuple[Server, float, bool]]:
         """The checks that have ended since the last call: the server, seconds, and whether it failed.
 
-        Of a server that is seen for the first time the check counts if the server is not in `measured`: else whoever
-        measured it may have counted it. `now` is seconds of any clock that never steps, and `every` the seconds between
-        two calls. A failed check has the seconds that it was allowed, as far as HAProxy tells.
+        Of a server that is seen for the first time the check counts if the server is not in `measured`, else whoever
+        measured it may have counted it, and if no other check is under way. `now` is seconds of any clock that never
+        steps, and `every` the seconds between two calls. A failed check has the seconds that it was allowed, as far as
+        HAProxy tells.
         """
         found = []
         seen = {}
@@ -116,10 +131,8 @@ class Durations:
             known.see(server, new=new)
             if new:
                 known.counted = now
-                seconds = request_seconds(server)
-                if server.check in PASSED and (seconds is not None or not known.timed):  # else its words are gone
-                    seconds = server.check_seconds if seconds is None else seconds
-                    found.append((server, max(seconds or 0.0, LEAST), False))
+                if server.check in PASSED:
+                    found.append((server, known.took(server), False))
                 elif server.check in FAILED:
                     found.append((server, _allowed(server, known.usual_gap()), True))
         self._servers = seen

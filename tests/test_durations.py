@@ -73,12 +73,18 @@ def test_words_that_have_the_time_from_the_request_are_the_sample() -> None:
     assert counted(says(milliseconds=0, words="0us@1")) == [LEAST]
 
 
-def test_a_check_whose_time_from_the_request_is_gone_is_not_mixed_with_the_others() -> None:
-    looks = [says(milliseconds=90, words="30123us@1"), says(milliseconds=93, busy=True)]
-    assert counted(*looks, says(milliseconds=94, busy=True), says(milliseconds=95, words="31000us@2")) == [
-        0.030123,
-        0.031,
-    ]
+def test_while_the_next_check_is_under_way_the_request_is_the_check_less_what_was_around_the_last_one() -> None:
+    looks = [says(milliseconds=90, words="30000us@1"), says(milliseconds=295, busy=True)]
+    assert counted(*looks, says(milliseconds=295, busy=True)) == pytest.approx([0.030, 0.235])
+
+
+def test_a_clock_that_is_set_makes_no_request_longer_than_its_check() -> None:
+    assert counted(says(milliseconds=90, words="3600000000us@1")) == [pytest.approx(0.091)]
+
+
+@pytest.mark.parametrize("words", ["-5us@1", "us@1", "9999999999999us@1", "\u0663us@1", "\u00b2us@1"])
+def test_words_without_a_time_leave_the_whole_check(words: str) -> None:
+    assert counted(says(milliseconds=90, words=words)) == [0.090]
 
 
 def test_the_same_words_again_once_a_check_has_ended_are_no_difference() -> None:

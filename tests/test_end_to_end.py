@@ -69,6 +69,18 @@ def test_beside_haproxy_weights_become_256_1_0_0_and_traffic_goes_to_the_fastest
         assert sum(region == "eu.demo" for _, region in answers) >= 48
 
 
+def test_beside_haproxy_a_sample_is_the_requests_time_without_connection_and_tls() -> None:
+    requests: set[str] = set()
+
+    def is_recorded() -> bool:
+        words = [server.words.partition("us@")[0] for server in running.servers()]
+        requests.update(f"{int(microseconds) / 1e6:.6f}" for microseconds in words if microseconds.isdigit())
+        return any(line.split()[2] in requests for line in running.times())
+
+    with edge(FOUR, beside=True) as running:
+        wait_until(is_recorded, 20, "a sample that is the time in the check's words")
+
+
 def test_a_second_backend_is_ranked_on_its_own() -> None:
     def second(configuration: str) -> str:
         rest = configuration.partition("\nbackend upstream from regions\n")[2]
