@@ -24,7 +24,7 @@ TIMEOUT = 1.5
 """Seconds for all that is said over one connection: less than HAProxy gives the check that this is."""
 
 PROMPT = b"\n> "
-MAINT_BITS = 0x01 | 0x02 | 0x04  # forced, inherited, or configured
+MAINT_BITS = 0x01 | 0x02  # forced, inherited; 0x04, configured, stays where an operator has ended it
 INHERITED_BIT = 0x02
 UNRESOLVED_BIT = 0x20
 DRAIN_BITS = 0x08 | 0x10  # forced, inherited

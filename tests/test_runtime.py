@@ -155,6 +155,40 @@ backend more
     assert [key for key, server in read.items() if server.unresolved] == [("b", "unresolved"), ("once", "b")]
 
 
+def test_maintenance_and_drain_are_as_haproxy_has_them_now() -> None:
+    answer = servers.answers(b"HTTP/1.1 404 gone\r\ncontent-length: 0\r\n\r\n")
+    with (
+        servers.Server(answer) as server,
+        haproxy(
+            f"""
+backend b
+    server disabled 127.0.0.1:1 disabled
+    server enabled 127.0.0.1:1 disabled
+    server drained 127.0.0.1:{server.port} check
+    server checked 127.0.0.1:1 check disabled
+backend tracking
+    server disabled 127.0.0.1:1 track b/checked
+    server drained 127.0.0.1:1 track b/drained
+backend stopping
+    option httpchk
+    http-check disable-on-404
+    server stopping {server.address}:{server.port} check inter 50ms
+"""
+        ) as address,
+    ):
+        tell(address, "set server b/enabled state ready", "set server b/drained state drain")
+        wait_until(lambda: ("stopping", "stopping", "DRAIN", 1) in told(address), 10, "the server stops")
+        assert [(backend, name, state) for backend, name, state, _ in told(address)] == [
+            ("b", "disabled", "MAINT"),
+            ("b", "enabled", "UP"),
+            ("b", "drained", "DRAIN"),
+            ("b", "checked", "MAINT"),
+            ("tracking", "disabled", "MAINT"),
+            ("tracking", "drained", "DRAIN"),
+            ("stopping", "stopping", "DRAIN"),
+        ]
+
+
 def test_a_table_that_lacks_an_optional_column_has_it_empty() -> None:
     table = '# a b c\n1 "2 2" 3\n4 5 6\n'
     assert list(runtime.rows(table, " ", ("c", "b"), ("a",))) == [("3", "", "1"), ("6", "5", "4")]

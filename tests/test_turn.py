@@ -92,6 +92,7 @@ def test_names_that_differ_only_at_their_ends_are_different_turns() -> None:
     first, second = turn.take("x" * 200 + "/eu"), turn.take("x" * 200 + "/us")
     assert first is not None
     assert second is not None
+    assert len(first.getsockname()) == 107
     first.close()
     second.close()
 
