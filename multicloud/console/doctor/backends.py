@@ -36,7 +36,9 @@ def algorithms(instance: Instance, beside: Sequence[str]) -> Iterator[Finding]:
         yield unknown("a socket of level user does not show the balance algorithms")
     for backend in dict.fromkeys(server.backend for server in instance.checked() + instance.own_checked(beside)):
         algorithm = instance.algorithms.get(backend)
-        if algorithm:
+        if algorithm == "unknown":  # so HAProxy 3.3 calls its default
+            yield unknown(f"{backend}: HAProxy does not name its balance algorithm; -f shows it")
+        elif algorithm:
             yield _algorithm(backend, algorithm, None)
 
 
