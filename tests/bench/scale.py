@@ -65,7 +65,11 @@ backend app
     {check}
 {servers}
 """
-OWN = 'option httpchk GET /\n    http-check expect status 200 on-success "%[date(0,ms)]"'
+OWN = """option httpchk
+    http-check set-var(check.begun) date(0,us)
+    http-check send meth GET uri /
+    http-check expect status 200 on-success "%[date(0,us),sub(check.begun)]us@%[date(0,ms)]"
+"""
 EXTERNAL = 'option external-check\n    external-check path "${PATH}"\n    external-check command '
 REWEIGH = f"backend reweigh\n    {EXTERNAL}" + '"${MULTICLOUD_REWEIGH}"\n    server r 127.0.0.1:1 check inter 3s\n'
 
