@@ -111,33 +111,28 @@ def scores(
     # What is scored alike is scored together: by how many times there are, and whether they are few.
     chosen: dict[tuple[int, bool], list[tuple[Server, list[Sample], list[float], float | None]]] = {}
     for available, members in by_size.items():
-        seconds_of = np.array([list(map(SECONDS, counting)) for _, counting in members])
-        failed_of = np.array([list(map(FAILED, counting)) for _, counting in members])
-        sizes = since_change(seconds_of, failed_of, window)
-        for (server, counting), size in zip(members, sizes.tolist(), strict=True):
-            counted = counting[: min(size, window)]
+        seconds_of = [list(map(SECONDS, counting)) for _, counting in members]
+        failed_of = [list(map(FAILED, counting)) for _, counting in members]
+        sizes = since_change(np.array(seconds_of), np.array(failed_of), window).tolist()
+        for (server, counting), seconds, failed, size in zip(members, seconds_of, failed_of, sizes, strict=True):
+            length = min(size, window)
+            counted = counting[:length]
             since = counting[size - 1][1] if size < available else None
-            times = _times(counted)
+            times = seconds[:length]
+            if length > 1 and failed[:length].count(True) == 1:  # a single one that failed does not count
+                del times[failed.index(True)]
             few = size == available and len(times) <= min_samples
             chosen.setdefault((len(times), few), []).append((server, counted, times, since))
     result: dict[Server, Score] = {}
     for (_, few), rows in chosen.items():
         table = np.array([times for _, _, times, _ in rows])
         column = table.mean(axis=1) if few else np.percentile(table, percentile, axis=1, method="inverted_cdf")
-        for (server, counted, times, since), seconds in zip(rows, column.tolist(), strict=True):
-            score = Score(seconds, counted, None if few else percentile, since)
-            mean = sum(times) / len(times)
-            if score.failed > 1 and mean > seconds:
+        for (server, counted, times, since), value in zip(rows, column.tolist(), strict=True):
+            score = Score(value, counted, None if few else percentile, since)
+            if score.failed > 1 and (mean := sum(times) / len(times)) > value:
                 score.seconds, score.percentile = mean, None
             result[server] = score
     return result
-
-
-def _times(counted: Sequence[Sample]) -> list[float]:
-    """The seconds of the samples, without that of a single one that failed."""
-    if sum(map(FAILED, counted)) == 1 and len(counted) > 1:
-        return [seconds for seconds, _, failed in counted if not failed]
-    return list(map(SECONDS, counted))
 
 
 def since_change(seconds: NDArray[np.float64], failed: NDArray[np.bool_], window: int) -> NDArray[np.intp]:
