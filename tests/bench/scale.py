@@ -2,14 +2,15 @@
 
     python -m tests.bench.scale                     4, 40, 400 and 1,000 servers, both ways: about 12 minutes
     python -m tests.bench.scale 4 400 --beside      some of them, and one way only
+    python -m tests.bench.scale --tls               over HTTPS, where each check is a handshake
 
 Servers are lines of one HAProxy that lead to a few listening ports over plain HTTP, so that what serves them costs
-little. Each is checked as often as said. Weights are set once a second by multicloud-run, and every three seconds the
-external way, as in the shipped haproxy.cfg. CPU is in percent of one core, of what HAProxy itself took, and of its
-checks and reweighs or of multicloud-run. `round` is how long one of multicloud-run's took. `step` is after how many
-seconds the favourite, which becomes slow, has lost its weight. Checks that fork end where the machine's cores do: then
-they end late, or are killed at their interval, which `late` counts in percent of all. With more than half of them so,
-more servers are not tried that way.
+little, or with --tls over HTTPS. Each is checked as often as said. Weights are set once a second by multicloud-run, and
+every three seconds the external way, as in the shipped haproxy.cfg. CPU is in percent of one core, of what HAProxy
+itself took, and of its checks and reweighs or of multicloud-run. `round` is how long one of multicloud-run's took.
+`step` is after how many seconds the favourite, which becomes slow, has lost its weight. Checks that fork end where the
+machine's cores do: then they end late, or are killed at their interval, which `late` counts in percent of all. With
+more than half of them so, more servers are not tried that way.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import contextlib
 import functools
 import os
 import re
+import ssl
 import statistics
 import subprocess
 import sys
@@ -29,6 +31,8 @@ import time
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+import trustme
 
 from multicloud import samples
 from multicloud.demo.router import Router
@@ -87,9 +91,13 @@ class Figures(NamedTuple):
 
 
 class Servers:
-    """Ports whose answers take as long as `delays` says; in a thread."""
+    """Ports whose answers take as long as `delays` says, over TLS where that is wanted; in a thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, tls: bool) -> None:
+        self.context: ssl.SSLContext | None = None
+        if tls:
+            self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            trustme.CA().issue_cert("app.demo").configure_cert(self.context)
         self.delays = list(DELAYS)
         self.ports: list[int] = []
         self._loop = asyncio.new_event_loop()
@@ -103,7 +111,9 @@ class Servers:
     async def _listen(self) -> None:
         for index in range(len(self.delays)):
             answer = functools.partial(Answer, self, index)
-            server = await asyncio.get_running_loop().create_server(answer, "127.0.0.1", 0, backlog=4096)
+            server = await asyncio.get_running_loop().create_server(
+                answer, "127.0.0.1", 0, backlog=4096, ssl=self.context
+            )
             self.ports.append(server.sockets[0].getsockname()[1])
 
 
@@ -149,7 +159,7 @@ def running(
     lines = "\n".join(
         # One of them is the fastest: the first. The others of its group are on the next ones' ports.
         f"    server s{index} 127.0.0.1:{servers.ports[index % 4 if index < 4 else 1 + index % 3]} "
-        f"check inter {inter * 1000:.0f}ms weight 1"
+        f"check inter {inter * 1000:.0f}ms weight 1{' ssl verify none' * bool(servers.context)}"
         for index in range(count)
     )
     text = CONFIGURATION.format(
@@ -174,9 +184,9 @@ def running(
             loop.wait(10)
 
 
-def measure(count: int, inter: float, seconds: float, *, beside: bool) -> Figures:
+def measure(count: int, inter: float, seconds: float, *, beside: bool, tls: bool) -> Figures:
     """Run it so, with so many seconds between the checks of a server."""
-    servers = Servers()
+    servers = Servers(tls=tls)
     servers.start()
     with (
         tempfile.TemporaryDirectory() as name,
@@ -221,6 +231,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("servers", nargs="*", type=int, default=[4, 40, 400, 1000])
     parser.add_argument("--beside", action="store_true", help="multicloud-run only")
+    parser.add_argument("--tls", action="store_true", help="over HTTPS")
     parser.add_argument("--inter", type=float, help="seconds between the checks of a server")
     parser.add_argument("--seconds", type=float, default=30.0, help="how long each is measured")
     arguments = parser.parse_args()
@@ -229,7 +240,7 @@ def main() -> None:
     for count in arguments.servers:
         for beside in (True,) if arguments.beside or ended else (False, True):
             inter = arguments.inter or (1.0 if count == 4 and beside else 2.0)
-            got = measure(count, inter, arguments.seconds, beside=beside)
+            got = measure(count, inter, arguments.seconds, beside=beside, tls=arguments.tls)
             ended = ended or (not beside and got.late > 50)
             cells = [
                 f"{inter:g} s",
