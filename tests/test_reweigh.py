@@ -201,6 +201,11 @@ def test_a_haproxy_that_does_not_answer_is_exit_code_1(
         fails(run(path, times), 1, reason)
 
 
+@pytest.mark.parametrize(("more", "said"), [([], "no"), (["nor", "never"], "no (and 2 more refusals)")])
+def test_the_first_refusal_is_told_and_how_many_more_there_were(more: list[str], said: str) -> None:
+    assert reweigh.refused(reweigh.Outcome(samples.Samples(), {}, [], [], ["no", *more])) == said
+
+
 def test_a_haproxy_that_is_not_there_or_refuses_is_exit_code_1(times: Path) -> None:
     times.write_text(FAST_EU)
     fails(run(str(times.parent / "no.sock"), times), 1, "no such file or directory")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import csv
+import functools
 import os
 import socket
 import threading
@@ -206,8 +207,18 @@ def test_what_a_server_answers_to_a_check_of_haproxys_own_is_never_taken_for_a_t
 
 def test_a_server_that_tracks_one_of_a_disabled_backend_is_as_any_other() -> None:
     backends = "server a 127.0.0.1:1 track d/a\nbackend d\n    disabled\n    server a 127.0.0.1:1 check"
-    with haproxy(f"backend b\n    {backends}") as address:
-        assert ("b", "a") in [each[:2] for each in told(address)]
+    with haproxy(f"backend b\n    {backends}") as address, runtime.RuntimeAPI(address) as api:
+        found = {server.key: server for server in api.servers()}
+    assert ("b", "a") in found
+    unsaid = found.get(("d", "a"), runtime.Server("d", "a", "UP", 1))
+    assert (unsaid.mode, unsaid.check, unsaid.code, unsaid.since_change) == ("http", "", "", 0)
+    assert unsaid.check_seconds is None
+
+
+def test_a_check_that_is_under_way_hides_not_the_last_one() -> None:
+    server = runtime.Server("b", "a", "UP", 1)
+    runtime._add_stat(server, ("", "* L7TOUT", "", "25", "http"))
+    assert (server.check, server.check_seconds, server.since_change) == ("L7TOUT", 0.025, 0)
 
 
 def test_a_haproxy_without_servers_has_none() -> None:
@@ -259,10 +270,14 @@ def fail(use: Callable[[], object]) -> str:
     return str(caught.value)
 
 
-def test_a_socket_that_is_missing_or_that_nobody_listens_at_is_an_error(tmp_path: Path) -> None:
+def test_a_socket_that_is_missing_or_that_nobody_listens_at_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     path = str(tmp_path / "haproxy.sock")
     asks = "is it the `stats socket` of a running HAProxy?"
-    assert fail(lambda: told(path)) == f"{path}: no such file or directory; {asks}"
+    for missing in (path, f"{path}:99", "haproxy.sock"):
+        assert fail(functools.partial(told, missing)) == f"{missing}: no such file or directory; {asks}"
     with socket.socket(socket.AF_UNIX) as left_behind:
         left_behind.bind(path)
     assert fail(lambda: told(path)) == f"{path}: connection refused; {asks}"
