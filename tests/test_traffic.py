@@ -59,7 +59,10 @@ def test_when_the_favourite_freezes_only_requests_in_flight_fail() -> None:
             time.sleep(2)
             running.regions.freeze(running.region["eu.demo"])
             frozen = time.monotonic()
-            wait_until(lambda: running.weights()["us.demo"] == 256, 20, "us.demo as favourite")
+            # On a busy machine checks of the others fail, too, since one process serves all of them.
+            wait_until(
+                lambda: 256 in running.weights().values() and not running.weights()["eu.demo"], 20, "another one"
+            )
             time.sleep(1)
     # In flight are also those that were sent over a connection that was idle when the region froze.
     assert [failure for failure in failures(traffic, frozen) if failure.sent > frozen + 1] == []
