@@ -596,11 +596,16 @@ def test_who_has_the_turn_goes_again_for_one_that_asked(
     router: str, times: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times.write_text(FAST_EU)
-    monkeypatch.setattr(turn, "asked", lambda _: True)
+
+    def asked(_: object) -> bool:
+        tell(router, "set server upstream/us weight 7")
+        return True
+
+    monkeypatch.setattr(turn, "asked", asked)
     with recording(router) as recorded:
         outcome = reweigh.reweigh(sources(recorded.path, times))
     assert outcome is not None
-    assert len(outcome.changes) == 2
+    assert [(change.server.name, change.weight) for change in outcome.changes] == [("eu", 256), ("ap", 0), ("us", 1)]
     assert recorded.connections == 2
     assert weights(router) == EU_IS_FAVORITE
 

@@ -164,8 +164,15 @@ def test_what_counts_is_the_window_of_what_is_fresh() -> None:
     assert (scored.counted, scored.percentile, scored.since) == ([newest_first[0], newest_first[2]], None, None)
 
 
+def test_a_sample_of_exactly_the_maximum_age_counts_where_others_are_too_old() -> None:
+    ages = [0, 300, 301]
+    scored = scores({EU: [(0.1, NOW - age, False) for age in ages]}, now=NOW, max_age=300)[EU]
+    assert [NOW - (when or 0) for _, when, _ in scored.counted] == [0, 300]
+
+
 def test_percentiles_are_measured_values() -> None:
-    assert percentiles([0.5, 0.1, 0.2, 0.4, 0.3], (50, 90, 99)) == [0.3, 0.5, 0.5]
+    assert percentiles([0.5, 0.1, 0.2, 0.4, 0.3], (0, 20, 50, 90, 99)) == [0.1, 0.1, 0.3, 0.5, 0.5]
+    assert percentiles([float(value) for value in range(1, 201)], (50, 100)) == [100, 200]
 
 
 # Checks that failed

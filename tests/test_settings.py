@@ -202,6 +202,7 @@ def test_it_is_known_where_a_value_stands(conf: Path) -> None:
     assert found.where(settings.PATH) == f"{conf}:2: path"
     assert found.where(settings.WINDOW, "api") == "MULTICLOUD_WINDOW"
     assert found.where(settings.CLOCK, "api") == "default"
+    assert found.text(settings.PATH, "api/eu1", "api") == "/healthz"
 
 
 def test_an_empty_value_in_the_file_is_the_default(conf: Path) -> None:
@@ -273,6 +274,16 @@ def test_a_file_that_others_may_read_and_execute_is_used(conf: Path) -> None:
 
 def test_a_file_is_read_to_its_end_however_long_it_is(conf: Path) -> None:
     assert sources(conf, "path = /here\n" + "# a comment\n" * 10_000).read(settings.CHECK).path == "/here"
+
+
+def test_a_file_that_an_editor_began_with_a_byte_order_mark_is_read(conf: Path) -> None:
+    assert sources(conf, "\ufeffpath = /here\n").read(settings.CHECK).path == "/here"
+
+
+def test_a_file_may_have_256_kib_and_no_more(conf: Path) -> None:
+    assert sources(conf, "#" * (256 << 10)).sections == {"": {}}
+    with pytest.raises(settings.SettingError, match="larger than 256 KiB"):
+        sources(conf, "#" * (256 << 10) + "\n")
 
 
 def test_a_file_that_is_named_must_be_there_and_be_a_file(tmp_path: Path) -> None:
