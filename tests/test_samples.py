@@ -206,6 +206,17 @@ def test_a_flood_of_lines_that_are_no_samples_is_not_read_to_its_end_and_is_trim
     assert Path(times).read_bytes() == good
 
 
+def test_a_trim_leaves_off_behind_as_many_lines_that_are_no_samples_as_a_reader(
+    times: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples, "MAX_GARBAGE", 1000)
+    monkeypatch.setattr(samples, "BLOCK", 1000)
+    Path(times).write_text(lines_of(1) + "?\n" * 5000 + lines_of(2))
+    assert samples.read(times, 30).series == {EU: [(0.2, 2.0, False)]}
+    assert samples.trim(times, 30) > 1000
+    assert Path(times).read_text() == lines_of(2)
+
+
 def test_a_lock_that_is_never_released_does_not_hold_an_append_for_long(times: str) -> None:
     samples.append(times, *EU, 0.1, 5)
     with open(times) as held:
@@ -300,6 +311,8 @@ USES: dict[str, Callable[[str], object]] = {
     "append": lambda path: samples.append(path, *EU, 0.1, 5),
     "read": lambda path: samples.read(path, 30),
     "trim": lambda path: samples.trim(path, 1),
+    "read on": lambda path: samples.read_on(path, 30, samples.Samples(), []),
+    "append all": lambda path: samples.append_all(path, 30, [samples.line(*EU, 0.1, 5)], samples.Samples()),
 }
 
 
@@ -309,9 +322,10 @@ USES: dict[str, Callable[[str], object]] = {
         *[(use, os, "open", number) for use in USES for number in (errno.EACCES, errno.EROFS, errno.EIO, errno.ESTALE)],
         *[(use, os, "fstat", errno.ESTALE) for use in USES],
         *[(use, os, "pread", errno.EIO) for use in USES],
-        *[(use, fcntl, "flock", errno.ENOLCK) for use in ("append", "trim")],
-        *[(use, os, "lstat", errno.ESTALE) for use in ("append", "trim")],
+        *[(use, fcntl, "flock", errno.ENOLCK) for use in ("append", "append all", "trim")],
+        *[(use, os, "lstat", errno.ESTALE) for use in ("append", "append all", "trim")],
         ("append", os, "write", errno.ENOSPC),
+        ("append all", os, "write", errno.ENOSPC),
         ("append", os, "close", errno.EDQUOT),
     ],
 )
@@ -831,6 +845,28 @@ def test_reading_on_in_another_file_keeps_what_that_one_has_not(tmp_path: Path) 
     found = samples.read_on(path, 10, found, OWN)
     assert [when for _, when, _ in found.series["app", "eu"]] == [9.0, 3.0, 2.0, 1.0, 0.0]
     assert found.lines == 2
+
+
+def test_what_is_kept_of_another_file_is_in_the_order_of_time(tmp_path: Path) -> None:
+    path = str(tmp_path / "times.txt")
+    for number, seconds in enumerate((0.3, 0.1, 0.4)):
+        samples.append(path, "app", "eu", seconds, float(number))
+    found = samples.read(path, 10)
+    Path(path).write_text("app eu 0.200000 9.000\n")
+    found = samples.read_on(path, 10, found, OWN)
+    assert [seconds for seconds, _, _ in found.series["app", "eu"]] == [0.2, 0.4, 0.1, 0.3]
+
+
+def test_reading_on_counts_and_bounds_as_reading_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples, "MAX_SERVERS", 10)
+    path = tmp_path / "times.txt"
+    path.write_text(lines_of(1))
+    found = samples.read(str(path), 10)
+    with path.open("a") as file:
+        file.write("".join(f"upstream s{number} 0.1 5\n" for number in range(12)) + "?\n" + lines_of(2))
+    assert samples.read_on(str(path), 10, found, OWN) is found
+    assert (len(found.series), len(found.series[EU]), found.garbage) == (10, 2, 4)
+    assert (found.lines, found.size) == (15, path.stat().st_size)
 
 
 def test_reading_on_sees_that_a_file_was_shortened_and_has_grown_again(tmp_path: Path) -> None:
