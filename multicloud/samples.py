@@ -93,37 +93,25 @@ def line(backend: str, server: str, seconds: float, when: float, *, failed: bool
 
 def append(path: str, backend: str, server: str, seconds: float, when: float, *, failed: bool = False) -> None:
     """Add one sample, making the file where there is none. Raises SampleFileError, and then nothing was added."""
-    append_lines(path, line(backend, server, seconds, when, failed=failed))
+    append_all(path, 0, [line(backend, server, seconds, when, failed=failed)])
 
 
-def append_lines(path: str, lines: bytes) -> None:
-    """As `append`, with samples as `line` gives them."""
-    fd = _lock(path, LOCK_WAIT, create=True)
-    try:
-        try:
-            _write_lines(fd, path, lines)
-        finally:
-            os.close(fd)  # on a network's file system it may tell that nothing was written
-    except OSError as error:
-        raise _unusable(path, error) from None
+def append_all(path: str, newest: int, lines: Sequence[bytes], samples: Samples | None = None) -> None:
+    """Add samples as `line` gives them, and read what others added to `samples`, which has these already.
 
-
-def append_all(path: str, newest: int, lines: Sequence[bytes], samples: Samples) -> None:
-    """As `append_lines`, with lines whose samples are in `samples` already, to which what others appended is added.
-
-    Raises SampleFileError, and then nothing was appended.
+    Raises SampleFileError, and then nothing was added.
     """
     fd = _lock(path, LOCK_WAIT, create=True)
     try:
         try:
-            known = _read_rest(fd, newest, samples)
+            known = samples is not None and _read_rest(fd, newest, samples)
             _write_lines(fd, path, b"".join(lines))
-            if known:  # else the file is read as a whole the next time
+            if samples is not None and known:  # else the file is read as a whole the next time
                 samples.lines += len(lines)
                 samples.size = os.fstat(fd).st_size
                 samples.place = _place(fd, samples.size)
         finally:
-            os.close(fd)
+            os.close(fd)  # on a network's file system it may tell that nothing was written
     except OSError as error:
         raise _unusable(path, error) from None
 
@@ -276,7 +264,7 @@ def trim(path: str, keep: int, oldest: float = 0.0) -> int:
             return 0
         try:
             replaced = _replace(read, b"".join(kept), owner)
-        except LockedError:
+        except LockedError:  # somebody holds the file itself, so neither way can be gone now
             raise
         except (OSError, SampleFileError):  # no right or no space for another file, or the file's path is a mount
             replaced = _shrink(read, b"".join(kept))
