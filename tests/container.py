@@ -23,8 +23,7 @@ import pytest
 import yaml
 
 from multicloud.console import config, template
-from multicloud.demo.regions import Regions
-from tests.edge import wait_until
+from tests.edge import regions_at, wait_until
 from tests.machine import Machine
 from tests.test_drop_in import DELAYS, shell_version
 from tests.test_traffic import failures
@@ -32,6 +31,8 @@ from tests.traffic import Traffic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+    from multicloud.demo.regions import Regions
 
 ROOT = Path(os.environ["IMAGE_ROOT"])
 LAYERS = Path(os.environ["IMAGE_LAYERS"])
@@ -80,9 +81,7 @@ class Container(Machine):
 
 @pytest.fixture(scope="module")
 def regions() -> Iterator[Regions]:
-    with Regions(list(DELAYS)) as regions:
-        for region in regions:
-            region.delay = DELAYS[region.name]
+    with regions_at(DELAYS) as regions:
         yield regions
 
 
@@ -351,9 +350,7 @@ sed -i /chroot/d /etc/haproxy/haproxy.cfg
 multicloud config --blocks --backend app {servers} >>/etc/haproxy/haproxy.cfg
 exec haproxy -W -db -f /etc/haproxy/haproxy.cfg
 """
-    with Regions(list(DELAYS)) as regions:
-        for region in regions:
-            region.delay = DELAYS[region.name]
+    with regions_at(DELAYS) as regions:
         files = {"usr/local/share/ca-certificates/regions.crt": regions.authority.cert_pem.bytes().decode()}
         start = paste.format(servers=" ".join(servers(regions)))
         with Container(files, {"MULTICLOUD_SOCKET": ""}, user="root", command=start) as running:

@@ -117,6 +117,15 @@ class Edge:
 
 
 @contextlib.contextmanager
+def regions_at(delays: Mapping[str, float]) -> Iterator[Regions]:
+    """Running regions of these names, with their delays in seconds."""
+    with Regions(list(delays)) as regions:
+        for region in regions:
+            region.delay = delays[region.name]
+        yield regions
+
+
+@contextlib.contextmanager
 def edge(
     delays: Mapping[str, float],
     *,
@@ -133,9 +142,7 @@ def edge(
     may change the configuration's text, and `times` is what the sample file holds at first. `beside` has
     multicloud-run set the weights in place of external checks and reweighs, and none of these be run.
     """
-    with tempfile.TemporaryDirectory() as name, Regions(list(delays)) as regions:
-        for region in regions:
-            region.delay = delays[region.name]
+    with tempfile.TemporaryDirectory() as name, regions_at(delays) as regions:
         directory = Path(name)
         authority = directory / "authority.pem"
         regions.authority.cert_pem.write_to_path(str(authority))

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from multicloud.demo.regions import Regions
-from tests.edge import demo_ports, free_ports, wait_until
+from tests.edge import demo_ports, free_ports, regions_at, wait_until
 from tests.machine import Machine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from multicloud.demo.regions import Regions
 
 ROOT = Path(os.environ["MACHINE_ROOT"])
 PACKAGE = Path(os.environ["PACKAGE"])
@@ -65,9 +66,7 @@ def traces(machine: Machine) -> set[str]:
 
 @pytest.fixture(scope="module")
 def regions() -> Iterator[Regions]:
-    with Regions(list(DELAYS)) as regions:
-        for region in regions:
-            region.delay = DELAYS[region.name]
+    with regions_at(DELAYS) as regions:
         yield regions
 
 

@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from multicloud import runtime, samples
-from multicloud.demo.regions import Regions
 from multicloud.demo.router import haproxy_binary
-from tests.edge import free_ports, wait_until
+from tests.edge import free_ports, regions_at, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from multicloud.demo.regions import Regions
 
 DELAYS = {"eu": 0.02, "us": 0.3, "asia": 0.6, "africa": 0.9}
 
@@ -89,9 +90,7 @@ def test_a_configuration_for_the_shell_version_runs_unchanged() -> None:
     if not shutil.which("unshare") or subprocess.run([*NAMESPACES, "mount -t tmpfs none /tmp"], check=False).returncode:
         pytest.skip("mount namespaces are not permitted here")
     port = free_ports(1)[0]
-    with tempfile.TemporaryDirectory() as name, Regions(list(DELAYS)) as regions:
-        for region in regions:
-            region.delay = DELAYS[region.name]
+    with tempfile.TemporaryDirectory() as name, regions_at(DELAYS) as regions:
         root = Path(name)
         for each in ("tmp", "run", "scripts"):
             (root / each).mkdir()
