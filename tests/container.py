@@ -23,6 +23,7 @@ import pytest
 import yaml
 
 from multicloud.console import config, template
+from multicloud.demo.regions import Regions
 from tests.edge import regions_at, wait_until
 from tests.machine import Machine
 from tests.test_drop_in import DELAYS, shell_version
@@ -31,8 +32,6 @@ from tests.traffic import Traffic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-
-    from multicloud.demo.regions import Regions
 
 ROOT = Path(os.environ["IMAGE_ROOT"])
 LAYERS = Path(os.environ["IMAGE_LAYERS"])
