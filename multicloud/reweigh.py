@@ -126,13 +126,16 @@ def weigh(
     sources: settings.Sources,
     *,
     dry_run: bool = False,
+    known: Mapping[tuple[str, str], scores.Score] | None = None,
 ) -> Outcome:
     """Score and rank the servers and, unless it is a dry run, send the weights that differ.
 
-    Raises SettingError and RuntimeAPIError.
+    The scores that are `known` from before are not worked out again where nothing has changed. Raises SettingError and
+    RuntimeAPIError.
     """
-    known = {server.source for server in servers}
-    scored = score({server: newest for server, newest in found.series.items() if server in known}, sources, time.time())
+    measured = {server.source for server in servers}
+    series = {server: newest for server, newest in found.series.items() if server in measured}
+    scored = score(series, sources, time.time(), known)
     decisions = rank(servers, scored, sources)
     changes = ranking.changes(decisions)
     refusals: list[str] = []
@@ -151,7 +154,10 @@ def _everywhere(sources: settings.Sources) -> list[settings.Settings]:
 
 
 def score(
-    series: Mapping[tuple[str, str], Sequence[scores.Sample]], sources: settings.Sources, now: float
+    series: Mapping[tuple[str, str], Sequence[scores.Sample]],
+    sources: settings.Sources,
+    now: float,
+    known: Mapping[tuple[str, str], scores.Score] | None = None,
 ) -> dict[tuple[str, str], scores.Score]:
     """scores.scores with the settings of each backend. Raises SettingError."""
     sections: dict[str, dict[tuple[str, str], Sequence[scores.Sample]]] = {}
@@ -168,6 +174,7 @@ def score(
             min_samples=values.min_samples,
             window=values.window,
             max_age=values.max_age,
+            known=known,
         )
     return scored
 

@@ -9,6 +9,7 @@ Signals are blocked, and taken between two rounds only: SIGTERM and SIGINT end t
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -30,6 +31,9 @@ TRIM_AGAIN = 60
 
 BACKEND = "backend "
 """So begin the names of problems that backends have."""
+
+GARBAGE = 100_000
+"""New objects after which Python looks for circles: a round of 1,000 servers makes 40,000 objects, and none of them."""
 
 ALIVE = 5.0
 """Seconds between two signs of life to systemd, at most: rounds may be rarer."""
@@ -73,6 +77,7 @@ def run(sources: settings.Sources, address: str = "") -> int:
     Raises SettingError, UsageError and ListenError, before the first round.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # before any thread is started, which inherits it
+    gc.set_threshold(GARBAGE)
     rounds = Rounds(sources)
     if address:
         threading.Thread(target=_serve, args=(_listen(address), rounds.page), daemon=True).start()
@@ -127,6 +132,7 @@ class Rounds:
         self.sources, self.values, self.newest = sources, values, newest
         self.durations = durations.Durations()
         self.found = samples.Samples()
+        self.scored: dict[tuple[str, str], scores.Score] = {}
 
     def reload(self) -> None:
         """Read the settings file again. Where it cannot be read, the settings stay."""
@@ -179,7 +185,8 @@ class Rounds:
                     problems |= unmeasured(servers, self.values.backends)
                     taken = self._take(servers)
                     if turn:
-                        outcome = reweigh.weigh(api, servers, self.found, self.sources)
+                        outcome = reweigh.weigh(api, servers, self.found, self.sources, known=self.scored)
+                        self.scored = outcome.scores
             finally:
                 if turn:
                     turn.close()
@@ -200,7 +207,9 @@ class Rounds:
         measured = [
             server
             for server in servers
-            if server.backend in self.values.backends and server.source == server.key and settings.is_name(server.name)
+            if server.backend in self.values.backends
+            and server.source == server.key
+            and (server.key in self.measured or settings.is_name(server.name))
         ]
         self.measured = {server.key for server in measured}
         now = round(time.time(), 3)  # as in the file

@@ -181,13 +181,14 @@ def rows(table: str, separator: str, columns: Sequence[str], optional: Sequence[
     header, *lines = table.rstrip("\n").split("\n")  # a server's words may hold any other line's end
     names = header.removeprefix("# ").split(separator)
     places = [names.index(name) for name in columns]
-    places += [names.index(name) if name in names else len(names) for name in optional]
+    places += [names.index(name) if name in names else -1 for name in optional]
+    width = max(places) + 1
     pick = itemgetter(*places)
     for line in lines:
-        fields = line.split(separator)
-        if len(fields) < len(names):
+        fields = line.split(separator, width)  # of which HAProxy has many more to the right
+        if len(fields) < width:
             raise ValueError
-        fields[len(names) :] = [""]
+        fields.append("")
         yield pick(fields)
 
 

@@ -19,8 +19,8 @@ that failed, the server was away and is back: a clear change, too. Failures that
 
 from __future__ import annotations
 
-import math
 import os
+from math import ceil, inf, nan
 from operator import itemgetter
 
 # One BLAS thread: starting more costs as much CPU time as the rest of the program, and percentiles use none.
@@ -59,33 +59,43 @@ SECONDS, WHEN, FAILED = map(itemgetter, range(3))
 class Score:
     """What a server's users wait, in `seconds`, and what that was made of.
 
-    `counted` has the samples that count, newest first, `failed` the number of those that failed. `percentile` is the
-    percentile of them that it is, None for their mean. `since` is the UNIX time of the oldest of them where the window
-    ends at a change, and None where it does not, or where that sample has no time.
+    `counted` has the samples that count, newest first. `percentile` is the percentile of them that it is, None for
+    their mean. `since` is the UNIX time of the oldest of them where the window ends at a change, and None where it does
+    not, or where that sample has no time. Without a newer sample it is the same `until` that UNIX time.
     """
 
-    __slots__ = ("counted", "failed", "percentile", "seconds", "since")
+    __slots__ = ("counted", "percentile", "seconds", "since", "until")
 
     def __init__(
         self, seconds: float, counted: Sequence[Sample], percentile: float | None, since: float | None
     ) -> None:
         self.seconds = seconds
         self.counted = counted
-        self.failed = sum(map(FAILED, counted))
         self.percentile = percentile
         self.since = since
+        self.until = inf
+
+    @property
+    def failed(self) -> int:
+        """How many of the samples that count failed."""
+        return sum(map(FAILED, self.counted))
 
 
-def fresh(samples: Sequence[Sample], *, now: float, max_age: float) -> list[Sample]:
+def oldest(samples: Sequence[Sample]) -> float:
+    """The UNIX time of the oldest sample that has one; infinite where none has."""
+    times = list(map(WHEN, samples))
+    if None in times:
+        times = [when for when in times if when is not None]
+    return min(times, default=inf)
+
+
+def fresh(samples: Sequence[Sample], *, now: float, max_age: float) -> Sequence[Sample]:
     """The samples that are not older than `max_age` seconds.
 
     A sample without a time counts whatever its age, and one from the future is as good as new: the clock was set back.
     """
-    try:
-        if now - min(map(WHEN, samples)) <= max_age:  # as nearly always
-            return list(samples)
-    except (TypeError, ValueError):  # some without a time, or none at all
-        pass
+    if now - oldest(samples) <= max_age:  # as nearly always
+        return samples
     return [sample for sample in samples if sample[1] is None or now - sample[1] <= max_age]
 
 
@@ -97,41 +107,48 @@ def scores(
     min_samples: int = 20,
     window: int = 30,
     max_age: float = 300,
+    known: Mapping[Server, Score] | None = None,
 ) -> dict[Server, Score]:
     """A score for each (backend, server) that has samples that count; `series` has them newest first.
 
     `percentile` is 0 to 100; with `min_samples` samples or fewer, and without a change, the mean scores; `now` and
-    `max_age` are seconds. A recovery as old as the window can be told only where `series` has RUN samples more.
+    `max_age` are seconds. A recovery as old as the window can be told only where `series` has RUN samples more. What
+    this said before of the same series and settings may be `known`: where nothing has come since, it is said again.
     """
-    by_size: dict[int, list[tuple[Server, list[Sample]]]] = {}
+    known = known or {}
+    result: dict[Server, Score] = {}
+    by_size: dict[int, list[tuple[Server, Sequence[Sample]]]] = {}
     for server, samples in series.items():
+        before = known.get(server)
+        if before and samples and samples[0] is before.counted[0] and now <= before.until:
+            result[server] = before
+            continue
         counting = fresh(samples, now=now, max_age=max_age)[: window + RUN]
         if counting:
             by_size.setdefault(len(counting), []).append((server, counting))
     # What is scored alike is scored together: by how many times there are, and whether they are few.
-    chosen: dict[tuple[int, bool], list[tuple[Server, list[Sample], list[float], float | None]]] = {}
+    chosen: dict[tuple[int, bool], list[tuple[Score, list[float]]]] = {}
     for available, members in by_size.items():
         seconds_of = [list(map(SECONDS, counting)) for _, counting in members]
         failed_of = [list(map(FAILED, counting)) for _, counting in members]
         sizes = since_change(np.array(seconds_of), np.array(failed_of), window).tolist()
         for (server, counting), seconds, failed, size in zip(members, seconds_of, failed_of, sizes, strict=True):
             length = min(size, window)
-            counted = counting[:length]
-            since = counting[size - 1][1] if size < available else None
             times = seconds[:length]
             if length > 1 and failed[:length].count(True) == 1:  # a single one that failed does not count
                 del times[failed.index(True)]
             few = size == available and len(times) <= min_samples
-            chosen.setdefault((len(times), few), []).append((server, counted, times, since))
-    result: dict[Server, Score] = {}
+            since = counting[size - 1][1] if size < available else None
+            score = result[server] = Score(nan, counting[:length], None if few else percentile, since)
+            score.until = oldest(counting) + max_age
+            chosen.setdefault((len(times), few), []).append((score, times))
     for (_, few), rows in chosen.items():
-        table = np.array([times for _, _, times, _ in rows])
+        table = np.array([times for _, times in rows])
         column = table.mean(axis=1) if few else np.percentile(table, percentile, axis=1, method="inverted_cdf")
-        for (server, counted, times, since), value in zip(rows, column.tolist(), strict=True):
-            score = Score(value, counted, None if few else percentile, since)
+        for (score, times), value in zip(rows, column.tolist(), strict=True):
+            score.seconds = value
             if score.failed > 1 and (mean := sum(times) / len(times)) > value:
                 score.seconds, score.percentile = mean, None
-            result[server] = score
     return result
 
 
@@ -164,4 +181,4 @@ def since_change(seconds: NDArray[np.float64], failed: NDArray[np.bool_], window
 def percentiles(seconds: Sequence[float], percents: Sequence[float]) -> list[float]:
     """The percentiles of `seconds`, which must not be empty, by nearest rank."""
     ordered = sorted(seconds)  # numpy takes as long for one server as this for thirty
-    return [ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)] for percent in percents]
+    return [ordered[max(0, ceil(len(ordered) * percent / 100) - 1)] for percent in percents]

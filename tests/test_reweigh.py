@@ -352,7 +352,7 @@ def test_samples_are_scored_with_the_settings_of_their_backend(tmp_path: Path, l
     series = {("api", "eu"): newest_first, ("other", "eu"): newest_first}
     scored = reweigh.score(series, from_file(tmp_path, f"[api]\n{line}\n[eu]\npercentile = 1\n"), now)
     name, _, value = line.partition(" = ")
-    own = scores.scores(series, now=now, **{name: int(value)})["api", "eu"]
+    own = scores.scores(series, now=now, **{name: int(value)})["api", "eu"]  # type: ignore[arg-type]
     assert scored["api", "eu"].seconds == own.seconds
     assert scored["other", "eu"].seconds == scores.scores(series, now=now)["other", "eu"].seconds != own.seconds
 

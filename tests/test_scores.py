@@ -158,6 +158,46 @@ def test_a_server_is_scored_alike_alone_and_among_others(samples: dict[str, list
     assert together == pytest.approx(alone)
 
 
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["eu", "us"]),
+            st.sampled_from([0.02, 0.021, 0.05, 2.0]),
+            st.sampled_from([0, 1, 2, 40, 299]) | st.none(),
+            st.booleans(),
+        ),
+        max_size=60,
+    )
+)
+def test_what_is_known_from_before_changes_no_score(steps: list[tuple[str, float, int | None, bool]]) -> None:
+    series: dict[tuple[str, str], list[tuple[float, float | None, bool]]] = {}
+    now = NOW
+    known: dict[tuple[str, str], Score] = {}
+    for name, value, pause, failed in steps:
+        now += pause or 1
+        series.setdefault(("upstream", name), []).insert(0, (value, None if pause is None else now, failed))
+        known = scores(series, now=now, window=8, min_samples=4, known=known)
+        anew = scores(series, now=now, window=8, min_samples=4)
+        assert {server: facts(score) for server, score in known.items()} == {
+            server: facts(score) for server, score in anew.items()
+        }
+
+
+def test_what_is_known_is_worked_out_again_only_where_a_sample_came_or_grew_too_old() -> None:
+    series = {EU: [(0.02, NOW, False)], ("upstream", "us"): [(0.03, NOW - 100, False)]}
+    known = scores(series, now=NOW)
+    series[EU].insert(0, (0.04, NOW + 1, False))
+    again = scores(series, now=NOW + 200, known=known)
+    assert again[EU].seconds == pytest.approx(0.03)
+    assert again["upstream", "us"] is known["upstream", "us"]
+    assert scores(series, now=NOW + 200.1, known=again) == {EU: again[EU]}
+
+
+def facts(score: Score) -> tuple[object, ...]:
+    """All that a score says."""
+    return score.seconds, list(score.counted), score.failed, score.percentile, score.since, score.until
+
+
 def test_what_counts_is_the_window_of_what_is_fresh() -> None:
     newest_first = [(1.0, NOW, False), (2.0, NOW - 301, False), (3.0, NOW - 2, False), (4.0, NOW - 3, False)]
     scored = scores({EU: newest_first}, now=NOW, window=2, max_age=300)[EU]
