@@ -220,8 +220,6 @@ def test_removing_it_leaves_haproxy_and_the_settings(machine: Machine) -> None:
 
 
 def test_purging_it_leaves_nothing(machine: Machine) -> None:
-    # As systemd has it for a unit with DynamicUser and StateDirectory.
-    shell(machine, "mkdir -p /var/lib/private/multicloud; ln -s private/multicloud /var/lib/multicloud")
     shell(machine, "apt-get purge --yes multicloud", 120)
     assert traces(machine) == set()
     assert machine.processes("haproxy")

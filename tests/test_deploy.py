@@ -163,7 +163,7 @@ def test_the_unit_keeps_its_samples_where_its_first_lines_have_everybody_look() 
     text = SERVICE_UNIT.read_text()
     unit = dict(re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE))
     conf = dict(re.findall(r"^#  +(\w+) = (.*)$", text, re.MULTILINE))
-    assert posixpath.dirname(conf["times"]) == f"/var/lib/{unit['StateDirectory']}"
+    assert posixpath.dirname(conf["times"]) == f"/run/{unit['RuntimeDirectory']}"
     assert {settings.TIMES.name, settings.BACKENDS.name} == conf.keys()
     assert unit["Type"] == "notify"
     assert float(unit["WatchdogSec"]) > 2 * run.ALIVE + runtime.TIMEOUT + samples.LOCK_WAIT
