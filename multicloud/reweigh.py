@@ -7,6 +7,7 @@ nothing to do yet; 1 HAProxy cannot be reached or refused a command; 2 settings 
 from __future__ import annotations
 
 import os
+import sys
 import time
 
 from multicloud import process, ranking, runtime, samples, scores, settings, turn
@@ -46,6 +47,9 @@ class Outcome:
 
 def main() -> int:
     """Do what HAProxy asks for; return the exit code."""
+    if any(argument.startswith("-") for argument in sys.argv[1:]):  # by hand: HAProxy's own are addresses and ports
+        process.tell("error: usage: multicloud-reweigh; it takes no option, as `multicloud reweigh` does")
+        return 2
     try:
         outcome = reweigh(settings.Sources(os.environ), trim=True)
     except (settings.SettingError, samples.SampleFileError) as error:

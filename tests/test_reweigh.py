@@ -55,10 +55,10 @@ def times(tmp_path: Path) -> Path:
     return tmp_path / "times.txt"
 
 
-def run(address: str, times: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+def run(address: str, times: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run the installed command in an environment as clean as HAProxy's."""
     environ = {"MULTICLOUD_SOCKET": address, "MULTICLOUD_TIMES": str(times), **environ}
-    return subprocess.run([COMMAND], env=environ, capture_output=True, text=True, timeout=60)
+    return subprocess.run([COMMAND, *arguments], env=environ, capture_output=True, text=True, timeout=60)
 
 
 def fails(result: subprocess.CompletedProcess[str], code: int, reason: str, changed: str = "") -> None:
@@ -167,6 +167,14 @@ def test_closed_standard_streams_do_not_matter(router: str, times: Path, closed:
     assert subprocess.run(["/bin/sh", "-c", f'exec "{COMMAND}" {closed}'], env=environ, timeout=60).returncode == 0
     assert weights(router) == EU_IS_FAVORITE
     assert times.read_text() == FAST_EU
+
+
+@pytest.mark.parametrize("option", ["--help", "--dry-run", "-n"])
+def test_an_option_is_exit_code_2_and_reweighs_nothing(router: str, times: Path, option: str) -> None:
+    times.write_text(FAST_EU)
+    before = weights(router)
+    fails(run(router, times, option), 2, "usage: multicloud-reweigh")
+    assert weights(router) == before
 
 
 def test_settings_and_a_sample_file_that_cannot_be_read_are_exit_code_2(router: str, times: Path) -> None:

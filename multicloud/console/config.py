@@ -6,12 +6,12 @@ import ipaddress
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from multicloud import settings
+from multicloud.console import observe
 from multicloud.console.template import Server, configuration
 
 if TYPE_CHECKING:
@@ -91,16 +91,14 @@ def _written(version: Version) -> str:
 
 
 def installed_version(environ: Mapping[str, str]) -> Version:
-    """The version of HAPROXY_BINARY or, where that is not set, of the `haproxy` on PATH. Raises ConfigError."""
-    path = os.pathsep.join((environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin"))
-    binary = environ.get("HAPROXY_BINARY") or shutil.which("haproxy", path=path)
-    if not binary:
+    """The version of the HAProxy on this machine (observe.binary). Raises ConfigError."""
+    found = observe.binary(environ)
+    if not found:
         raise ConfigError("no HAProxy found on PATH; say for which one, such as --haproxy 2.8")
     try:
-        said = subprocess.run([binary, "-v"], capture_output=True, text=True, errors="replace", check=False).stdout
+        return version(observe.version_line(found))
     except OSError as error:
-        raise ConfigError(f"{binary}: {(error.strerror or str(error)).lower()}; or say --haproxy 2.8") from None
-    return version(said.partition("\n")[0])
+        raise ConfigError(f"{found}: {(error.strerror or str(error)).lower()}; or say --haproxy 2.8") from None
 
 
 def program(name: str) -> str | None:

@@ -7,6 +7,7 @@ management guide, section 9.3), which change nothing.
 from __future__ import annotations
 
 import contextlib
+import errno
 import grp
 import os
 import pwd
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from multicloud import runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from multicloud.runtime import RuntimeAPI, Server
 
@@ -122,16 +123,28 @@ def reason(pid: int, user: User | None) -> str:
     return "its reason is on HAProxy's standard error (`journalctl -u haproxy`)"
 
 
-def binary_version() -> str | None:
-    """What the HAProxy in HAPROXY_BINARY, or else in the PATH, says of its version; None where there is none."""
-    program = shutil.which(os.environ.get("HAPROXY_BINARY") or "haproxy")
-    if program is None:
-        return None
+def binary(environ: Mapping[str, str]) -> str | None:
+    """HAPROXY_BINARY or, where that is not set, the `haproxy` on PATH or among the system's programs, if any."""
+    path = os.pathsep.join((environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin"))
+    return environ.get("HAPROXY_BINARY") or shutil.which("haproxy", path=path)
+
+
+def version_line(program: str) -> str:
+    """The first line of what a HAProxy that does not run says of its version. Raises OSError."""
     try:
         said = subprocess.run([program, "-v"], capture_output=True, text=True, errors="replace", timeout=5, check=False)
-    except (OSError, subprocess.SubprocessError):
+    except subprocess.TimeoutExpired:
+        raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from None
+    return said.stdout.partition("\n")[0]
+
+
+def binary_version() -> str | None:
+    """What the HAProxy on this machine says of its version, and where it is; None where there is none."""
+    program = binary(os.environ)
+    try:
+        found = re.match(r"HA-?Proxy version (\S+)", version_line(program)) if program else None
+    except OSError:
         return None
-    found = re.match(r"HA-?Proxy version (\S+)", said.stdout)
     return f"HAProxy {found[1]} at {program}" if found else None
 
 
