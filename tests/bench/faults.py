@@ -96,8 +96,8 @@ def as_many_as(connections: int) -> Callable[[Failure, float], bool]:
     return lambda _failure, after: after <= UNNOTICED and next(left, None) is not None
 
 
-TOGETHER = until(3.0)
-"""For two regions that fail at once."""
+TOGETHER = until(3.5)
+"""For two regions that fail at once: until both are DOWN and the next reweigh, 3 s after the one before, has ended."""
 
 
 class Deed(NamedTuple):
