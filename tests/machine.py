@@ -61,16 +61,11 @@ class Machine:
         for path, text in self._files.items():
             (directory / "files" / path).parent.mkdir(parents=True, exist_ok=True)
             (directory / "files" / path).write_text(text)
-        start = ["sh", "-eu", "-c", START, "sh", self._start[0], self._layer.name, *self._start[1:]]
         self._log = directory / "log"
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                ["unshare", "--mount", "--pid", "--fork", "--kill-child", *start], stdout=log, stderr=log
-            )
+            self._process = subprocess.Popen(self._command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
-            wait_until(lambda: bool(self._children()), 10, "process 1 starts")
-            self.pid = self._children()[0]
-            wait_until(lambda: not os.path.samefile(f"/proc/{self.pid}/root", "/"), 10, "process 1 has its own root")
+            wait_until(self._is_up, 60, "process 1 has its own root")
         except BaseException as error:
             self.__exit__(error)
             raise
@@ -84,6 +79,19 @@ class Machine:
                 os.kill(child, signal.SIGKILL)  # and with process 1, all of them
             self._process.wait(timeout=10)
         self._layer.cleanup()
+
+    def _command(self) -> list[str]:
+        """What starts it, with process 1 as its child."""
+        start = ["sh", "-eu", "-c", START, "sh", self._start[0], self._layer.name, *self._start[1:]]
+        return ["unshare", "--mount", "--pid", "--fork", "--kill-child", *start]
+
+    def _is_up(self) -> bool:
+        """Whether process 1 is there, which `pid` is then."""
+        children = self._children()
+        if not children:
+            return False
+        self.pid = children[0]
+        return not os.path.samefile(f"/proc/{self.pid}/root", "/")
 
     def _children(self) -> list[int]:
         path = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
@@ -115,3 +123,22 @@ class Machine:
     def ended(self) -> int:
         """Wait for process 1 to end, as long as `docker stop` does; its exit code."""
         return self._process.wait(timeout=10)
+
+
+class Booted(Machine):
+    """A machine whose process 1 is systemd."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, variables=["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"])
+        self._root = root
+
+    def _is_up(self) -> bool:
+        try:
+            up = super()._is_up() and Path(f"/proc/{self.pid}/comm").read_text() == "systemd\n"
+        except FileNotFoundError:  # what has started it has gone
+            return False
+        return up and self.run("systemctl", "is-system-running").stdout in ("running\n", "degraded\n")
+
+    def _command(self) -> list[str]:
+        alone = ["--register=no", "--keep-unit", "--console=pipe", "--kill-signal=SIGKILL"]
+        return ["systemd-nspawn", "--quiet", f"--directory={self._root}", "--volatile=overlay", *alone, "--boot"]

@@ -1,14 +1,14 @@
 #!/bin/sh
 # Builds the Debian package on Debian 12 and 13, as a user who is not root, has lintian look at it, and tries what was
-# built on the one in a machine of the other that has nothing else: one package is for both. Needs root on Debian, 3 GB in
-# TMPDIR and some minutes. Arguments go to pytest.
+# built on the one in a machine of the other that has nothing else: one package is for both. Then it boots such a machine
+# and tries the unit. Needs root on Debian, 3 GB in TMPDIR and some minutes. Arguments go to pytest.
 set -eu
 cd "$(dirname "$0")/.."
 . deploy/venv.sh
 make_venv test
 
 . tests/machine.sh
-in_work "debootstrap" debootstrap
+in_work "debootstrap systemd-container" debootstrap systemd-nspawn
 
 # In a layer over the machine, which stays as it is.
 build() {
@@ -30,7 +30,7 @@ SCRIPT
 }
 
 for release in bookworm trixie; do
-    step "$release: a machine" make_root "$work/$release" "$release" ca-certificates
+    step "$release: a machine" make_root "$work/$release" "$release" ca-certificates,procps,systemd-sysv
     step "$release: the package" build
     grep '^[EW]: multicloud' "$work/done" || true
 done
@@ -38,7 +38,7 @@ try() {
     echo "== $1: the package that was built on $2"
     export MACHINE_ROOT="$work/$1" PACKAGE="$work/$2.built/multicloud.deb"
     shift 2
-    .venv/bin/pytest tests/package.py "$@"
+    .venv/bin/pytest tests/package.py tests/service.py "$@"
 }
 try bookworm trixie "$@"
 try trixie bookworm "$@"
