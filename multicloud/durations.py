@@ -3,7 +3,8 @@
 HAProxy says how the last check of a server ended and how long it took, in whole milliseconds, but gives it neither a
 number nor a time. So a check is told from the one before by whatever differs: the status, the duration, the number of
 failures, the server's health, the check's words, or that one was under way and is no longer. Where all that
-is the same for as long as the server's checks usually are apart, another one has ended the same way.
+is the same for as long as the server's checks usually are apart, another one has ended the same way. Of several that
+have ended since the last look, only the last one is seen, but HAProxy counts those that failed.
 
 The words are what the configuration says (`on-success` of `http-check expect`). With a number at their end that always
 differs, `%[date(0,ms)]`, nothing is left to guess. With `%[date(0,us),sub(check.begun)]us@` before it, where the
@@ -57,7 +58,7 @@ def request_seconds(server: Server) -> float | None:
 class _Server:
     """What is known of a server's checks; the times are those of the clock that `ended` is given."""
 
-    __slots__ = ("around", "busy", "changed", "counted", "gaps", "said", "words")
+    __slots__ = ("around", "busy", "changed", "counted", "failures", "gaps", "said", "words")
 
     def __init__(self, server: Server, now: float) -> None:
         self.gaps: list[float] = []
@@ -69,6 +70,7 @@ class _Server:
     def see(self, server: Server, *, new: bool) -> None:
         """Keep what HAProxy says; `new` where that is of a check that has not been seen before."""
         self.said = server.report
+        self.failures = server.failures
         self.words = server.words
         # Of a new one that is still said to be under way, HAProxy may only be closing the connection.
         self.busy = is_under_way(server) and not new
@@ -113,7 +115,7 @@ class Durations:
         Of a server that is seen for the first time the check counts if the server is not in `measured`, else whoever
         measured it may have counted it, and if no other check is under way. `now` is seconds of any clock that never
         steps, and `every` the seconds between two calls. A failed check has the seconds that it was allowed, as far as
-        HAProxy tells.
+        HAProxy tells; those that ended between two calls come before the last one.
         """
         found = []
         seen = {}
@@ -128,13 +130,15 @@ class Durations:
                 before.changed = now
             elif before and not is_under_way(server) and not is_numbered(server):
                 new = now - before.counted >= (before.usual_gap() or UNKNOWN_GAP) - every / 2
+            more = server.failures - known.failures
             known.see(server, new=new)
             if new:
                 known.counted = now
                 if server.check in PASSED:
+                    found += [(server, known.usual_gap() or INTER, True)] * more
                     found.append((server, known.took(server), False))
                 elif server.check in FAILED:
-                    found.append((server, _allowed(server, known.usual_gap()), True))
+                    found += [(server, _allowed(server, known.usual_gap()), True)] * max(more, 1)
         self._servers = seen
         return found
 

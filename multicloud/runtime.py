@@ -54,19 +54,20 @@ class Server(ranking.Server):
     address by, "" where it is told the address.
 
     `report` has what may differ from one check to the next, as HAProxy writes it: status, duration, failures so far and
-    the server's health. `words` are the last check's, "" where they are quoted or another check is under way, which
-    `busy` says.
+    the server's health. `failures` are those as a number. `words` are the last check's, "" where they are quoted or
+    another check is under way, which `busy` says.
     """
 
     __slots__ = (
-        *("address", "busy", "check", "check_seconds", "code", "host", "mode", "port", "report", "since_change", "tls"),
-        "words",
+        *("address", "busy", "check", "check_seconds", "code", "failures", "host", "mode", "port", "report"),
+        *("since_change", "tls", "words"),
     )
 
     def __init__(self, backend: str, name: str, state: str, weight: int, *, unresolved: bool = False) -> None:
         super().__init__(backend, name, state, weight, unresolved=unresolved)
         self.address = self.host = self.port = self.tls = self.check = self.code = self.words = ""
         self.report: tuple[str, ...] = ()
+        self.failures = 0
         self.busy = False
         self.mode = "http"
         self.since_change = 0.0
@@ -209,11 +210,12 @@ def _server(row: Sequence[str]) -> Server:
 
 
 def _add_stat(server: Server, row: Sequence[str]) -> None:
-    since_change, check, server.code, duration, server.mode, *report, server.words = row
+    since_change, check, server.code, duration, server.mode, failures, health, server.words = row
     server.since_change = float(since_change or 0)
     server.check = check.removeprefix("* ")
     server.busy = server.check != check
-    server.report = server.check, duration, *report  # not its code, which is 0 as soon as the next one begins
+    server.report = server.check, duration, failures, health  # not its code, 0 as soon as the next one begins
+    server.failures = int(failures or 0)
     server.check_seconds = float(duration) / 1000 if duration else None
 
 

@@ -17,6 +17,7 @@ def says(
     server.check, server.check_seconds, server.busy = check, milliseconds / 1000, busy
     server.words = "" if busy else words
     server.report = check, str(milliseconds), str(failures), "4"
+    server.failures = failures
     return server
 
 
@@ -34,6 +35,14 @@ def test_a_check_counts_once_however_often_it_is_seen() -> None:
         0.030,
         0.031,
     ]
+
+
+def test_checks_that_failed_between_two_looks_count_too() -> None:
+    looks = says(words="1"), says(words="3", failures=1), says("L7TOUT", 2000, failures=3), says(words="6", failures=3)
+    assert counted(*looks) == [0.030, INTER, 0.030, 2.0, 2.0, 0.030]
+    assert [failed for *_, failed in Durations().ended([says(failures=7)], (), now=1000, every=1)] == [False]
+    assert counted(says(words="1", failures=7), says(words="2"), says(words="3")) == [0.030] * 3  # they were cleared
+    assert counted(says(words="1"), says("HANA", failures=1), says(words="2", failures=1)) == [0.030] * 2
 
 
 def test_a_check_counts_when_it_is_seen_first_unless_the_server_was_measured_before() -> None:

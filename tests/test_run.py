@@ -163,6 +163,24 @@ def test_a_check_that_fails_is_a_failed_sample_with_the_time_it_was_allowed(here
     assert 0.1 <= seconds <= 2
 
 
+def test_all_checks_that_failed_between_two_rounds_are_failed_samples(here: Site) -> None:
+    here.conf.write_text("backends = app\ninterval = 1\n")
+
+    def failed() -> int:
+        with runtime.RuntimeAPI(here.address) as api:
+            return next(server.failures for server in api.servers() if server.name == "eu")
+
+    with here.beside() as beside:
+        beside.wait_for(r"app/eu: weight 1 -> 256")
+        before = failed()
+        here.region["eu"].hangs = 2  # every second check, five of which end in a round
+        wait_until(lambda: failed() >= before + 10, 30, "failed checks")
+        here.region["eu"].hangs = 0
+        wait_until(lambda: [each[2] for each in here.samples("eu")[-2:]] == [False] * 2, 10, "good ones after them")
+    assert sum(each[2] for each in here.samples("eu")) == failed() - before
+    assert here.weights() == {"us": 256, "eu": 1}
+
+
 def test_a_restart_of_haproxy_is_said_once_and_weights_are_set_again(here: Site) -> None:
     with here.beside() as beside:
         beside.wait_for(r"weight 1 -> 256")
