@@ -12,7 +12,7 @@ from multicloud.ranking import DOWN, MAINT, UP, changes
 from multicloud.settings import BACKENDS, TIMES
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Container, Mapping
 
     from multicloud.console.observe import Instance, User
     from multicloud.runtime import Server
@@ -29,7 +29,7 @@ STEP = 5
 """Seconds between the moments that are judged."""
 
 LAST_RESORT = "last-resort"
-"""The backend of haproxy.cfg that is asked when no server of `upstream` is left."""
+"""The backend of haproxy.cfg that is asked when no server of `upstream` is left; for `app` it is `app-last-resort`."""
 
 REWEIGH, SAMPLES = "reweigh", "samples"
 """What may follow from a cause that has been told: that no reweigh works, and that samples are missing."""
@@ -56,12 +56,11 @@ def problems(
         backends.setdefault(server.backend, []).append(server)
     checked = {server.backend for server in instance.checked() + own}
     routed = {backend: members for backend, members in backends.items() if backend in checked or _has(members, found)}
-    resort = [server.name for server in backends.get(LAST_RESORT, []) if server.state == UP]
     lines = [unwritable] if unwritable else []
     lines += [*_unresolved(instance.servers), *run.unmeasured(instance.servers, beside).values(), *stopped, *unrecorded]
     for backend, members in routed.items():
         if any(server.source == server.key for server in members):  # else the tracked ones have the same problem
-            lines += _unserved(backend, members, bool(resort))
+            lines += _unserved(backend, members, _last_resort(backend, backends))
         missing = not unwritable and SAMPLES not in told
         if missing and (_has(members, found) or len(members) > 1):  # else it may be a reweigh under another name
             explained = (
@@ -112,12 +111,20 @@ def _unresolved(servers: list[Server]) -> list[str]:
     ]
 
 
-def _unserved(backend: str, members: list[Server], resort: bool) -> list[str]:
-    """Whether a backend has no server to send a request to, and what becomes of it; `resort`: LAST_RESORT may be UP."""
+def _last_resort(backend: str, backends: Mapping[str, list[Server]]) -> str:
+    """The backend that is asked when no server of this one is left; "" where none is there or UP."""
+    for name in (f"{backend}-{LAST_RESORT}", LAST_RESORT):
+        if name != backend and any(server.state == UP for server in backends.get(name, [])):
+            return name
+    return ""
+
+
+def _unserved(backend: str, members: list[Server], resort: str) -> list[str]:
+    """Whether a backend has no server to send a request to, and what becomes of it; `resort` is asked then, if any."""
     lost = "so each request to it is a 503"
-    if resort and backend != LAST_RESORT:
-        rule = f"`use_backend {LAST_RESORT} if {{ nbsrv({backend}) lt 1 }}`"
-        lost = f"so {LAST_RESORT} is tried where a frontend has {rule}, and else each request is a 503"
+    if resort:
+        rule = f"`use_backend {resort} if {{ nbsrv({backend}) lt 1 }}`"
+        lost = f"so {resort} is tried where a frontend has {rule}, and else each request is a 503"
     up = [server for server in members if server.state == UP]
     if not up:
         states = ", ".join(sorted({server.state for server in members}))

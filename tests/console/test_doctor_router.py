@@ -7,6 +7,8 @@ import socketserver
 import threading
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.command import run
 from tests.console.test_doctor import doctor, one
 from tests.edge import Edge, edge, wait_until
@@ -81,20 +83,23 @@ def test_frozen_weights_are_an_operators_and_told_as_such() -> None:
         assert "frozen" not in status(router)
 
 
-def test_the_last_resort_is_known_before_each_request_is_called_a_503() -> None:
-    with edge({"eu": 0.01}) as router:
+@pytest.mark.parametrize("resort", ["last-resort", "upstream-last-resort"])
+def test_the_last_resort_is_known_before_each_request_is_called_a_503(resort: str) -> None:
+    with edge({"eu": 0.01}, configure=lambda text: text.replace("last-resort", resort)) as router:
         router.region["eu"].status = 500
         wait_until(lambda: router.states() == {"eu": "DOWN"}, 30, "it is DOWN")
         expected = (
-            "no server of upstream is UP (DOWN), so last-resort is tried where a frontend has "
-            "`use_backend last-resort if { nbsrv(upstream) lt 1 }`, and else each request is a 503"
+            f"no server of upstream is UP (DOWN), so {resort} is tried where a frontend has "
+            f"`use_backend {resort} if {{ nbsrv(upstream) lt 1 }}`, and else each request is a 503"
         )
         assert expected in status(router)
         assert expected in one(doctor(router)[1], "no server of upstream")
         assert router.get() == (500, "eu"), "it is tried"
-        router.tell("set server last-resort/eu state maint")
+        router.tell(f"set server {resort}/eu state maint")
         assert "no server of upstream is UP (DOWN), so each request to it is a 503" in status(router)
         assert router.get()[0] == 503
+        router.tell("set server upstream/eu state maint")
+        assert [line for line in doctor(router)[1] if "has an external check" in line] == []
 
 
 def test_conditional_blocks_are_told_of_only_where_one_was_not_decided() -> None:

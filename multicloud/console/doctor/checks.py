@@ -9,6 +9,7 @@ from multicloud import check, probe, settings
 from multicloud.console import observe
 from multicloud.console.doctor.finding import ok, problem, unexplained
 from multicloud.console.problems import SAMPLES, samples_of
+from multicloud.ranking import MAINT
 from multicloud.settings import SettingError
 
 if TYPE_CHECKING:
@@ -59,8 +60,8 @@ def checks(instance: Instance, sources: Sources, user: User | None, told: frozen
         yield problem(
             f"the check of {server.backend}/{server.name} fails with exit code {server.code}: {text}", *consequences
         )
-    unresolved = any(server.unresolved for server in instance.servers)  # which is not checked
-    if not checked and not unresolved and SAMPLES not in told and not sources.read((settings.BACKENDS,)).backends:
+    in_maintenance = any(server.state == MAINT for server in instance.servers)  # those are not checked
+    if not checked and not in_maintenance and SAMPLES not in told and not sources.read((settings.BACKENDS,)).backends:
         yield problem(
             "no server has an external check: write `option external-check` and `external-check command "
             "multicloud-check` into its backend, and `check` on its line",
