@@ -8,8 +8,12 @@ file=/usr/local/etc/haproxy/haproxy.cfg
 backends=${MULTICLOUD_BACKENDS-}
 if [ -n "${MULTICLOUD_SERVERS-}" ]; then
     file=/var/lib/haproxy/haproxy.cfg
+    if [ -n "$backends" ]; then
+        # HAProxy's own checks see no environment.
+        set -- --beside --backend "$backends" ${MULTICLOUD_PATH:+--path "$MULTICLOUD_PATH"}
+    fi
     # shellcheck disable=SC2086 # a word a server
-    multicloud config ${backends:+--beside --backend "$backends"} -- $MULTICLOUD_SERVERS >"$file"
+    multicloud config "$@" -- $MULTICLOUD_SERVERS >"$file"
 fi
 if [ -z "$backends" ]; then
     # The master process reloads, and buries checks that outlive a worker.

@@ -135,7 +135,7 @@ def write(
         raise ConfigError(f"--path {path!r}: in mode tcp, checks ask for no path")
     note = ""
     if beside:
-        note = f"`multicloud run` needs `backends = {backend}` in {settings.CONF_DEFAULT}"
+        note = f"`multicloud run` needs `backends = {backend}` in {settings.CONF_DEFAULT}, beside those that are there"
     elif path != "/":
         note = f"the checks need `[{backend}]` and, below it, `path = {path}` in {settings.CONF_DEFAULT}"
     head = [

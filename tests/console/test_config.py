@@ -233,7 +233,7 @@ def test_a_haproxy_that_does_not_tell_its_version_is_one_clear_line(tmp_path: Pa
     ("options", "needed"),
     [
         ("--path /healthz", "the checks need `[app]` and, below it, `path = /healthz` in /etc/multicloud.conf"),
-        ("--beside --path /healthz", "`multicloud run` needs `backends = app` in /etc/multicloud.conf"),
+        ("--beside", "`multicloud run` needs `backends = app` in /etc/multicloud.conf, beside those that are there"),
         ("", ""),
     ],
 )
