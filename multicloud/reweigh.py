@@ -47,8 +47,8 @@ class Outcome:
 
 def main() -> int:
     """Do what HAProxy asks for; return the exit code."""
-    if any(argument.startswith("-") for argument in sys.argv[1:]):  # by hand: HAProxy's own are addresses and ports
-        process.tell("error: usage: multicloud-reweigh; it takes no option, as `multicloud reweigh` does")
+    if len(sys.argv) not in (1, 5):  # HAProxy gives it four
+        process.tell("error: usage: multicloud-reweigh; for a dry run: multicloud reweigh --dry-run")
         return 2
     try:
         outcome = reweigh(settings.Sources(os.environ), trim=True)

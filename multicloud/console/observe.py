@@ -7,7 +7,6 @@ management guide, section 9.3), which change nothing.
 from __future__ import annotations
 
 import contextlib
-import errno
 import grp
 import os
 import pwd
@@ -130,11 +129,11 @@ def binary(environ: Mapping[str, str]) -> str | None:
 
 
 def version_line(program: str) -> str:
-    """The first line of what a HAProxy that does not run says of its version. Raises OSError."""
+    """The first line that `PROGRAM -v` prints. Raises OSError."""
     try:
         said = subprocess.run([program, "-v"], capture_output=True, text=True, errors="replace", timeout=5, check=False)
     except subprocess.TimeoutExpired:
-        raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from None
+        raise TimeoutError("no answer to -v within 5 seconds") from None
     return said.stdout.partition("\n")[0]
 
 
