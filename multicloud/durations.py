@@ -3,8 +3,11 @@
 HAProxy says how the last check of a server ended and how long it took, in whole milliseconds, but gives it neither a
 number nor a time. So a check is told from the one before by whatever differs: the status, the duration, the number of
 failures, the server's health, the check's words, or that one was under way and is no longer. Where all that
-is the same for as long as the server's checks usually are apart, another one has ended the same way. Of several that
-have ended since the last look, only the last one is seen, but HAProxy counts those that failed.
+is the same for as long as the server's checks usually are apart, another one has ended the same way.
+
+The check after a failed one comes sooner (`fastinter`), so both may end between two looks, and only the last one is
+seen. HAProxy counts those that failed while the server is UP, so the other one counts, too. But not where checks are so
+close together that good ones are passed over as well: then the last one before each look stands for all.
 
 The words are what the configuration says (`on-success` of `http-check expect`). With a number at their end that always
 differs, `%[date(0,ms)]`, nothing is left to guess. With `%[date(0,us),sub(check.begun)]us@` before it, where the
@@ -35,6 +38,9 @@ INTER = 2.0
 UNKNOWN_GAP = 10.0
 """Seconds between checks until they are known: a slow answer that is counted twice could pass for a slowdown."""
 
+APART = 1.5
+"""Looks between two checks, at least, where none that passed goes unseen."""
+
 GAPS = 9
 """Gaps between checks whose median is what is usual."""
 
@@ -58,7 +64,7 @@ def request_seconds(server: Server) -> float | None:
 class _Server:
     """What is known of a server's checks; the times are those of the clock that `ended` is given."""
 
-    __slots__ = ("around", "busy", "changed", "counted", "failures", "gaps", "said", "words")
+    __slots__ = ("around", "busy", "changed", "counted", "gaps", "last")
 
     def __init__(self, server: Server, now: float) -> None:
         self.gaps: list[float] = []
@@ -69,17 +75,15 @@ class _Server:
 
     def see(self, server: Server, *, new: bool) -> None:
         """Keep what HAProxy says; `new` where that is of a check that has not been seen before."""
-        self.said = server.report
-        self.failures = server.failures
-        self.words = server.words
+        self.last = server
         # Of a new one that is still said to be under way, HAProxy may only be closing the connection.
         self.busy = is_under_way(server) and not new
 
     def differs(self, server: Server) -> bool:
         """Whether what HAProxy says is of another check than what it said before."""
-        if self.said != server.report:
+        if self.last.report != server.report or self.last.failures < server.failures:  # fewer: they were cleared
             return True
-        return not is_under_way(server) and (self.busy or self.words != server.words)
+        return not is_under_way(server) and (self.busy or self.last.words != server.words)
 
     def took(self, server: Server) -> float:
         """Seconds of a check that passed: from the request to its answer where the words say that, else all of it.
@@ -130,15 +134,16 @@ class Durations:
                 before.changed = now
             elif before and not is_under_way(server) and not is_numbered(server):
                 new = now - before.counted >= (before.usual_gap() or UNKNOWN_GAP) - every / 2
-            more = server.failures - known.failures
+            gap = known.usual_gap()
+            failed = server.failures - known.last.failures if (gap or INTER) > APART * every else 0
             known.see(server, new=new)
             if new:
                 known.counted = now
                 if server.check in PASSED:
-                    found += [(server, known.usual_gap() or INTER, True)] * more
+                    found += [(server, gap or INTER, True)] * failed
                     found.append((server, known.took(server), False))
                 elif server.check in FAILED:
-                    found += [(server, _allowed(server, known.usual_gap()), True)] * max(more, 1)
+                    found += [(server, _allowed(server, gap), True)] * max(failed, 1)
         self._servers = seen
         return found
 

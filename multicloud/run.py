@@ -33,7 +33,7 @@ BACKEND = "backend "
 """So begin the names of problems that backends have."""
 
 GARBAGE = 100_000
-"""New objects after which Python looks for circles: a round of 1,000 servers makes 40,000 objects, and none of them."""
+"""Net new objects after which Python looks for reference cycles: a round of 1,000 servers makes 40,000, and none."""
 
 ALIVE = 5.0
 """Seconds between two signs of life to systemd, at most: rounds may be rarer."""
@@ -116,6 +116,9 @@ class Rounds:
         self.problems: dict[str, str] = {}
         self.count = self.failures = 0
         self.measured: set[tuple[str, str]] = set()
+        self.durations = durations.Durations()
+        self.found = samples.Samples()
+        self.scored: dict[tuple[str, str], scores.Score] = {}
         self._last = _Last([], None, 0, b"")
         self._page = self._last, b""
         self._use(sources)
@@ -130,20 +133,18 @@ class Rounds:
             )
         newest = reweigh.longest_window(sources) + scores.RUN
         self.sources, self.values, self.newest = sources, values, newest
-        self.durations = durations.Durations()
-        self.found = samples.Samples()
-        self.scored: dict[tuple[str, str], scores.Score] = {}
 
     def reload(self) -> None:
         """Read the settings file again. Where it cannot be read, the settings stay."""
-        times, newest, found = self.values.times, self.newest, self.found
+        newest = self.newest
         try:
             self._use(settings.Sources(self.sources.environ))
         except (settings.SettingError, UsageError) as error:
             process.tell(f"error: the settings stay as they were: {error}")
             return
-        if self.values.times == times and self.newest <= newest:  # else the file has more
-            self.found = found
+        self.scored = {}
+        if self.newest > newest:
+            self.found.place = None  # the file may have more, so it is read as a whole
         process.say("the settings were read again")
 
     def round(self) -> None:
@@ -152,7 +153,9 @@ class Rounds:
         problems = dict(self.problems)  # what nobody looks at in this round stays as it was
         servers, outcome = self._last.servers, self._last.outcome
         try:
-            self.found = samples.read_on(self.values.times, self.newest, self.found, self.measured)
+            found = samples.read_on(self.values.times, self.newest, self.found, self.measured)
+            if found is not self.found:  # read as a whole: behind a server's newest sample there may be others
+                self.found, self.scored = found, {}
         except samples.SampleFileError as error:
             problems["file"] = f"samples are kept in memory only: {error}"
         try:
@@ -175,22 +178,20 @@ class Rounds:
         """
         taken: list[bytes] = []
         outcome = None
+        turn = reweigh.turn_of(self.values)
         try:
-            turn = reweigh.turn_of(self.values)
-            try:
-                with runtime.RuntimeAPI(self.values.socket) as api:
-                    servers = api.servers()
-                    for name in [name for name in problems if name.startswith(BACKEND)]:
-                        del problems[name]
-                    problems |= unmeasured(servers, self.values.backends)
-                    taken = self._take(servers)
-                    if turn:
-                        outcome = reweigh.weigh(api, servers, self.found, self.sources, known=self.scored)
-                        self.scored = outcome.scores
-            finally:
+            with runtime.RuntimeAPI(self.values.socket) as api:
+                servers = api.servers()
+                for name in [name for name in problems if name.startswith(BACKEND)]:
+                    del problems[name]
+                problems |= unmeasured(servers, self.values.backends)
+                taken = self._take(servers)
                 if turn:
-                    turn.close()
+                    outcome = reweigh.weigh(api, servers, self.found, self.sources, known=self.scored)
+                    self.scored = outcome.scores
         finally:
+            if turn:
+                turn.close()
             self._record(taken, problems)  # last, since no weight should wait for it
         if outcome:
             for change in outcome.changes:
@@ -207,9 +208,7 @@ class Rounds:
         measured = [
             server
             for server in servers
-            if server.backend in self.values.backends
-            and server.source == server.key
-            and (server.key in self.measured or settings.is_name(server.name))
+            if server.backend in self.values.backends and server.source == server.key and settings.is_name(server.name)
         ]
         self.measured = {server.key for server in measured}
         now = round(time.time(), 3)  # as in the file

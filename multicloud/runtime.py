@@ -36,7 +36,7 @@ STATE_COLUMNS = (
 )
 STAT_COLUMNS = (
     *("pxname", "svname", "tracked", "lastchg", "check_status", "check_code", "check_duration", "mode"),
-    *("chkfail", "check_health", "last_chk"),
+    *("chkfail", "hanafail", "check_health", "last_chk"),
 )
 QUOTED = re.compile('"(?:[^"]|"")*"')
 
@@ -53,9 +53,9 @@ class Server(ranking.Server):
     of the last check, "" without one, and `code` its exit code or status. `host` is the name that HAProxy finds the
     address by, "" where it is told the address.
 
-    `report` has what may differ from one check to the next, as HAProxy writes it: status, duration, failures so far and
-    the server's health. `failures` are those as a number. `words` are the last check's, "" where they are quoted or
-    another check is under way, which `busy` says.
+    `report` has what may differ from one check to the next, as HAProxy writes it: status, duration and the server's
+    health. `failures` counts the checks that failed while it was UP. `words` are the last check's, "" where they are
+    quoted or another check is under way, which `busy` says.
     """
 
     __slots__ = (
@@ -186,7 +186,7 @@ def rows(table: str, separator: str, columns: Sequence[str], optional: Sequence[
     width = max(places) + 1
     pick = itemgetter(*places)
     for line in lines:
-        fields = line.split(separator, width)  # of which HAProxy has many more to the right
+        fields = line.split(separator, width)  # the columns to the right are not split
         if len(fields) < width:
             raise ValueError
         fields.append("")
@@ -210,12 +210,12 @@ def _server(row: Sequence[str]) -> Server:
 
 
 def _add_stat(server: Server, row: Sequence[str]) -> None:
-    since_change, check, server.code, duration, server.mode, failures, health, server.words = row
+    since_change, check, server.code, duration, server.mode, failures, observed, health, server.words = row
     server.since_change = float(since_change or 0)
     server.check = check.removeprefix("* ")
     server.busy = server.check != check
-    server.report = server.check, duration, failures, health  # not its code, 0 as soon as the next one begins
-    server.failures = int(failures or 0)
+    server.report = server.check, duration, health  # not its code, which is 0 as soon as the next one begins
+    server.failures = int(failures or 0) - int(observed or 0)  # which `observe` has seen in users' requests
     server.check_seconds = float(duration) / 1000 if duration else None
 
 

@@ -203,7 +203,10 @@ def read_on(path: str, newest: int, samples: Samples, own: Collection[tuple[str,
     for names in own:
         known = samples.series.get(names, [])
         in_file = whole.series.get(names, [])
-        lacking = set(known).difference(in_file)
+        lacking = list(known)
+        for sample in in_file:
+            if sample in lacking:
+                lacking.remove(sample)
         if lacking:
             merged = sorted([*lacking, *in_file], key=lambda sample: sample[1] or 0.0, reverse=True)
             whole.series[names] = merged[:newest]

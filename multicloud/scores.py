@@ -20,7 +20,7 @@ that failed, the server was away and is back: a clear change, too. Failures that
 from __future__ import annotations
 
 import os
-from math import ceil, inf, nan
+from math import ceil, inf
 from operator import itemgetter
 
 # One BLAS thread: starting more costs as much CPU time as the rest of the program, and percentiles use none.
@@ -61,19 +61,20 @@ class Score:
 
     `counted` has the samples that count, newest first. `percentile` is the percentile of them that it is, None for
     their mean. `since` is the UNIX time of the oldest of them where the window ends at a change, and None where it does
-    not, or where that sample has no time. Without a newer sample it is the same `until` that UNIX time.
+    not, or where that sample has no time. `until` is the UNIX time at which the oldest sample that was looked at is
+    too old.
     """
 
     __slots__ = ("counted", "percentile", "seconds", "since", "until")
 
     def __init__(
-        self, seconds: float, counted: Sequence[Sample], percentile: float | None, since: float | None
+        self, seconds: float, counted: Sequence[Sample], percentile: float | None, since: float | None, until: float
     ) -> None:
         self.seconds = seconds
         self.counted = counted
         self.percentile = percentile
         self.since = since
-        self.until = inf
+        self.until = until
 
     @property
     def failed(self) -> int:
@@ -112,8 +113,9 @@ def scores(
     """A score for each (backend, server) that has samples that count; `series` has them newest first.
 
     `percentile` is 0 to 100; with `min_samples` samples or fewer, and without a change, the mean scores; `now` and
-    `max_age` are seconds. A recovery as old as the window can be told only where `series` has RUN samples more. What
-    this said before of the same series and settings may be `known`: where nothing has come since, it is said again.
+    `max_age` are seconds. A recovery as old as the window can be told only where `series` has RUN samples more. `known`
+    may have the scores of an earlier call with the same settings: a server keeps its score where it has no newer sample
+    and none has become too old.
     """
     known = known or {}
     result: dict[Server, Score] = {}
@@ -127,28 +129,28 @@ def scores(
         if counting:
             by_size.setdefault(len(counting), []).append((server, counting))
     # What is scored alike is scored together: by how many times there are, and whether they are few.
-    chosen: dict[tuple[int, bool], list[tuple[Score, list[float]]]] = {}
+    chosen: dict[tuple[int, bool], list[tuple[Server, list[float], int, int, Sequence[Sample]]]] = {}
     for available, members in by_size.items():
         seconds_of = [list(map(SECONDS, counting)) for _, counting in members]
         failed_of = [list(map(FAILED, counting)) for _, counting in members]
         sizes = since_change(np.array(seconds_of), np.array(failed_of), window).tolist()
         for (server, counting), seconds, failed, size in zip(members, seconds_of, failed_of, sizes, strict=True):
-            length = min(size, window)
-            times = seconds[:length]
-            if length > 1 and failed[:length].count(True) == 1:  # a single one that failed does not count
+            times = seconds[: min(size, window)]
+            failures = failed[: len(times)].count(True)
+            if failures == 1 and len(times) > 1:  # a single one that failed does not count
                 del times[failed.index(True)]
             few = size == available and len(times) <= min_samples
-            since = counting[size - 1][1] if size < available else None
-            score = result[server] = Score(nan, counting[:length], None if few else percentile, since)
-            score.until = oldest(counting) + max_age
-            chosen.setdefault((len(times), few), []).append((score, times))
+            chosen.setdefault((len(times), few), []).append((server, times, failures, size, counting))
     for (_, few), rows in chosen.items():
-        table = np.array([times for _, times in rows])
+        table = np.array([times for _, times, *_ in rows])
         column = table.mean(axis=1) if few else np.percentile(table, percentile, axis=1, method="inverted_cdf")
-        for (score, times), value in zip(rows, column.tolist(), strict=True):
-            score.seconds = value
-            if score.failed > 1 and (mean := sum(times) / len(times)) > value:
-                score.seconds, score.percentile = mean, None
+        for (server, times, failures, size, counting), value in zip(rows, column.tolist(), strict=True):
+            mean = sum(times) / len(times) if failures > 1 else 0.0
+            by_mean = few or mean > value
+            since = counting[size - 1][1] if size < len(counting) else None
+            until = oldest(counting) + max_age
+            counted = counting[: min(size, window)]
+            result[server] = Score(max(value, mean), counted, None if by_mean else percentile, since, until)
     return result
 
 

@@ -16,7 +16,7 @@ def says(
     server = Server("app", "eu", UP, 1)
     server.check, server.check_seconds, server.busy = check, milliseconds / 1000, busy
     server.words = "" if busy else words
-    server.report = check, str(milliseconds), str(failures), "4"
+    server.report = check, str(milliseconds), "4"
     server.failures = failures
     return server
 
@@ -41,8 +41,16 @@ def test_checks_that_failed_between_two_looks_count_too() -> None:
     looks = says(words="1"), says(words="3", failures=1), says("L7TOUT", 2000, failures=3), says(words="6", failures=3)
     assert counted(*looks) == [0.030, INTER, 0.030, 2.0, 2.0, 0.030]
     assert [failed for *_, failed in Durations().ended([says(failures=7)], (), now=1000, every=1)] == [False]
-    assert counted(says(words="1", failures=7), says(words="2"), says(words="3")) == [0.030] * 3  # they were cleared
-    assert counted(says(words="1"), says("HANA", failures=1), says(words="2", failures=1)) == [0.030] * 2
+
+
+def test_failures_before_the_counters_were_cleared_do_not_count_again() -> None:
+    assert counted(says(words="1", failures=7), says(words="1"), says(words="2")) == [0.030] * 2
+    assert counted(says("L7TOUT", 2000, failures=7), says("L7TOUT", 2000, failures=0)) == [2.0]
+
+
+def test_where_good_checks_go_unseen_so_do_failed_ones() -> None:
+    looks = [says(words=str(number), failures=number // 4) for number in range(20)]  # another check at each look
+    assert counted(*looks) == [0.030] * 20
 
 
 def test_a_check_counts_when_it_is_seen_first_unless_the_server_was_measured_before() -> None:

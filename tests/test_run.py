@@ -163,22 +163,49 @@ def test_a_check_that_fails_is_a_failed_sample_with_the_time_it_was_allowed(here
     assert 0.1 <= seconds <= 2
 
 
-def test_all_checks_that_failed_between_two_rounds_are_failed_samples(here: Site) -> None:
-    here.conf.write_text("backends = app\ninterval = 1\n")
+def failures(address: str, server: str) -> int:
+    """How many checks of a server have failed, as HAProxy counts them."""
+    with runtime.RuntimeAPI(address) as api:
+        return next(each.failures for each in api.servers() if each.name == server)
 
-    def failed() -> int:
-        with runtime.RuntimeAPI(here.address) as api:
-            return next(server.failures for server in api.servers() if server.name == "eu")
 
-    with here.beside() as beside:
-        beside.wait_for(r"app/eu: weight 1 -> 256")
-        before = failed()
-        here.region["eu"].hangs = 2  # every second check, five of which end in a round
-        wait_until(lambda: failed() >= before + 10, 30, "failed checks")
-        here.region["eu"].hangs = 0
-        wait_until(lambda: [each[2] for each in here.samples("eu")[-2:]] == [False] * 2, 10, "good ones after them")
-    assert sum(each[2] for each in here.samples("eu")) == failed() - before
-    assert here.weights() == {"us": 256, "eu": 1}
+def test_a_check_that_failed_right_before_a_good_one_is_a_failed_sample_too(tmp_path: Path) -> None:
+    with Regions(["eu", "us"], tls=False) as regions:
+        here = Site(regions, tmp_path, inter="1s fastinter 100ms")
+        here.conf.write_text("backends = app\ninterval = 0.4\n")
+        with here.router, here.beside() as beside:
+            beside.wait_for(r"app/eu: weight 1 -> 256")
+            wait_until(lambda: len(here.samples("eu")) > 4, 15, "it is known how far checks are apart")
+            before = failures(here.address, "eu")
+            here.region["eu"].hangs = 3
+            wait_until(lambda: failures(here.address, "eu") >= before + 6, 40, "failed checks")
+            here.region["eu"].hangs = 0
+            time.sleep(2)
+            assert sum(each[2] for each in here.samples("eu")) == failures(here.address, "eu") - before
+            assert here.weights() == {"us": 256, "eu": 1}
+
+
+def test_requests_of_users_that_fail_are_no_failed_checks(tmp_path: Path) -> None:
+    with Regions(["eu", "us"], tls=False) as regions:
+        (port,) = free_ports(1)
+        here = Site(regions, tmp_path, f"frontend web\n    bind 127.0.0.1:{port}\n    default_backend app\n", "1s")
+        observed = "observe layer7 error-limit 3 on-error fail-check weight 1"
+        here.text = here.text.replace("weight 1", observed)
+        here.router = here.new()
+        with here.router, here.beside() as beside:
+            beside.wait_for(r"app/eu: weight 1 -> 256")
+            before = haproxy.tell(here.address, "show stat")[0]
+            assert "HANA" not in before
+            deadline = time.monotonic() + 15
+            while "HANA" not in haproxy.tell(here.address, "show stat")[0]:
+                assert time.monotonic() < deadline
+                with socket.create_connection(("127.0.0.1", port)) as connection:
+                    here.region["eu"].status = 500  # not for the checks, which come once a second
+                    connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                    connection.recv(1 << 16)
+                    here.region["eu"].status = 200
+            wait_until(lambda: not any(each[2] for each in here.samples("eu")[-2:]), 15, "checks after that")
+        assert not any(failed for _, _, failed in here.samples("eu"))
 
 
 def test_a_restart_of_haproxy_is_said_once_and_weights_are_set_again(here: Site) -> None:
@@ -340,6 +367,23 @@ def test_sighup_reads_the_settings_again(here: Site) -> None:
                 time.sleep(0.05)
         assert here.weights() == {"eu": 99, "us": 1}
         assert beside.process.poll() is None
+
+
+def test_sighup_loses_no_sample_that_is_in_memory_only(here: Site) -> None:
+    here.times.mkdir()
+    here.conf.write_text("backends = app\ninterval = 0.1\nmin_samples = 0\n")
+    with here.beside("--metrics", str(port := free_ports(1)[0])) as beside:
+
+        def known() -> float:
+            page = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
+            return float(re.findall(r'^multicloud_server_samples\{.*server="eu".*\} (\S+)', page, re.MULTILINE)[0])
+
+        beside.wait_for(r"weight 1 -> 256")
+        wait_until(lambda: known() >= 10, 15, "samples")
+        here.conf.write_text("backends = app\ninterval = 0.1\nwindow = 40\n")
+        beside.process.send_signal(signal.SIGHUP)
+        beside.wait_for("the settings were read again")
+        assert known() >= 10
 
 
 @pytest.mark.parametrize(

@@ -857,6 +857,17 @@ def test_what_is_kept_of_another_file_is_in_the_order_of_time(tmp_path: Path) ->
     assert [seconds for seconds, _, _ in found.series["app", "eu"]] == [0.2, 0.4, 0.1, 0.3]
 
 
+def test_of_samples_that_are_equal_none_is_lost_in_another_file(tmp_path: Path) -> None:
+    path = tmp_path / "times.txt"
+    path.write_text("app us 0.5 1.0\n")
+    found = samples.read(str(path), 10)
+    for sample in ((2.0, 5.0, True), (2.0, 5.0, True), (0.1, 5.0, False)):  # of one round
+        found.add("app", "eu", sample, 10)
+    path.write_text("app eu 2.0 5.0 failed\n")
+    found = samples.read_on(str(path), 10, found, OWN)
+    assert sorted(found.series["app", "eu"]) == [(0.1, 5.0, False), (2.0, 5.0, True), (2.0, 5.0, True)]
+
+
 def test_reading_on_counts_and_bounds_as_reading_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(samples, "MAX_SERVERS", 10)
     path = tmp_path / "times.txt"

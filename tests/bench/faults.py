@@ -34,7 +34,7 @@ UNNOTICED = 8.0
 """Seconds for which a region may hang before it is DOWN: two checks that take their time, and two pauses."""
 
 SEEN_TWICE = 45.0
-"""Seconds until two checks have failed that do so by chance, each third one: all but once in 250 times."""
+"""Seconds within which two checks have failed, each with a chance of 1 in 3, in all but one of 200 cases."""
 
 NEAR = 1.2
 """Regions are equally right whose delays differ by no more than this: the hysteresis, and some noise."""
