@@ -161,4 +161,10 @@ def edge(
             },
         )
         with router:
-            yield Edge(regions, router, int(listening["PORT"]), int(listening["STATS_PORT"]))
+            running = Edge(regions, router, int(listening["PORT"]), int(listening["STATS_PORT"]))
+            try:
+                yield running
+            except BaseException:  # pytest shows it
+                codes = [process.poll() for process in router._processes]
+                print(f"exit codes of HAProxy: {codes}; what was said at last:\n{running.log()[-3000:]}")
+                raise
