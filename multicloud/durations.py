@@ -134,11 +134,13 @@ class Durations:
                 before.changed = now
             elif before and not is_under_way(server) and not is_numbered(server):
                 new = now - before.counted >= (before.usual_gap() or UNKNOWN_GAP) - every / 2
-            gap = known.usual_gap()
-            failed = server.failures - known.last.failures if (gap or INTER) > APART * every else 0
+            failed = server.failures - known.last.failures
             known.see(server, new=new)
             if new:
                 known.counted = now
+                gap = known.usual_gap()
+                if (gap or INTER) <= APART * every:
+                    failed = 0
                 if server.check in PASSED:
                     found += [(server, gap or INTER, True)] * failed
                     found.append((server, known.took(server), False))
