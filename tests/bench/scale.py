@@ -10,7 +10,7 @@ every three seconds the external way, as in the shipped haproxy.cfg. CPU is in p
 itself took, and of its checks and reweighs or of multicloud-run. `round` is how long one of multicloud-run's took.
 `step` is after how many seconds the favourite, which becomes slow, has lost its weight. Checks that fork end where the
 machine's cores do: then they end late, or are killed at their interval, which `late` counts in percent of all. With
-more than half of them so, more servers are not tried that way.
+more than a quarter of them so, more servers are not tried that way: HAProxy itself would not answer in time.
 """
 
 from __future__ import annotations
@@ -241,7 +241,7 @@ def main() -> None:
         for beside in (True,) if arguments.beside or ended else (False, True):
             inter = arguments.inter or (1.0 if count == 4 and beside else 2.0)
             got = measure(count, inter, arguments.seconds, beside=beside, tls=arguments.tls)
-            ended = ended or (not beside and got.late > 50)
+            ended = ended or (not beside and got.late > 25)
             cells = [
                 f"{inter:g} s",
                 *(f"{percent:.1f} %" for percent in (got.haproxy, got.others, got.haproxy + got.others)),
