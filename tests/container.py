@@ -102,7 +102,7 @@ def router(
         files[HAPROXY_CFG.lstrip("/")] = mounted
     variables = {
         **({} if mounted else {"MULTICLOUD_SERVERS": " ".join(servers(regions))}),
-        **({"MULTICLOUD_BACKENDS": backends} if backends else {}),
+        **({"MULTICLOUD_BACKENDS": backends, "MULTICLOUD_PATH": "/healthz"} if backends else {}),
         "FLY_REGION": "test1",
         "UPSTREAM_CA": "/etc/regions.pem",
         "MULTICLOUD_CA_FILE": "/etc/regions.pem",
@@ -253,6 +253,7 @@ def test_the_volumes_of_kubernetes_are_all_that_it_writes_to(regions: Regions) -
 
 def test_with_one_variable_haproxys_own_checks_are_the_samples(regions: Regions) -> None:
     with router(regions, backends="app") as running:
+        assert "uri /healthz" in running.run("cat", "/var/lib/haproxy/haproxy.cfg").stdout
         wait_until(lambda: measured(running) == {f"app {name}" for name in DELAYS}, 10, "a sample of each server")
         assert get(8080).headers["upstream"] == "eu"
         assert "external-check" not in running.run("cat", "/var/lib/haproxy/haproxy.cfg").stdout
