@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Self
 
+PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Debian's, for root."""
+
 START = """
 mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/files,workdir=$2/work" "$2/root"
 mount --rbind /dev "$2/root/dev"
@@ -129,7 +132,7 @@ class Booted(Machine):
     """A machine whose process 1 is systemd."""
 
     def __init__(self, root: Path) -> None:
-        super().__init__(root, variables=["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"])
+        super().__init__(root, variables=[PATH])
         self._root = root
 
     def _is_up(self) -> bool:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.edge import demo_ports, free_ports, regions_at, wait_until
-from tests.machine import Machine
+from tests.machine import PATH, Machine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,15 +70,20 @@ def regions() -> Iterator[Regions]:
         yield regions
 
 
+def install(machine: Machine) -> None:
+    """Install the package and what it recommends, which is HAProxy, and trust whom the machine was told to."""
+    (Path(f"/proc/{machine.pid}/root/root") / PACKAGE.name).write_bytes(PACKAGE.read_bytes())
+    packages = f"apt-get update; DEBIAN_FRONTEND=noninteractive apt-get install --yes /root/{PACKAGE.name}"
+    shell(machine, f"update-ca-certificates; {packages}", 600)
+
+
 @pytest.fixture(scope="module")
 def machine(regions: Regions) -> Iterator[Machine]:
     """A machine with the package, and with the regions' authority among those that it trusts."""
-    path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     authority = {"usr/local/share/ca-certificates/regions.crt": regions.authority.cert_pem.bytes().decode()}
-    with Machine(ROOT, files=authority, variables=[path, "DEBIAN_FRONTEND=noninteractive"]) as running:
+    with Machine(ROOT, files=authority, variables=[PATH, "DEBIAN_FRONTEND=noninteractive"]) as running:
         assert traces(running) == set()
-        (Path(f"/proc/{running.pid}/root/root") / PACKAGE.name).write_bytes(PACKAGE.read_bytes())
-        shell(running, f"update-ca-certificates; apt-get update; apt-get install --yes /root/{PACKAGE.name}", 600)
+        install(running)
         yield running
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.edge import regions_at, wait_until
 from tests.machine import Booted
-from tests.package import CONFIGURATION, PACKAGE, ROOT, WEB, append, named, shell, weights
+from tests.package import CONFIGURATION, ROOT, WEB, append, install, named, shell, weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,11 +32,9 @@ backends = app
 def machine() -> Iterator[Machine]:
     """A machine with the package and Debian's HAProxy, which checks its regions itself."""
     with regions_at(DELAYS) as regions, Booted(ROOT) as running:
-        (Path(f"/proc/{running.pid}/root/root") / PACKAGE.name).write_bytes(PACKAGE.read_bytes())
         authority = Path(f"/proc/{running.pid}/root/usr/local/share/ca-certificates/regions.crt")
         authority.write_bytes(regions.authority.cert_pem.bytes())
-        install = f"apt-get update; apt-get install --yes /root/{PACKAGE.name} haproxy"
-        shell(running, f"update-ca-certificates; export DEBIAN_FRONTEND=noninteractive; {install}", 600)
+        install(running)
         servers = named({region.name: region.port for region in regions})
         command = f"multicloud config --blocks --beside --backend app {servers}"
         shell(running, f"{command} | sed 's/bind :8080/bind 127.0.0.1:{WEB}/' >>{CONFIGURATION}")
