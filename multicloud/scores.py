@@ -14,7 +14,8 @@ hardly ever sorts samples so: an accident takes one of two, and a tail has shown
 A check that failed counts as the seconds that it was allowed, which is what a user would have waited, at least. One
 alone is an accident, and is left out. Two or more say that some users get no answer: a high percentile hides them as
 long as they are few, so then the score is the mean, where that is more. When 4 checks in a row succeed after 2 in a row
-that failed, the server was away and is back: a clear change, too. Failures that come and go between are none.
+that failed, the server was away and is back: a clear change, too. Failures that come and go between are none, and with
+two or more in the window no change for the worse makes an older one forgotten.
 """
 
 from __future__ import annotations
@@ -174,7 +175,11 @@ def since_change(seconds: NDArray[np.float64], failed: NDArray[np.bool_], window
         calm = np.where(failed, 0, seconds)[:, :window]  # a failure says nothing of the others' speed
         before = np.maximum.accumulate(calm[:, ::-1], axis=1)[:, ::-1]  # the slowest from here back
         pairs = np.minimum(inside[:, :-1], inside[:, 1:])
-        changed[:, SLOW : last + 1] |= before[:, SLOW : last + 1] < CHANGE * pairs[:, : last - SLOW + 1]
+        slowed = before[:, SLOW : last + 1] < CHANGE * pairs[:, : last - SLOW + 1]
+        if failed.any():
+            failures = failed[:, window - 1 :: -1].cumsum(axis=1)[:, ::-1]  # from here back
+            slowed &= (failures[:, SLOW : last + 1] == 0) | (failures[:, :1] < 2)
+        changed[:, SLOW : last + 1] |= slowed
     changed[:, window + 1 : size] = False  # what counts does not reach back to them
     sizes: NDArray[np.intp] = changed.argmax(axis=1)
     return sizes

@@ -277,8 +277,21 @@ def test_failures_that_come_and_go_are_forgotten_with_the_window_only() -> None:
     assert outcome("." * 27 + "x..x" + "." * 10).seconds == pytest.approx(0.02)
 
 
-def test_a_failure_before_does_not_hide_a_slowdown() -> None:
-    assert outcome("ss" + "...x" * 7).seconds == pytest.approx(0.3)
+def test_one_failure_before_does_not_hide_a_slowdown() -> None:
+    for place in range(2, 30):
+        score = outcome("ss" + "." * (place - 2) + "x" + "." * (29 - place))
+        assert (score.seconds, score.failed) == (0.3, 0)
+    assert outcome("xx" + "." * 28).seconds == 2.0
+
+
+@pytest.mark.parametrize("slow", ["ss", "xs", "sx"])
+def test_a_slowdown_hides_no_failure_where_there_are_two(slow: str) -> None:
+    for good in (8, 12, 24):
+        score = outcome(slow + "." * good + "x..x")
+        assert score.failed == 2 + slow.count("x")
+        assert score.seconds > 0.1
+    assert outcome("xs" + "." * 10 + "x").failed == 2
+    assert outcome("ss" + "." * 10 + "x" + "." * 17 + "x").failed == 0, "the second is not in the window"
 
 
 def test_a_change_before_what_counts_is_none() -> None:

@@ -78,7 +78,7 @@ def test_a_region_that_hangs_on_every_third_request_is_no_favourite_while_it_doe
         wait_until(lambda: running.weights()["us.demo"] == 256, 60, "us.demo as favourite")
         print(f"it has lost the favourite's weight after {time.monotonic() - began:.1f} s")
         for _ in range(40):
-            assert running.weights()["us.demo"] == 256
+            assert running.weights()["us.demo"] == 256, running.times()
             time.sleep(0.5)
         with Traffic(running.port, rate=50) as traffic:
             time.sleep(5)
