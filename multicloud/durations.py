@@ -7,7 +7,8 @@ is the same for as long as the server's checks usually are apart, another one ha
 
 The check after a failed one comes sooner (`fastinter`), so both may end between two looks, and only the last one is
 seen. HAProxy counts those that failed while the server is UP, so the other one counts, too. But not where checks are so
-close together that good ones are passed over as well: then the last one before each look stands for all.
+close together that good ones are passed over as well: then the last one before each look stands for all. Of a server
+that is DOWN, HAProxy says how many checks in a row it has passed: those unseen took as long as the last one.
 
 The words are what the configuration says (`on-success` of `http-check expect`). With a number at their end that always
 differs, `%[date(0,ms)]`, nothing is left to guess. With `%[date(0,us),sub(check.begun)]us@` before it, where the
@@ -134,7 +135,7 @@ class Durations:
                 before.changed = now
             elif before and not is_under_way(server) and not is_numbered(server):
                 new = now - before.counted >= (before.usual_gap() or UNKNOWN_GAP) - every / 2
-            failed = server.failures - known.last.failures
+            failed, lacked = server.failures - known.last.failures, known.last.lacks
             known.see(server, new=new)
             if new:
                 known.counted = now
@@ -143,7 +144,7 @@ class Durations:
                     failed = 0
                 if server.check in PASSED:
                     found += [(server, gap or INTER, True)] * failed
-                    found.append((server, known.took(server), False))
+                    found += [(server, known.took(server), False)] * max(lacked - server.lacks, 1)
                 elif server.check in FAILED:
                     found += [(server, _allowed(server, gap), True)] * max(failed, 1)
         self._servers = seen

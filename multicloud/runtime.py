@@ -36,7 +36,7 @@ STATE_COLUMNS = (
 )
 STAT_COLUMNS = (
     *("pxname", "svname", "tracked", "lastchg", "check_status", "check_code", "check_duration", "mode"),
-    *("chkfail", "hanafail", "check_health", "last_chk"),
+    *("chkfail", "hanafail", "check_health", "check_rise", "last_chk"),
 )
 QUOTED = re.compile('"(?:[^"]|"")*"')
 
@@ -54,12 +54,12 @@ class Server(ranking.Server):
     address by, "" where it is told the address.
 
     `report` has what may differ from one check to the next, as HAProxy writes it: status, duration and the server's
-    health. `failures` counts the checks that failed while it was UP. `words` are the last check's, "" where they are
-    quoted or another check is under way, which `busy` says.
+    health. `failures` counts the checks that failed while it was UP, and `lacks` those that it has yet to pass in a row
+    to be UP. `words` are the last check's, "" where they are quoted or another check is under way, which `busy` says.
     """
 
     __slots__ = (
-        *("address", "busy", "check", "check_seconds", "code", "failures", "host", "mode", "port", "report"),
+        *("address", "busy", "check", "check_seconds", "code", "failures", "host", "lacks", "mode", "port", "report"),
         *("since_change", "tls", "words"),
     )
 
@@ -67,7 +67,7 @@ class Server(ranking.Server):
         super().__init__(backend, name, state, weight, unresolved=unresolved)
         self.address = self.host = self.port = self.tls = self.check = self.code = self.words = ""
         self.report: tuple[str, ...] = ()
-        self.failures = 0
+        self.failures = self.lacks = 0
         self.busy = False
         self.mode = "http"
         self.since_change = 0.0
@@ -210,12 +210,13 @@ def _server(row: Sequence[str]) -> Server:
 
 
 def _add_stat(server: Server, row: Sequence[str]) -> None:
-    since_change, check, server.code, duration, server.mode, failures, observed, health, server.words = row
+    since_change, check, server.code, duration, server.mode, failures, observed, health, rise, server.words = row
     server.since_change = float(since_change or 0)
     server.check = check.removeprefix("* ")
     server.busy = server.check != check
     server.report = server.check, duration, health  # not its code, which is 0 as soon as the next one begins
     server.failures = int(failures or 0) - int(observed or 0)  # which `observe` has seen in users' requests
+    server.lacks = max(int(rise or 0) - int(health or 0), 0)
     server.check_seconds = float(duration) / 1000 if duration else None
 
 

@@ -10,14 +10,20 @@ from multicloud.runtime import Server
 
 
 def says(
-    check: str = "L7OK", milliseconds: float = 30, *, busy: bool = False, words: str = "", failures: int = 0
+    check: str = "L7OK",
+    milliseconds: float = 30,
+    *,
+    busy: bool = False,
+    words: str = "",
+    failures: int = 0,
+    lacks: int = 0,
 ) -> Server:
     """A server with what HAProxy says of its last check."""
     server = Server("app", "eu", UP, 1)
     server.check, server.check_seconds, server.busy = check, milliseconds / 1000, busy
     server.words = "" if busy else words
     server.report = check, str(milliseconds), "4"
-    server.failures = failures
+    server.failures, server.lacks = failures, lacks
     return server
 
 
@@ -51,6 +57,14 @@ def test_failures_before_the_counters_were_cleared_do_not_count_again() -> None:
 def test_where_good_checks_go_unseen_so_do_failed_ones() -> None:
     looks = [says(words=str(number), failures=number // 4) for number in range(20)]  # another check at each look
     assert counted(*looks) == [0.030] * 20
+
+
+def test_checks_that_brought_a_server_back_count_though_only_the_last_one_was_seen() -> None:
+    down = says("L4CON", 0, lacks=3)
+    assert counted(down, says(milliseconds=30)) == [INTER] + [0.030] * 3
+    assert counted(down, says(milliseconds=30, lacks=2), says(milliseconds=31)) == [INTER, 0.030, 0.031, 0.031]
+    assert counted(down, says(milliseconds=30, lacks=1), says(milliseconds=31)) == [INTER, 0.030, 0.030, 0.031]
+    assert counted(says(milliseconds=30, lacks=2)) == [0.030]
 
 
 def test_a_check_counts_when_it_is_seen_first_unless_the_server_was_measured_before() -> None:

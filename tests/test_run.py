@@ -163,10 +163,15 @@ def test_a_check_that_fails_is_a_failed_sample_with_the_time_it_was_allowed(here
     assert 0.1 <= seconds <= 2
 
 
+def told(address: str) -> dict[str, runtime.Server]:
+    """What HAProxy says of each server."""
+    with runtime.RuntimeAPI(address) as api:
+        return {server.name: server for server in api.servers()}
+
+
 def failures(address: str, server: str) -> int:
     """How many checks of a server have failed, as HAProxy counts them."""
-    with runtime.RuntimeAPI(address) as api:
-        return next(each.failures for each in api.servers() if each.name == server)
+    return told(address)[server].failures
 
 
 def test_a_check_that_failed_right_before_a_good_one_is_a_failed_sample_too(tmp_path: Path) -> None:
@@ -183,6 +188,22 @@ def test_a_check_that_failed_right_before_a_good_one_is_a_failed_sample_too(tmp_
             time.sleep(2)
             assert sum(each[2] for each in here.samples("eu")) == failures(here.address, "eu") - before
             assert here.weights() == {"us": 256, "eu": 1}
+
+
+def test_all_checks_that_bring_a_server_back_are_samples_though_they_come_faster_than_rounds(tmp_path: Path) -> None:
+    with Regions(["eu", "us"], tls=False) as regions:
+        here = Site(regions, tmp_path, inter="1s fastinter 100ms rise 4")
+        here.conf.write_text("backends = app\ninterval = 0.4\n")
+        with here.router, here.beside() as beside:
+            beside.wait_for(r"app/eu: weight 1 -> 256")
+            here.region["eu"].status = 500
+            wait_until(lambda: here.weights()["eu"] == 0, 20, "eu to be DOWN")
+            here.region["eu"].status = 200
+            wait_until(lambda: told(here.address)["eu"].state == "UP", 20, "eu to be UP")
+            time.sleep(0.6)
+            came = [failed for _, _, failed in here.samples("eu")]
+        assert came[-4:] == [False] * 4
+        assert came[::-1].index(True) <= 5
 
 
 def test_requests_of_users_that_fail_are_no_failed_checks(tmp_path: Path) -> None:
