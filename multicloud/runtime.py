@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 TIMEOUT = 1.5
 """Seconds for all that is said over one connection: less than HAProxy gives the check that this is."""
 
-PROMPT = b"\n> "
+PROMPT = b"> "
+"""What stands at the begin of a line behind an answer."""
+
 MAINT_BITS = 0x01 | 0x02  # forced, inherited; 0x04, configured, stays where an operator has ended it
 INHERITED_BIT = 0x02
 UNRESOLVED_BIT = 0x20
@@ -100,43 +102,51 @@ class RuntimeAPI:
 
     def ask(self, command: str) -> str:
         """The answer to one command, without the blank lines around it. Raises RuntimeAPIError."""
-        answer = b""
+        return "\n".join(self.lines(command)).strip("\n")
+
+    def lines(self, command: str) -> Iterator[str]:
+        """The lines of the answer to one command, as they come: a long one takes HAProxy a while.
+
+        No other command may be sent before the last line. Raises RuntimeAPIError.
+        """
+        rest = b""
         try:
             self._socket.settimeout(self._time_left())
             self._socket.sendall(command.encode() + b"\n")
-            while not answer.endswith(PROMPT):
+            while rest != PROMPT:
                 self._socket.settimeout(self._time_left())
                 received = self._socket.recv(1 << 16)
                 if not received:
                     raise RuntimeAPIError(f"{self.address}: HAProxy closed the connection at {command!r}")
-                answer += received
+                whole, end, rest = (rest + received).rpartition(b"\n")
+                if end:
+                    yield from whole.decode(errors="replace").split("\n")
         except OSError as error:
             raise self._broken(error) from None
-        return answer.removesuffix(PROMPT).decode(errors="replace").strip("\n")
 
     def servers(self) -> list[Server]:
         """All servers of all backends, in the order of the configuration. Raises RuntimeAPIError."""
-        states = self.ask("show servers state")
         try:
-            version, _, table = states.partition("\n")
-            if version != "1":
-                raise ValueError
-            servers = [_server(row) for row in rows(table, " ", STATE_COLUMNS, ("srv_use_ssl",))]
-        except ValueError:
-            raise RuntimeAPIError(f"{self.address}: no server states in the answer {states[:100]!r}") from None
-        stats = self.ask("show stat -1 4 -1")
+            states = self.lines("show servers state")
+            if (version := next(states, "")) != "1":
+                raise ValueError(version)
+            servers = [_server(row) for row in rows(states, " ", STATE_COLUMNS, ("srv_use_ssl",))]
+        except ValueError as error:
+            raise RuntimeAPIError(f"{self.address}: no server states in the answer: {str(error)[:100]!r}") from None
         try:
-            found = {(row[0], row[1]): row[2:] for row in rows(stats, ",", STAT_COLUMNS)}
-            for server in servers:
-                if server.key in found:
-                    tracked, *row = found[server.key]
-                    _add_stat(server, row)
-                    while tracked:  # which may track another in turn; HAProxy refuses circles
-                        backend, _, name = tracked.partition("/")
-                        server.source = backend, name
-                        tracked = found.get(server.source, ("",))[0]
-        except ValueError:
-            raise RuntimeAPIError(f"{self.address}: no statistics in the answer {stats[:100]!r}") from None
+            known = {server.key: server for server in servers}
+            tracked = {}
+            for backend, name, track, *row in rows(self.lines("show stat -1 4 -1"), ",", STAT_COLUMNS):
+                if (backend, name) in known:
+                    _add_stat(known[backend, name], row)
+                if track:
+                    other, _, its_name = track.partition("/")
+                    tracked[backend, name] = other, its_name
+            for server in servers if tracked else ():
+                while server.source in tracked:  # which may track another in turn; HAProxy refuses circles
+                    server.source = tracked[server.source]
+        except ValueError as error:
+            raise RuntimeAPIError(f"{self.address}: no statistics in the answer: {str(error)[:100]!r}") from None
         return servers
 
     def set_weights(self, changes: Iterable[ranking.Decision]) -> tuple[list[ranking.Decision], list[str]]:
@@ -171,24 +181,30 @@ def set_weight(change: ranking.Decision) -> str:
     return f"set server {change.server.backend}/{change.server.name} weight {change.weight}"
 
 
-def rows(table: str, separator: str, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[tuple[str, ...]]:
+def rows(
+    lines: Iterable[str], separator: str, columns: Sequence[str], optional: Sequence[str] = ()
+) -> Iterator[tuple[str, ...]]:
     """The named columns of each row of a table whose first line has their names behind a `#`.
 
-    An `optional` column that is not there is "". A quoted field, which only HAProxy's texts for people are, is "" too.
-    Raises ValueError where it is no such table.
+    An `optional` column that is not there is "". A quoted field, which only HAProxy's texts for people are, is "" too,
+    and it may have line's ends in it. Raises ValueError with the line that is none of such a table.
     """
-    if '"' in table:
-        table = QUOTED.sub("", table)
-    header, *lines = table.rstrip("\n").split("\n")  # a server's words may hold any other line's end
+    lines = iter(lines)
+    header = next(lines, "")
     names = header.removeprefix("# ").split(separator)
-    places = [names.index(name) for name in columns]
-    places += [names.index(name) if name in names else -1 for name in optional]
+    places = [names.index(name) if name in names else -1 for name in (*columns, *optional)]
+    if -1 in places[: len(columns)]:
+        raise ValueError(header)
     width = max(places) + 1
     pick = itemgetter(*places)
-    for line in lines:
+    for line in filter(None, lines):
+        if '"' in line:
+            while line.count('"') % 2:
+                line += next(lines, '"')
+            line = QUOTED.sub("", line)
         fields = line.split(separator, width)  # the columns to the right are not split
         if len(fields) < width:
-            raise ValueError
+            raise ValueError(line)
         fields.append("")
         yield pick(fields)
 

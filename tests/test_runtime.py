@@ -191,9 +191,16 @@ backend stopping
 
 
 def test_a_table_that_lacks_an_optional_column_has_it_empty() -> None:
-    table = '# a b c\n1 "2 2" 3\n4 5 6\n'
-    assert list(runtime.rows(table, " ", ("c", "b"), ("a",))) == [("3", "", "1"), ("6", "5", "4")]
-    assert list(runtime.rows(table, " ", ("a",), ("d",))) == [("1", ""), ("4", "")]
+    lines = ["# a b c", '1 "2 2" 3', "4 5 6", ""]
+    assert list(runtime.rows(lines, " ", ("c", "b"), ("a",))) == [("3", "", "1"), ("6", "5", "4")]
+    assert list(runtime.rows(lines, " ", ("a",), ("d",))) == [("1", ""), ("4", "")]
+
+
+def test_a_quoted_field_may_have_lines_ends_in_it() -> None:
+    lines = ["# a b c", '1 "2', '> ""x', "", '"" " 3', "4 5 6"]
+    assert list(runtime.rows(lines, " ", ("a", "c"))) == [("1", "3"), ("4", "6")]
+    with pytest.raises(ValueError, match="1"):
+        list(runtime.rows(lines[:2], " ", ("a", "c")))
 
 
 @pytest.mark.parametrize("words", ["O\x85K", "O\x0cK", 'a",\u2028b'])
@@ -367,7 +374,7 @@ def test_a_host_that_cannot_be_looked_up_is_an_error() -> None:
 
 
 PROMPT = b"\n> "
-HEADER = b"1\n# be_name srv_name srv_op_state srv_admin_state srv_uweight\n"
+HEADER = b"1\n# be_name srv_name srv_addr srv_port srv_fqdn srv_op_state srv_admin_state srv_uweight\n"
 
 
 def script(*answers: bytes) -> Callable[[socket.socket], None]:
@@ -406,16 +413,19 @@ def never_stop(connection: socket.socket) -> None:
         (script(b"master> "), "HAProxy closed the connection at 'prompt'"),
         (lambda _: None, "HAProxy closed the connection at 'prompt'|connection reset by peer|broken pipe"),
         (script(PROMPT), "HAProxy closed the connection at 'show servers state'|connection reset by peer|broken pipe"),
-        (script(PROMPT, HEADER + b"upstream eu 2"), "HAProxy closed the connection at 'show servers state'"),
-        (script(PROMPT, PROMPT), "no server states in the answer ''"),
-        (script(PROMPT, b"2" + HEADER[1:] + PROMPT), "no server states in the answer '2"),
-        (script(PROMPT, HEADER + b"upstream eu 2 0" + PROMPT), "no server states in the answer '1"),
-        (script(PROMPT, HEADER + b"upstream eu 2 0 many" + PROMPT), "no server states in the answer '1"),
+        (script(PROMPT, HEADER + b"upstream eu - - - 2"), "HAProxy closed the connection at 'show servers state'"),
+        (script(PROMPT, PROMPT), "no server states in the answer: ''"),
+        (script(PROMPT, b"2" + HEADER[1:] + PROMPT), "no server states in the answer: '2"),
+        (script(PROMPT, HEADER + b"upstream eu - - - 2 0" + PROMPT), "no server states in the answer: 'upstream eu"),
         (
-            script(PROMPT, HEADER[:-1] + b" srv_addr srv_port srv_fqdn" + PROMPT, b"x" + PROMPT),
-            "no statistics in the answer 'x'",
+            script(PROMPT, HEADER + b"upstream eu 2 0 many" + PROMPT),
+            "no server states in the answer: 'upstream eu 2 0 many'",
         ),
-        (script(PROMPT, bytes(range(256)) + PROMPT), "no server states in the answer '"),
+        (
+            script(PROMPT, HEADER + PROMPT, b"x" + PROMPT),
+            "no statistics in the answer: 'x'",
+        ),
+        (script(PROMPT, bytes(range(256)) + PROMPT), "no server states in the answer: '"),
         (script(b"HTTP/1.1 400 Bad request\r\n\r\n"), "HAProxy closed the connection at 'prompt'"),
     ],
 )

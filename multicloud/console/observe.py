@@ -94,7 +94,7 @@ class Agent(NamedTuple):
 def instance(api: RuntimeAPI) -> Instance:
     """Ask HAProxy. Raises RuntimeAPIError."""
     info = dict(line.split(": ", 1) for line in api.ask("show info").splitlines() if ": " in line)
-    backends = runtime.rows(api.ask("show stat -1 2 -1"), ",", ("pxname", "algo"))
+    backends = runtime.rows(api.lines("show stat -1 2 -1"), ",", ("pxname", "algo"))
     algorithms = {backend: algorithm for backend, algorithm in backends if algorithm}
     asked = tuple(dict.fromkeys(NAMESERVER.findall(api.ask("show resolvers"))))
     return Instance(info["Version"], int(info["Pid"]), api.ask("show cli level"), api.servers(), algorithms, asked)
@@ -102,8 +102,8 @@ def instance(api: RuntimeAPI) -> Instance:
 
 def agents(api: RuntimeAPI, servers: Sequence[Server]) -> list[Agent]:
     """The agents of the servers, which HAProxy may ask for their weights, too. Raises RuntimeAPIError."""
-    asked = {row[:2] for row in runtime.rows(api.ask("show stat -1 4 -1"), ",", AGENT_STATUS) if row[2]}
-    table = api.ask("show servers state").partition("\n")[2]
+    asked = {row[:2] for row in runtime.rows(api.lines("show stat -1 4 -1"), ",", AGENT_STATUS) if row[2]}
+    table = api.ask("show servers state").split("\n")[1:]
     places = {row[:2]: row[2:] for row in runtime.rows(table, " ", ("be_name", "srv_name"), AGENT_PLACE)}
     found = []
     for server in servers:
