@@ -21,6 +21,8 @@ two or more in the window no change for the worse makes an older one forgotten.
 from __future__ import annotations
 
 import os
+from array import array
+from itertools import takewhile
 from math import ceil, inf
 from operator import itemgetter
 
@@ -53,42 +55,54 @@ CHANGE = 0.75
 """One time is clearly faster than another if it is less than this part of it, which is then slower by a third."""
 
 
-SECONDS, WHEN, FAILED = map(itemgetter, range(3))
+SECONDS, FAILED = itemgetter(0), itemgetter(2)
 """Of a sample."""
+
+
+class Looked:
+    """The samples of a server that are looked at, newest first, and columns of them to calculate with.
+
+    `seconds` are their times, and `failed` is a byte each, 1 where the check failed. Up to the UNIX time `until` none
+    of them is too old.
+    """
+
+    __slots__ = ("failed", "samples", "seconds", "until")
+
+    def __init__(self, samples: Sequence[Sample], seconds: array[float], failed: bytes, until: float) -> None:
+        self.samples = samples
+        self.seconds = seconds
+        self.failed = failed
+        self.until = until
 
 
 class Score:
     """What a server's users wait, in `seconds`, and what that was made of.
 
-    `counted` has the samples that count, newest first. `percentile` is the percentile of them that it is, None for
-    their mean. `since` is the UNIX time of the oldest of them where the window ends at a change, and None where it does
-    not, or where that sample has no time. `until` is the UNIX time at which the oldest sample that was looked at is
-    too old.
+    `percentile` is the percentile of the samples that count that it is, None for their mean. `since` is the UNIX time
+    of the oldest of them where the window ends at a change, and None where it does not, or where that sample has no
+    time. `looked` has those that count, and what was looked at behind them.
     """
 
-    __slots__ = ("counted", "percentile", "seconds", "since", "until")
+    __slots__ = ("_count", "looked", "percentile", "seconds", "since")
 
     def __init__(
-        self, seconds: float, counted: Sequence[Sample], percentile: float | None, since: float | None, until: float
+        self, seconds: float, percentile: float | None, since: float | None, looked: Looked, count: int
     ) -> None:
         self.seconds = seconds
-        self.counted = counted
         self.percentile = percentile
         self.since = since
-        self.until = until
+        self.looked = looked
+        self._count = count
+
+    @property
+    def counted(self) -> Sequence[Sample]:
+        """The samples that count, newest first."""
+        return self.looked.samples[: self._count]
 
     @property
     def failed(self) -> int:
-        """How many of the samples that count failed."""
-        return sum(map(FAILED, self.counted))
-
-
-def oldest(samples: Sequence[Sample]) -> float:
-    """The UNIX time of the oldest sample that has one; infinite where none has."""
-    times = list(map(WHEN, samples))
-    if None in times:
-        times = [when for when in times if when is not None]
-    return min(times, default=inf)
+        """How many of them failed."""
+        return sum(self.looked.failed[: self._count])
 
 
 def fresh(samples: Sequence[Sample], *, now: float, max_age: float) -> Sequence[Sample]:
@@ -96,9 +110,29 @@ def fresh(samples: Sequence[Sample], *, now: float, max_age: float) -> Sequence[
 
     A sample without a time counts whatever its age, and one from the future is as good as new: the clock was set back.
     """
-    if now - oldest(samples) <= max_age:  # as nearly always
-        return samples
     return [sample for sample in samples if sample[1] is None or now - sample[1] <= max_age]
+
+
+def look(samples: Sequence[Sample], size: int, before: Looked | None, *, now: float, max_age: float) -> Looked:
+    """The `size` newest samples that are not too old; of what was looked at `before`, only what is new is looked at."""
+
+    def until(came: Sequence[Sample]) -> float:
+        return min((when for _, when, _ in came if when is not None), default=inf) + max_age
+
+    if before:
+        newest = before.samples[0]
+        came = list(takewhile(lambda sample: sample is not newest, samples[:size]))
+        both = min(before.until, until(came))
+        if len(came) < len(samples[:size]) and now <= both:
+            kept = size - len(came)
+            return Looked(
+                [*came, *before.samples[:kept]],
+                array("d", map(SECONDS, came)) + before.seconds[:kept],
+                bytes(map(FAILED, came)) + before.failed[:kept],
+                both,
+            )
+    found = fresh(samples, now=now, max_age=max_age)[:size]
+    return Looked(found, array("d", map(SECONDS, found)), bytes(map(FAILED, found)), until(found))
 
 
 def scores(
@@ -115,43 +149,53 @@ def scores(
 
     `percentile` is 0 to 100; with `min_samples` samples or fewer, and without a change, the mean scores; `now` and
     `max_age` are seconds. A recovery as old as the window can be told only where `series` has RUN samples more. `known`
-    may have the scores of an earlier call with the same settings: a server keeps its score where it has no newer sample
-    and none has become too old.
+    may have the scores of an earlier call with the same settings, if samples were only added since: a server keeps its
+    score where it has no newer sample and none has become too old.
     """
     known = known or {}
     result: dict[Server, Score] = {}
-    by_size: dict[int, list[tuple[Server, Sequence[Sample]]]] = {}
+    by_size: dict[int, list[tuple[Server, Looked]]] = {}
     for server, samples in series.items():
-        before = known.get(server)
-        if before and samples and samples[0] is before.counted[0] and now <= before.until:
-            result[server] = before
+        before = known[server].looked if server in known else None
+        if before and samples and samples[0] is before.samples[0] and now <= before.until:
+            result[server] = known[server]
             continue
-        counting = fresh(samples, now=now, max_age=max_age)[: window + RUN]
-        if counting:
-            by_size.setdefault(len(counting), []).append((server, counting))
-    # What is scored alike is scored together: by how many times there are, and whether they are few.
-    chosen: dict[tuple[int, bool], list[tuple[Server, list[float], int, int, Sequence[Sample]]]] = {}
-    for available, members in by_size.items():
-        seconds_of = [list(map(SECONDS, counting)) for _, counting in members]
-        failed_of = [list(map(FAILED, counting)) for _, counting in members]
-        sizes = since_change(np.array(seconds_of), np.array(failed_of), window).tolist()
-        for (server, counting), seconds, failed, size in zip(members, seconds_of, failed_of, sizes, strict=True):
-            times = seconds[: min(size, window)]
-            failures = failed[: len(times)].count(True)
-            if failures == 1 and len(times) > 1:  # a single one that failed does not count
-                del times[failed.index(True)]
-            few = size == available and len(times) <= min_samples
-            chosen.setdefault((len(times), few), []).append((server, times, failures, size, counting))
-    for (_, few), rows in chosen.items():
-        table = np.array([times for _, times, *_ in rows])
-        column = table.mean(axis=1) if few else np.percentile(table, percentile, axis=1, method="inverted_cdf")
-        for (server, times, failures, size, counting), value in zip(rows, column.tolist(), strict=True):
-            mean = sum(times) / len(times) if failures > 1 else 0.0
-            by_mean = few or mean > value
-            since = counting[size - 1][1] if size < len(counting) else None
-            until = oldest(counting) + max_age
-            counted = counting[: min(size, window)]
-            result[server] = Score(max(value, mean), counted, None if by_mean else percentile, since, until)
+        looked = look(samples, window + RUN, before, now=now, max_age=max_age)
+        if looked.samples:
+            by_size.setdefault(len(looked.samples), []).append((server, looked))
+    for size, members in by_size.items():
+        seconds = np.frombuffer(b"".join([looked.seconds for _, looked in members])).reshape(-1, size).copy()
+        failed = np.frombuffer(b"".join([looked.failed for _, looked in members]), dtype=bool).reshape(-1, size)
+        sizes = since_change(seconds, failed, window)
+        counts = np.minimum(sizes, window)
+        failures = (failed & (np.arange(size) < counts[:, np.newaxis])).sum(axis=1)
+        scored = counts.copy()
+        for row in np.flatnonzero((failures == 1) & (counts > 1)):  # a single one that failed does not count
+            place = failed[row].argmax()
+            seconds[row, place:-1] = seconds[row, place + 1 :]
+            scored[row] -= 1
+        # What is scored alike is scored together: by how many times there are, and whether they are few.
+        few = (sizes == size) & (scored <= min_samples)
+        values = np.empty(len(members))
+        for count, by_mean in {*zip(scored.tolist(), few.tolist(), strict=True)}:
+            rows = np.flatnonzero((scored == count) & (few == by_mean))
+            table = seconds[rows, :count]
+            values[rows] = (
+                table.mean(axis=1) if by_mean else np.percentile(table, percentile, axis=1, method="inverted_cdf")
+            )
+        for row in np.flatnonzero(failures > 1):
+            mean = seconds[row, : scored[row]].mean()
+            if mean > values[row]:
+                values[row], few[row] = mean, True
+        columns = values.tolist(), few.tolist(), sizes.tolist(), counts.tolist()
+        for (server, looked), value, by_mean, since, count in zip(members, *columns, strict=True):
+            result[server] = Score(
+                value,
+                None if by_mean else percentile,
+                looked.samples[since - 1][1] if since < size else None,
+                looked,
+                count,
+            )
     return result
 
 
