@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,21 @@ def test_when_the_favourite_is_killed_no_request_fails(*, beside: bool) -> None:
             time.sleep(1)
     assert failures(traffic) == []
     assert "eu.demo" not in traffic.regions_since(killed)
+
+
+@pytest.mark.slow
+def test_after_an_outage_checks_are_as_far_apart_as_before() -> None:
+    with at_shipped_pace() as running:
+        settle(running)
+        with Traffic(running.port):
+            running.regions.stop(running.region["eu.demo"])
+            wait_until(lambda: running.weights()["us.demo"] == 256, 20, "us.demo as favourite")
+        running.regions.start(running.region["eu.demo"])
+        wait_until(lambda: running.weights() == RANKED, 30, "eu.demo as favourite again")
+        time.sleep(5)
+        taken = [float(line.split()[3]) for line in running.times() if line.split()[1] == "eu.demo"]
+    pauses = [later - earlier for earlier, later in itertools.pairwise(taken[-4:])]
+    assert min(pauses) >= 1.9, pauses
 
 
 def test_when_the_favourite_freezes_only_requests_in_flight_fail() -> None:

@@ -33,7 +33,7 @@ SLOWEST = 1.0
 UNNOTICED = 8.0
 """Seconds for which a region may hang before it is DOWN: two checks that take their time, and two pauses."""
 
-SEEN_TWICE = 45.0
+SEEN_TWICE = 46.0
 """Seconds within which two checks have failed, each with a chance of 1 in 3, in all but one of 200 cases."""
 
 NEAR = 1.2
