@@ -246,6 +246,10 @@ def test_a_good_configuration_has_no_problem(tmp_path: Path) -> None:
         (lambda text: text.replace("command true", "command no-such-check"), "there is no no-such-check in the"),
         (lambda text: text.replace('path "/usr/bin:/bin"', 'path ""'), "there is no true in the"),
         (lambda text: text.replace("command true", "command /etc/passwd"), "cannot execute /etc/passwd"),
+        (
+            lambda text: text.replace("inter 2s", "inter 2s fastinter 1s\n    default-server observe layer4"),
+            "upstream: `fastinter` beside `observe`",
+        ),
         (lambda text: text.replace("roundrobin", "static-rr"), "`balance static-rr` is static"),
         (lambda text: text.replace("roundrobin", "uri depth 2"), "or `hash-type consistent` beside it"),
         (lambda text: text.replace("roundrobin", "first"), "`balance first` heeds no weights"),
@@ -269,6 +273,11 @@ def test_a_script_whose_interpreter_cannot_be_executed_is_a_problem(tmp_path: Pa
     script.chmod(0o755)
     wrong = examine(tmp_path, GOOD.replace("command true", f"command {script}"))
     assert f"cannot execute {tmp_path}/python" in one(wrong, "")
+
+
+@pytest.mark.parametrize("words", ["fastinter 1s", "observe layer4"])
+def test_one_of_fastinter_and_observe_is_no_problem(tmp_path: Path, words: str) -> None:
+    assert examine(tmp_path, GOOD.replace("inter 2s", f"inter 2s {words}")) == []
 
 
 def test_consistent_hashing_takes_weights(tmp_path: Path) -> None:

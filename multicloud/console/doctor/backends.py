@@ -76,6 +76,7 @@ def backends(
     for section in checked:
         yield from _command(section, user)
         yield from _slow(section, instance)
+        yield from _hasty(section)
     for section in found.proxies():
         weighed = section in checked or (section.kind == "backend" and section.name in beside)
         if weighed and len([line for line in section.lines if line[0] == "server"]) > 1:
@@ -129,6 +130,16 @@ def _slow(section: Section, instance: Instance | None) -> Iterator[Finding]:
                 f"the last check of {server.backend}/{server.name} took {seconds:g} s of the {limit:g} s that it may: "
                 "a longer `inter`"
             )
+
+
+def _hasty(section: Section) -> Iterator[Finding]:
+    """Whether HAProxy keeps to `fastinter`, as it does with external checks once `observe` has seen errors."""
+    lines = [line for line in section.lines if line[0] in ("default-server", "server")]
+    if all(any(word in line for line in lines) for word in ("fastinter", "observe")):
+        yield problem(
+            f"{section.name}: `fastinter` beside `observe`: after an outage HAProxy checks that often until it is "
+            "restarted; take `fastinter` out"
+        )
 
 
 def _consequences(section: Section) -> list[str]:
