@@ -137,10 +137,11 @@ def _choose(
     """What becomes of the servers of a backend that are UP, in their order."""
     if not candidates:
         return []
-    leaders = _lead(candidates, scores, favorite=favorite, hysteresis=hysteresis, tolerance=tolerance)
-    others = [server for server in candidates if server not in leaders]
-    second = min(others, key=lambda server: scores.get(server.source, inf), default=None)
-    fastest = min(candidates, key=lambda server: scores.get(server.source, inf))
+    ordered = sorted(candidates, key=lambda server: scores.get(server.source, inf))
+    leaders = _lead(ordered, scores, favorite=favorite, hysteresis=hysteresis, tolerance=tolerance)
+    fastest = ordered[0]
+    others = [server for server in ordered if server not in leaders]
+    second = others[0] if others else None
     decisions = []
     for server in candidates:
         weight = favorite if server in leaders else backup if server is second else 0
@@ -166,20 +167,21 @@ def _percent(faster: Server, slower: Server, scores: Mapping[tuple[str, str], fl
 
 
 def _lead(
-    candidates: Sequence[Server],
+    ordered: Sequence[Server],
     scores: Mapping[tuple[str, str], float],
     *,
     favorite: int,
     hysteresis: float,
     tolerance: float,
 ) -> list[Server]:
-    """The candidates that get the favourite's weight: one, or all within the tolerance of the fastest."""
+    """Who of the candidates, from fast to slow, gets the favourite's weight: one, or all within the tolerance."""
 
     def discounted(server: Server) -> float:
         score = scores.get(server.source, inf)
         return score * (1 - hysteresis / 100) if server.weight == favorite and score < inf else score
 
-    fastest = min(scores.get(server.source, inf) for server in candidates)
+    fastest = scores.get(ordered[0].source, inf)
     if not tolerance or fastest == inf:
-        return [min(candidates, key=lambda server: (discounted(server), server.weight != favorite))]
-    return [server for server in candidates if discounted(server) <= fastest + tolerance / 1000]
+        sitting = [server for server in ordered if server.weight == favorite]
+        return [min([ordered[0], *sitting], key=lambda server: (discounted(server), server.weight != favorite))]
+    return [server for server in ordered if discounted(server) <= fastest + tolerance / 1000]
