@@ -63,7 +63,7 @@ class Looked:
     """The samples of a server that are looked at, newest first, and columns of them to calculate with.
 
     `seconds` are their times, and `failed` is a byte each, 1 where the check failed. Up to the UNIX time `until` none
-    of them is too old.
+    of them is too old, and there is none that was left out.
     """
 
     __slots__ = ("failed", "samples", "seconds", "until")
@@ -119,11 +119,11 @@ def look(samples: Sequence[Sample], size: int, before: Looked | None, *, now: fl
     def until(came: Sequence[Sample]) -> float:
         return min((when for _, when, _ in came if when is not None), default=inf) + max_age
 
+    newest = samples[:size]
     if before:
-        newest = before.samples[0]
-        came = list(takewhile(lambda sample: sample is not newest, samples[:size]))
+        came = list(takewhile(lambda sample: sample is not before.samples[0], newest))
         both = min(before.until, until(came))
-        if len(came) < len(samples[:size]) and now <= both:
+        if len(came) < len(newest) and now <= both:
             kept = size - len(came)
             return Looked(
                 [*came, *before.samples[:kept]],
@@ -131,8 +131,12 @@ def look(samples: Sequence[Sample], size: int, before: Looked | None, *, now: fl
                 bytes(map(FAILED, came)) + before.failed[:kept],
                 both,
             )
-    found = fresh(samples, now=now, max_age=max_age)[:size]
-    return Looked(found, array("d", map(SECONDS, found)), bytes(map(FAILED, found)), until(found))
+    found = fresh(newest, now=now, max_age=max_age)
+    complete = len(found) == len(newest)
+    if not complete:
+        found = fresh(samples, now=now, max_age=max_age)[:size]
+    # Where one was left out, it may count again: when the clock is set back.
+    return Looked(found, array("d", map(SECONDS, found)), bytes(map(FAILED, found)), until(found) if complete else -inf)
 
 
 def scores(
@@ -221,7 +225,8 @@ def since_change(seconds: NDArray[np.float64], failed: NDArray[np.bool_], window
         pairs = np.minimum(inside[:, :-1], inside[:, 1:])
         slowed = before[:, SLOW : last + 1] < CHANGE * pairs[:, : last - SLOW + 1]
         if failed.any():
-            failures = failed[:, window - 1 :: -1].cumsum(axis=1)[:, ::-1]  # from here back
+            counting = failed & (np.arange(size) < changed.argmax(axis=1)[:, np.newaxis])  # since it was back
+            failures = counting[:, window - 1 :: -1].cumsum(axis=1)[:, ::-1]  # from here back
             slowed &= (failures[:, SLOW : last + 1] == 0) | (failures[:, :1] < 2)
         changed[:, SLOW : last + 1] |= slowed
     changed[:, window + 1 : size] = False  # what counts does not reach back to them

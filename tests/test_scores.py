@@ -163,7 +163,7 @@ def test_a_server_is_scored_alike_alone_and_among_others(samples: dict[str, list
         st.tuples(
             st.sampled_from(["eu", "us"]),
             st.sampled_from([0.02, 0.021, 0.05, 2.0]),
-            st.sampled_from([0, 1, 2, 40, 299]) | st.none(),
+            st.sampled_from([0, 1, 2, 40, 299, -400]) | st.none(),
             st.booleans(),
             st.booleans(),
         ),
@@ -285,6 +285,11 @@ def test_one_failure_before_does_not_hide_a_slowdown() -> None:
         score = outcome("ss" + "." * (place - 2) + "x" + "." * (29 - place))
         assert (score.seconds, score.failed) == (0.3, 0)
     assert outcome("xx" + "." * 28).seconds == 2.0
+
+
+def test_failures_before_a_return_do_not_hide_a_slowdown() -> None:
+    for good in (8, 20, 26):
+        assert outcome("ss" + "." * good + "xx" + "." * 4).seconds == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("slow", ["ss", "xs", "sx"])
