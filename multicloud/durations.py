@@ -82,6 +82,8 @@ class _Server:
 
     def differs(self, server: Server) -> bool:
         """Whether what HAProxy says is of another check than what it said before."""
+        if is_numbered(server) and server.words == self.last.words:  # an operator may have set its health
+            return False
         if self.last.report != server.report or self.last.failures < server.failures:  # fewer: they were cleared
             return True
         return not is_under_way(server) and (self.busy or self.last.words != server.words)

@@ -200,7 +200,9 @@ def rows(
     for line in filter(None, lines):
         if '"' in line:
             while line.count('"') % 2:
-                line += next(lines, '"')
+                if (more := next(lines, None)) is None:
+                    raise ValueError(line)
+                line += more
             line = QUOTED.sub("", line)
         fields = line.split(separator, width)  # the columns to the right are not split
         if len(fields) < width:

@@ -67,6 +67,12 @@ def test_checks_that_brought_a_server_back_count_though_only_the_last_one_was_se
     assert counted(says(milliseconds=30, lacks=2)) == [0.030]
 
 
+def test_a_health_that_an_operator_sets_is_no_check() -> None:
+    raised = says(words="1")
+    raised.report = "L7OK", "30", "3"
+    assert counted(says(words="1", lacks=10), raised) == [0.030]
+
+
 def test_a_check_counts_when_it_is_seen_first_unless_the_server_was_measured_before() -> None:
     assert counted(says()) == [0.030]
     assert counted(says(), says(milliseconds=31), measured=(("app", "eu"),)) == [0.031]

@@ -247,8 +247,10 @@ def test_a_good_configuration_has_no_problem(tmp_path: Path) -> None:
         (lambda text: text.replace('path "/usr/bin:/bin"', 'path ""'), "there is no true in the"),
         (lambda text: text.replace("command true", "command /etc/passwd"), "cannot execute /etc/passwd"),
         (
-            lambda text: text.replace("inter 2s", "inter 2s fastinter 1s\n    default-server observe layer4"),
-            "upstream: `fastinter` beside `observe`",
+            lambda text: text.replace("inter 2s", "inter 2s fastinter 1s").replace(
+                "443 check\n", "443 check observe layer4\n", 1
+            ),
+            "upstream/eu: `fastinter` beside `observe`",
         ),
         (lambda text: text.replace("roundrobin", "static-rr"), "`balance static-rr` is static"),
         (lambda text: text.replace("roundrobin", "uri depth 2"), "or `hash-type consistent` beside it"),
@@ -278,6 +280,10 @@ def test_a_script_whose_interpreter_cannot_be_executed_is_a_problem(tmp_path: Pa
 @pytest.mark.parametrize("words", ["fastinter 1s", "observe layer4"])
 def test_one_of_fastinter_and_observe_is_no_problem(tmp_path: Path, words: str) -> None:
     assert examine(tmp_path, GOOD.replace("inter 2s", f"inter 2s {words}")) == []
+    both = GOOD.replace(".1:443 check", ".1:443 check fastinter 1s").replace(
+        ".2:443 check", ".2:443 check observe layer4"
+    )
+    assert examine(tmp_path, both) == []
 
 
 def test_consistent_hashing_takes_weights(tmp_path: Path) -> None:

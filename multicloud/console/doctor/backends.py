@@ -134,12 +134,15 @@ def _slow(section: Section, instance: Instance | None) -> Iterator[Finding]:
 
 def _hasty(section: Section) -> Iterator[Finding]:
     """Whether HAProxy keeps to `fastinter`, as it does with external checks once `observe` has seen errors."""
-    lines = [line for line in section.lines if line[0] in ("default-server", "server")]
-    if all(any(word in line for line in lines) for word in ("fastinter", "observe")):
-        yield problem(
-            f"{section.name}: `fastinter` beside `observe`: after an outage HAProxy checks that often until it is "
-            "restarted; take `fastinter` out"
-        )
+    default: list[str] = []
+    for line in section.lines:
+        if line[0] == "default-server":
+            default += line
+        elif line[0] == "server" and {"check", "fastinter", "observe"} <= {*default, *line[2:]}:
+            yield problem(
+                f"{section.name}/{line[1]}: `fastinter` beside `observe`: after an outage HAProxy checks that often "
+                "until it is restarted (2.6 crashes); take `fastinter` out"
+            )
 
 
 def _consequences(section: Section) -> list[str]:
