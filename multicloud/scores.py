@@ -179,27 +179,22 @@ def scores(
             seconds[row, place:-1] = seconds[row, place + 1 :]
             scored[row] -= 1
         # What is scored alike is scored together: by how many times there are, and whether they are few.
-        few = (sizes == size) & (scored <= min_samples)
+        by_mean = (sizes == size) & (scored <= min_samples)
         values = np.empty(len(members))
-        for count, by_mean in {*zip(scored.tolist(), few.tolist(), strict=True)}:
-            rows = np.flatnonzero((scored == count) & (few == by_mean))
+        for count, few in {*zip(scored.tolist(), by_mean.tolist(), strict=True)}:
+            rows = np.flatnonzero((scored == count) & (by_mean == few))
             table = seconds[rows, :count]
             values[rows] = (
-                table.mean(axis=1) if by_mean else np.percentile(table, percentile, axis=1, method="inverted_cdf")
+                table.mean(axis=1) if few else np.percentile(table, percentile, axis=1, method="inverted_cdf")
             )
         for row in np.flatnonzero(failures > 1):
             mean = seconds[row, : scored[row]].mean()
             if mean > values[row]:
-                values[row], few[row] = mean, True
-        columns = values.tolist(), few.tolist(), sizes.tolist(), counts.tolist()
-        for (server, looked), value, by_mean, since, count in zip(members, *columns, strict=True):
-            result[server] = Score(
-                value,
-                None if by_mean else percentile,
-                looked.samples[since - 1][1] if since < size else None,
-                looked,
-                count,
-            )
+                values[row], by_mean[row] = mean, True
+        columns = values.tolist(), by_mean.tolist(), sizes.tolist(), counts.tolist()
+        for (server, looked), value, is_mean, changed, count in zip(members, *columns, strict=True):
+            since = looked.samples[changed - 1][1] if changed < size else None
+            result[server] = Score(value, None if is_mean else percentile, since, looked, count)
     return result
 
 
