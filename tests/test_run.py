@@ -175,10 +175,9 @@ def failures(address: str, server: str) -> int:
 
 
 def test_a_check_that_failed_right_before_a_good_one_is_a_failed_sample_too(tmp_path: Path) -> None:
-    with Regions(["eu", "us"], tls=False) as regions:
-        here = Site(regions, tmp_path, inter="1s fastinter 100ms")
+    with site(tmp_path, inter="1s fastinter 100ms") as here:
         here.conf.write_text("backends = app\ninterval = 0.4\n")
-        with here.router, here.beside() as beside:
+        with here.beside() as beside:
             beside.wait_for(r"app/eu: weight 1 -> 256")
             wait_until(lambda: len(here.samples("eu")) > 4, 15, "it is known how far checks are apart")
             before = failures(here.address, "eu")
@@ -191,10 +190,9 @@ def test_a_check_that_failed_right_before_a_good_one_is_a_failed_sample_too(tmp_
 
 
 def test_all_checks_that_bring_a_server_back_are_samples_though_they_come_faster_than_rounds(tmp_path: Path) -> None:
-    with Regions(["eu", "us"], tls=False) as regions:
-        here = Site(regions, tmp_path, inter="1s fastinter 100ms rise 4")
+    with site(tmp_path, inter="1s fastinter 100ms rise 4") as here:
         here.conf.write_text("backends = app\ninterval = 0.4\n")
-        with here.router, here.beside() as beside:
+        with here.beside() as beside:
             beside.wait_for(r"app/eu: weight 1 -> 256")
             here.region["eu"].status = 500
             wait_until(lambda: here.weights()["eu"] == 0, 20, "eu to be DOWN")
