@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import os
 from array import array
-from itertools import takewhile
 from math import ceil, inf
 from operator import itemgetter
 
@@ -105,6 +104,11 @@ class Score:
         return sum(self.looked.failed[: self._count])
 
 
+def lapses(sample: Sample, max_age: float) -> float:
+    """The UNIX time up to which a sample counts, as `fresh` says."""
+    return inf if sample[1] is None else sample[1] + max_age
+
+
 def fresh(samples: Sequence[Sample], *, now: float, max_age: float) -> Sequence[Sample]:
     """The samples that are not older than `max_age` seconds.
 
@@ -115,28 +119,24 @@ def fresh(samples: Sequence[Sample], *, now: float, max_age: float) -> Sequence[
 
 def look(samples: Sequence[Sample], size: int, before: Looked | None, *, now: float, max_age: float) -> Looked:
     """The `size` newest samples that are not too old; of what was looked at `before`, only what is new is looked at."""
-
-    def until(came: Sequence[Sample]) -> float:
-        return min((when for _, when, _ in came if when is not None), default=inf) + max_age
-
     newest = samples[:size]
     if before:
-        came = list(takewhile(lambda sample: sample is not before.samples[0], newest))
-        both = min(before.until, until(came))
-        if len(came) < len(newest) and now <= both:
-            kept = size - len(came)
-            return Looked(
-                [*came, *before.samples[:kept]],
-                array("d", map(SECONDS, came)) + before.seconds[:kept],
-                bytes(map(FAILED, came)) + before.failed[:kept],
-                both,
-            )
+        came, until = [], before.until
+        for sample in newest:
+            if sample is before.samples[0]:
+                break
+            came.append(sample)
+            until = min(until, lapses(sample, max_age))
+        kept = len(newest) - len(came)
+        if kept and now <= until:
+            seconds = array("d", map(SECONDS, came)) + before.seconds[:kept]
+            return Looked(newest, seconds, bytes(map(FAILED, came)) + before.failed[:kept], until)
     found = fresh(newest, now=now, max_age=max_age)
-    complete = len(found) == len(newest)
-    if not complete:
+    until = min((lapses(sample, max_age) for sample in found), default=inf)
+    if len(found) < len(newest):
         found = fresh(samples, now=now, max_age=max_age)[:size]
-    # Where one was left out, it may count again: when the clock is set back.
-    return Looked(found, array("d", map(SECONDS, found)), bytes(map(FAILED, found)), until(found) if complete else -inf)
+        until = -inf  # the one that was left out may count again: when the clock is set back
+    return Looked(found, array("d", map(SECONDS, found)), bytes(map(FAILED, found)), until)
 
 
 def scores(
@@ -160,11 +160,11 @@ def scores(
     result: dict[Server, Score] = {}
     by_size: dict[int, list[tuple[Server, Looked]]] = {}
     for server, samples in series.items():
-        before = known[server].looked if server in known else None
-        if before and samples and samples[0] is before.samples[0] and now <= before.until:
-            result[server] = known[server]
+        score = known.get(server)
+        if score and samples and samples[0] is score.looked.samples[0] and now <= score.looked.until:
+            result[server] = score
             continue
-        looked = look(samples, window + RUN, before, now=now, max_age=max_age)
+        looked = look(samples, window + RUN, score.looked if score else None, now=now, max_age=max_age)
         if looked.samples:
             by_size.setdefault(len(looked.samples), []).append((server, looked))
     for size, members in by_size.items():
