@@ -150,11 +150,18 @@ class RuntimeAPI:
         return servers
 
     def set_weights(self, changes: Iterable[ranking.Decision]) -> tuple[list[ranking.Decision], list[str]]:
-        """Set each weight. Returns the changes that were accepted, and what was said to the others."""
+        """Set each weight. Returns the changes that were accepted, and what was said to the others.
+
+        Where HAProxy is lost on the way, that is said to the first of those that are left, and no more is sent.
+        """
         accepted, refusals = [], []
         for change in changes:
             command = set_weight(change)
-            answer = self.ask(command)
+            try:
+                answer = self.ask(command)
+            except RuntimeAPIError as error:
+                refusals.append(str(error))
+                break
             if answer:
                 refusals.append(f"{self.address}: {command!r} was refused: {' '.join(answer.split())}")
             else:

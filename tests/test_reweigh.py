@@ -240,6 +240,19 @@ def test_a_server_removed_between_reading_and_writing_is_refused_and_the_others_
     assert weights(router) == {"us": 256, "ap": 1}
 
 
+def test_what_was_set_before_haproxy_was_lost_is_told(router: str, times: Path) -> None:
+    times.write_text(FAST_EU)
+
+    def lose(command: str) -> None:
+        if command == "set server upstream/ap weight 0":
+            raise ConnectionError
+
+    with recording(router, before=lose) as recorded:
+        lost = "HAProxy closed the connection at 'set server upstream/ap weight 0'"
+        fails(run(recorded.path, times), 1, lost, "upstream/eu: weight 1 -> 256\n")
+    assert weights(router) == {"eu": 256, "us": 1, "ap": 1}
+
+
 def test_a_reload_in_the_middle_is_made_good_by_the_next_reweigh(router: str, times: Path) -> None:
     times.write_text(FAST_EU)
     new: list[subprocess.Popen[bytes]] = []
