@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from multicloud import settings
 from multicloud.console import observe
-from multicloud.console.template import Server, configuration
+from multicloud.console.template import TAKEN, Server, configuration
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -55,6 +55,8 @@ def servers(texts: Iterable[str], *, tcp: bool = False) -> list[Server]:
 
 
 def _is_address(text: str) -> bool:
+    if "%" in text:  # no scope: HAProxy knows none
+        return False
     brackets = text.startswith("[") and text.endswith("]")
     try:
         return ipaddress.ip_address(text[1:-1] if brackets else text).version == (6 if brackets else 4)
@@ -107,10 +109,17 @@ def program(name: str) -> str | None:
     return str(beside) if beside.exists() else shutil.which(name)
 
 
-def _place(name: str) -> str:
-    """What a configuration calls a light command: its name where HAProxy finds that by itself, else its path."""
+def _place(name: str, *, quoted: bool) -> str:
+    """What a configuration calls a light command: its name where HAProxy finds that by itself, else its path.
+
+    Raises ConfigError where the path cannot stand there.
+    """
     path = program(name)
-    return path if path and os.path.dirname(path) not in ("/usr/bin", "/usr/local/bin") else name
+    if not path or os.path.dirname(path) in ("/usr/bin", "/usr/local/bin"):
+        return name
+    if re.search(r'["$}\\\n]', path):
+        raise ConfigError(f"{path!r}: HAProxy cannot be told that; install multicloud elsewhere, such as in /opt")
+    return path if quoted else re.sub(r"([ '#])", r"\\\1", path)
 
 
 def write(
@@ -125,8 +134,9 @@ def write(
     beside: bool = False,
 ) -> tuple[str, str]:
     """What `command` writes, and what else its user has to do, "" for nothing. Raises ConfigError."""
-    if not settings.is_name(backend) or backend == "reweigh":
-        raise ConfigError(f"--backend {backend!r}; accepted: letters, digits and . : _ -, and `reweigh` is taken")
+    if not settings.is_name(backend) or backend in TAKEN:
+        taken = f", but {backend} is taken" * (backend in TAKEN)
+        raise ConfigError(f"--backend {backend!r}; accepted: letters, digits and . : _ -{taken}")
     try:
         settings.PATH.parse(path)
     except ValueError:
@@ -154,7 +164,9 @@ def write(
         blocks=blocks,
         beside=beside,
     )
-    text = re.sub(r"(external-check command (?:\S*-)?)(multicloud-\w+)", lambda c: c[1] + _place(c[2]), text)
+    text = re.sub(
+        r"(external-check command (?:\S*-)?)(multicloud-\w+)", lambda c: c[1] + _place(c[2], quoted=not blocks), text
+    )
     return text + f"\n# End of what multicloud config wrote for {backend}.\n" * blocks, note
 
 

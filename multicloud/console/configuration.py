@@ -7,6 +7,7 @@ them. Conditional blocks (`.if`) are decided as far as `conditions` can.
 from __future__ import annotations
 
 import re
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud.console.conditions import Blocks
@@ -155,22 +156,23 @@ def seconds(text: str) -> float | None:
     return int(match[1]) * UNITS[match[2]] if match else None
 
 
-def check_limit(section: Section) -> float:
-    """Seconds after which HAProxy kills an external check of the section's servers, the shortest of them.
+def check_limits(section: Section) -> dict[str, float]:
+    """Seconds after which HAProxy kills an external check, by the name of each server of the section that is checked.
 
     That is `inter`; with both `timeout check` and `timeout connect` set, `timeout connect` if that is shorter.
     """
-    limits = []
-    default = 2.0
-    for line in section.lines:
-        if line[0] in ("default-server", "server") and "inter" in line[:-1]:
-            inter = seconds(line[line.index("inter") + 1]) or default
-            if line[0] == "default-server":
-                default = inter
-            else:
-                limits.append(inter)
-        elif line[0] == "server" and "check" in line:
-            limits.append(default)
-    limit = min(limits, default=default)
     connect, check = section.last("timeout", "connect"), section.last("timeout", "check")
-    return min(limit, seconds(connect[0]) or limit) if connect and check else limit
+    longest = (seconds(connect[0]) if connect and check else None) or inf
+    limits = {}
+    default, checked = 2.0, False
+    for kind, *words in section.lines:
+        if kind not in ("default-server", "server"):
+            continue
+        options = words if kind == "default-server" else words[2:]
+        inter = (seconds(options[options.index("inter") + 1]) if "inter" in options[:-1] else None) or default
+        does = (checked or "check" in options) and "no-check" not in options
+        if kind == "default-server":
+            default, checked = inter, does
+        elif does:
+            limits[words[0]] = min(inter, longest)
+    return limits

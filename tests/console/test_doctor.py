@@ -210,7 +210,8 @@ def test_a_chroot_is_seen_in_the_running_haproxy(tmp_path: Path) -> None:
         code, wrong, _ = doctor(router)
         assert code == 1
         assert one(wrong, "chroot").endswith(
-            f"HAProxy runs in the chroot {tmp_path}, where it finds no checks: remove `chroot` from `global`"
+            f"HAProxy runs in the chroot {tmp_path}, where it finds no checks: remove `chroot` from `global` "
+            "(from HAProxy 3.4 on, write `chroot /`, without which it warns)"
         )
 
 
@@ -232,6 +233,7 @@ def examine(tmp_path: Path, text: str) -> list[str]:
 
 def test_a_good_configuration_has_no_problem(tmp_path: Path) -> None:
     assert examine(tmp_path, GOOD) == []
+    assert examine(tmp_path, GOOD.replace("global\n", "global\n    chroot /\n")) == []
 
 
 @pytest.mark.parametrize(
@@ -321,21 +323,26 @@ def test_a_line_is_split_as_haproxy_splits_it(line: str, words: list[str]) -> No
 
 
 @pytest.mark.parametrize(
-    ("lines", "limit"),
+    ("lines", "limits"),
     [
-        ("server a b check", 2.0),
-        ("server a b check inter 1s", 1.0),
-        ("default-server inter 5s\n server a b check", 5.0),
-        ("default-server inter 5s\n server a b check\n server c d check inter 1500", 1.5),
-        ("timeout connect 1s\n server a b check inter 3s", 3.0),
-        ("timeout connect 1s\n timeout check 9s\n server a b check inter 3s", 1.0),
+        ("server a b check", {"a": 2.0}),
+        ("server a b\n server inter c", {}),
+        ("server a b check inter 1s", {"a": 1.0}),
+        ("default-server inter 5s\n server a b check", {"a": 5.0}),
+        ("default-server inter 5s\n server a b check\n server c d check inter 1500", {"a": 5.0, "c": 1.5}),
+        ("default-server check inter 3s\n server a b inter 10s\n server c d\n server e f no-check", {"a": 10, "c": 3}),
+        ("timeout connect 1s\n server a b check inter 3s", {"a": 3.0}),
+        (
+            "timeout connect 1s\n timeout check 9s\n server a b check inter 3s\n server c d check inter 500",
+            {"a": 1, "c": 0.5},
+        ),
     ],
 )
-def test_the_time_limit_of_a_check_is_haproxys(tmp_path: Path, lines: str, limit: float) -> None:
+def test_the_time_limit_of_each_check_is_haproxys(tmp_path: Path, lines: str, limits: dict[str, float]) -> None:
     path = tmp_path / "haproxy.cfg"
     path.write_text(f"backend upstream\n {lines}\n")
     (section,) = configuration.read([str(path)], {}).sections
-    assert configuration.check_limit(section) == limit
+    assert configuration.check_limits(section) == limits
 
 
 BLOCKS = """

@@ -95,7 +95,7 @@ def _forks(process: Section) -> Iterator[Finding]:
             yield problem(f"`{word}` is missing in `global`: without it HAProxy runs no check", CHECKS)
         else:
             yield ok(f"`global` has `{word}`")
-    if process.last("chroot"):
+    if (process.last("chroot") or ["/"])[0] != "/":
         yield problem(f"`chroot` hides the checks from HAProxy: {REMOVE_CHROOT}", CHECKS)
 
 
@@ -122,10 +122,10 @@ def _command(section: Section, user: User | None) -> Iterator[Finding]:
 
 
 def _slow(section: Section, instance: Instance | None) -> Iterator[Finding]:
-    limit = configuration.check_limit(section)
+    limits = configuration.check_limits(section)
     for server in instance.checked() if instance else ():
-        seconds = server.check_seconds
-        if server.backend == section.name and seconds and seconds > CLOSE * limit:
+        limit, seconds = limits.get(server.name), server.check_seconds
+        if server.backend == section.name and limit and seconds and seconds > CLOSE * limit:
             yield problem(
                 f"the last check of {server.backend}/{server.name} took {seconds:g} s of the {limit:g} s that it may: "
                 "a longer `inter`"

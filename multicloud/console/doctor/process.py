@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from multicloud.console.observe import Instance, User
     from multicloud.settings import Settings
 
-REMOVE_CHROOT = "remove `chroot` from `global`"
+REMOVE_CHROOT = "remove `chroot` from `global` (from HAProxy 3.4 on, write `chroot /`, without which it warns)"
 
 UNCONFINED = ("", "unconfined", "kernel")
 """What the kernel says of a process that no profile of SELinux or AppArmor confines."""
