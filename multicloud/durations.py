@@ -7,8 +7,12 @@ is the same for as long as the server's checks usually are apart, another one ha
 
 The check after a failed one comes sooner (`fastinter`), so both may end between two looks, and only the last one is
 seen. HAProxy counts those that failed while the server is UP, so the other one counts, too. But not where checks are so
-close together that good ones are passed over as well: then the last one before each look stands for all. Of a server
-that is DOWN, HAProxy says how many checks in a row it has passed: those unseen took as long as the last one.
+close together, or looks so far apart, that good ones are passed over as well: then the last one before each look stands
+for all. Of a server that is DOWN, HAProxy says how many checks in a row it has passed: those unseen took as long as the
+last one.
+
+While a server is in maintenance, HAProxy says nothing of its last check, and afterwards says the same of it as before:
+it is not counted a second time.
 
 The words are what the configuration says (`on-success` of `http-check expect`). With a number at their end that always
 differs, `%[date(0,ms)]`, nothing is left to guess. With `%[date(0,us),sub(check.begun)]us@` before it, where the
@@ -40,7 +44,7 @@ UNKNOWN_GAP = 10.0
 """Seconds between checks until they are known: a slow answer that is counted twice could pass for a slowdown."""
 
 APART = 1.5
-"""Looks between two checks, at least, where none that passed goes unseen."""
+"""Where checks are as many times farther apart than looks are, or more, none that passed goes unseen."""
 
 GAPS = 9
 """Gaps between checks whose median is what is usual."""
@@ -65,12 +69,13 @@ def request_seconds(server: Server) -> float | None:
 class _Server:
     """What is known of a server's checks; the times are those of the clock that `ended` is given."""
 
-    __slots__ = ("around", "busy", "changed", "counted", "gaps", "last")
+    __slots__ = ("around", "busy", "changed", "counted", "gaps", "last", "looked", "paused")
 
     def __init__(self, server: Server, now: float) -> None:
         self.gaps: list[float] = []
         self.changed: float | None = None  # when a check was told from the one before it
-        self.counted = now
+        self.counted = self.looked = now
+        self.paused = False  # HAProxy says nothing of its checks
         self.around = 0.0  # seconds of a check that were not its request's
         self.see(server, new=True)
 
@@ -87,6 +92,12 @@ class _Server:
         if self.last.report != server.report or self.last.failures < server.failures:  # fewer: they were cleared
             return True
         return not is_under_way(server) and (self.busy or self.last.words != server.words)
+
+    def resume(self, server: Server, now: float) -> bool:
+        """HAProxy speaks of its checks again: whether the last one is not that of before the pause, for certain."""
+        self.paused = False
+        self.changed, self.counted = None, now
+        return is_numbered(server) and "" != self.last.words != server.words
 
     def took(self, server: Server) -> float:
         """Seconds of a check that passed: from the request to its answer where the words say that, else all of it.
@@ -130,7 +141,13 @@ class Durations:
             before = self._servers.get(server.key)
             new = before is None and server.key not in measured and not is_under_way(server)
             known = seen[server.key] = before or _Server(server, now)
-            if before and before.differs(server):
+            apart, known.looked = now - known.looked, now
+            if not server.check:
+                known.paused = True
+                continue
+            if known.paused:
+                new = known.resume(server, now)
+            elif before and before.differs(server):
                 new = True
                 if before.changed is not None:
                     before.gaps = [*before.gaps[1 - GAPS :], now - before.changed]
@@ -142,11 +159,12 @@ class Durations:
             if new:
                 known.counted = now
                 gap = known.usual_gap()
-                if (gap or INTER) <= APART * every:
+                passed = 1 if failed < 0 else max(lacked - server.lacks, 1)  # fewer: perhaps it is a new HAProxy
+                if (gap or INTER) <= APART * apart:
                     failed = 0
                 if server.check in PASSED:
                     found += [(server, gap or INTER, True)] * failed
-                    found += [(server, known.took(server), False)] * max(lacked - server.lacks, 1)
+                    found += [(server, known.took(server), False)] * passed
                 elif server.check in FAILED:
                     found += [(server, _allowed(server, gap), True)] * max(failed, 1)
         self._servers = seen

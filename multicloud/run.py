@@ -96,15 +96,24 @@ def run(sources: settings.Sources, address: str = "") -> int:
 
 
 class _Last:
-    """What the last round leaves to scrapers, who may come during the next one; `own` are the metrics of the loop."""
+    """What the last round leaves to scrapers, who may come during the next one.
 
-    __slots__ = ("outcome", "own", "problems", "servers")
+    `sources` are the settings of the outcome, and `own` the metrics of the loop.
+    """
+
+    __slots__ = ("outcome", "own", "problems", "servers", "sources")
 
     def __init__(
-        self, servers: list[runtime.Server], outcome: reweigh.Outcome | None, problems: int, own: bytes
+        self,
+        servers: list[runtime.Server],
+        outcome: reweigh.Outcome | None,
+        sources: settings.Sources,
+        problems: int,
+        own: bytes,
     ) -> None:
         self.servers = servers
         self.outcome = outcome
+        self.sources = sources
         self.problems = problems
         self.own = own
 
@@ -119,7 +128,7 @@ class Rounds:
         self.durations = durations.Durations()
         self.found = samples.Samples()
         self.scored: dict[tuple[str, str], scores.Score] = {}
-        self._last = _Last([], None, 0, b"")
+        self._last = _Last([], None, sources, 0, b"")
         self._page = self._last, b""
         self._use(sources)
 
@@ -151,7 +160,7 @@ class Rounds:
         """Measure, decide and set weights once, and say what has begun or ceased to be wrong."""
         began = time.monotonic()
         problems = dict(self.problems)  # what nobody looks at in this round stays as it was
-        servers, outcome = self._last.servers, self._last.outcome
+        servers, outcome, sources = self._last.servers, self._last.outcome, self._last.sources
         try:
             found = samples.read_on(self.values.times, self.newest, self.found, self.measured)
             if found is not self.found:  # read as a whole: behind a server's newest sample there may be others
@@ -160,16 +169,20 @@ class Rounds:
             problems["file"] = f"samples are kept in memory only: {error}"
         try:
             servers, weighed = self._reweigh(problems)
-            outcome = weighed or outcome
+            if weighed:
+                outcome, sources = weighed, self.sources
+                problems.pop("settings", None)
             problems.pop("haproxy", None)
-        except (runtime.RuntimeAPIError, settings.SettingError, OSError) as error:
+        except settings.SettingError as error:  # of two sections of which each is right by itself
+            problems["settings"] = f"no weights are set: {error}"
+        except (runtime.RuntimeAPIError, OSError) as error:
             problems["haproxy"] = str(error)
             self.failures += 1
             servers, outcome = [], None
         self.count += 1
         self._tell(problems)
         own = metrics.rounds(self.count, self.failures, time.monotonic() - began, time.time()).encode()
-        self._last = _Last(servers, outcome, len(problems), own)
+        self._last = _Last(servers, outcome, sources, len(problems), own)
 
     def _reweigh(self, problems: dict[str, str]) -> tuple[list[runtime.Server], reweigh.Outcome | None]:
         """HAProxy's servers and what became of them, None where another reweigh is at work.
@@ -235,14 +248,15 @@ class Rounds:
                 problems["trim"] = f"the sample file is not trimmed: {error}"
 
     def _tell(self, problems: dict[str, str]) -> None:
-        for name, text in problems.items():
-            if name not in self.problems:
-                process.tell(f"warning: {text}")
+        told = dict(self.problems)
         for name, text in self.problems.items():
-            if name not in problems:
-                process.tell(f"over: {text}")
+            if name not in problems or (name.startswith(BACKEND) and problems[name] != text):  # or it is another one
+                process.tell(f"over: {told.pop(name)}")
+        for name, text in problems.items():
+            if name not in told:
+                process.tell(f"warning: {text}")
         # What was said when it began is what is over in the end.
-        self.problems = {name: self.problems.get(name, text) for name, text in problems.items()}
+        self.problems = {name: told.get(name, text) for name, text in problems.items()}
 
     def page(self) -> bytes:
         """What a scraper reads of the last round, made when the first one asks for it."""
@@ -251,7 +265,7 @@ class Rounds:
             rows: list[metrics.Row] = []
             if last.outcome:
                 rows, _ = metrics.rows(
-                    last.servers, last.outcome.samples, last.outcome.scores, self.sources, time.time()
+                    last.servers, last.outcome.samples, last.outcome.scores, last.sources, time.time()
                 )
             self._page = last, metrics.prometheus(rows, last.problems).encode() + last.own
         return self._page[1]
@@ -260,9 +274,15 @@ class Rounds:
 def unmeasured(servers: Sequence[runtime.Server], backends: Sequence[str]) -> dict[str, str]:
     """The backends of which HAProxy's checks give no samples, with what to write."""
     problems = {}
+    external = {server.key for server in servers if server.check.startswith("PROC")}  # they record by themselves
     for backend in backends:
         everyone = [server for server in servers if server.backend == backend]
         members = [server for server in everyone if server.source == server.key]
+        strangers = [
+            server
+            for server in everyone
+            if server.source[0] not in backends and server.state != ranking.MAINT and server.source not in external
+        ]
         bare = [server.name for server in members if not server.check and server.state != ranking.MAINT]
         if not everyone:
             known = ", ".join(dict.fromkeys(server.backend for server in servers)) or "none at all"
@@ -272,13 +292,17 @@ def unmeasured(servers: Sequence[runtime.Server], backends: Sequence[str]) -> di
         elif not members:
             tracked = ", ".join(dict.fromkeys(server.source[0] for server in everyone))
             text = f"its servers track those of {tracked}: write that in MULTICLOUD_BACKENDS instead"
-        elif any(server.check.startswith("PROC") for server in members):
+        elif any(server.key in external for server in members):
             text = (
                 "it has external checks, which record by themselves: "
                 "take it out of MULTICLOUD_BACKENDS, or `option external-check` out of the backend"
             )
         elif bare:
             text = f"HAProxy does not check {', '.join(bare)}: write `check` on each `server` line"
+        elif strangers:
+            names = ", ".join(server.name for server in strangers)
+            tracked = ", ".join(dict.fromkeys(server.source[0] for server in strangers))
+            text = f"the checks of {names} are those of {tracked}: write that in MULTICLOUD_BACKENDS, too"
         else:
             continue
         problems[BACKEND + backend] = f"{backend}: {text}"

@@ -38,7 +38,7 @@ STATE_COLUMNS = (
 )
 STAT_COLUMNS = (
     *("pxname", "svname", "tracked", "lastchg", "check_status", "check_code", "check_duration", "mode"),
-    *("chkfail", "hanafail", "check_health", "check_rise", "last_chk"),
+    *("chkfail", "hanafail", "check_health", "check_rise", "last_chk", "agent_status"),
 )
 QUOTED = re.compile('"(?:[^"]|"")*"')
 
@@ -61,13 +61,13 @@ class Server(ranking.Server):
     """
 
     __slots__ = (
-        *("address", "busy", "check", "check_seconds", "code", "failures", "host", "lacks", "mode", "port", "report"),
-        *("since_change", "tls", "words"),
+        *("address", "agent", "busy", "check", "check_seconds", "code", "failures", "host", "lacks", "mode", "port"),
+        *("report", "since_change", "tls", "words"),
     )
 
     def __init__(self, backend: str, name: str, state: str, weight: int, *, unresolved: bool = False) -> None:
         super().__init__(backend, name, state, weight, unresolved=unresolved)
-        self.address = self.host = self.port = self.tls = self.check = self.code = self.words = ""
+        self.address = self.host = self.port = self.tls = self.check = self.code = self.words = self.agent = ""
         self.report: tuple[str, ...] = ()
         self.failures = self.lacks = 0
         self.busy = False
@@ -235,12 +235,14 @@ def _server(row: Sequence[str]) -> Server:
 
 
 def _add_stat(server: Server, row: Sequence[str]) -> None:
-    since_change, check, server.code, duration, server.mode, failures, observed, health, rise, server.words = row
+    since_change, check, server.code, duration, server.mode, *counts, server.words, server.agent = row
+    failures, observed, health, rise = counts
     server.since_change = float(since_change or 0)
     server.check = check.removeprefix("* ")
     server.busy = server.check != check
     server.report = server.check, duration, health  # not its code, which is 0 as soon as the next one begins
-    server.failures = int(failures or 0) - int(observed or 0)  # which `observe` has seen in users' requests
+    if not server.agent:  # whose `down` HAProxy counts, too; `observed` has what `observe` saw in users' requests
+        server.failures = int(failures or 0) - int(observed or 0)
     server.lacks = max(int(rise or 0) - int(health or 0), 0)
     server.check_seconds = float(duration) / 1000 if duration else None
 

@@ -73,6 +73,30 @@ def test_a_health_that_an_operator_sets_is_no_check() -> None:
     assert counted(says(words="1", lacks=10), raised) == [0.030]
 
 
+def test_a_check_from_before_a_pause_is_not_counted_again_after_it() -> None:
+    paused = says("", 0)
+    for words in ("1", ""):
+        before, after = says(words=words), says(words=words)
+        after.report = "L7OK", "30", "2"  # HAProxy has set its health
+        assert counted(before, paused, paused, after, after) == [0.030]
+    assert counted(says(words="1"), paused, says(milliseconds=31, words="2")) == [0.030, 0.031]
+    assert counted(says(words="1"), paused, says(busy=True), says(words="2")) == [0.030] * 2
+    assert counted(says("L7TOUT", 2000), paused, says("L7TOUT", 2000), says(words="2")) == [2.0, 0.030]
+    assert counted(paused, says(words="1"), says(milliseconds=31, words="2")) == [0.031]
+
+
+def test_after_a_long_time_without_looks_the_last_check_stands_for_all() -> None:
+    durations = Durations()
+    looks = [(1000, says(words="1")), (1002, says(words="2")), (1600, says(words="3", failures=20))]
+    found = [each for now, server in looks for each in durations.ended([server], (), now=now, every=1.0)]
+    assert [(seconds, failed) for _, seconds, failed in found] == [(0.030, False)] * 3
+
+
+def test_the_first_check_of_a_new_haproxy_counts_once() -> None:
+    down = says("L4CON", 0, failures=3, lacks=10)
+    assert counted(down, says(milliseconds=30)) == [INTER, 0.030]
+
+
 def test_a_check_counts_when_it_is_seen_first_unless_the_server_was_measured_before() -> None:
     assert counted(says()) == [0.030]
     assert counted(says(), says(milliseconds=31), measured=(("app", "eu"),)) == [0.031]

@@ -204,6 +204,18 @@ def test_all_checks_that_bring_a_server_back_are_samples_though_they_come_faster
         assert came[::-1].index(True) <= 5
 
 
+def test_a_check_from_before_maintenance_is_not_counted_again_after_it(here: Site) -> None:
+    with here.beside():
+        wait_until(lambda: len(here.samples("eu")) > 5, 15, "samples")
+        haproxy.tell(here.address, "set server app/eu state maint")
+        here.region["eu"].hangs = 1
+        time.sleep(1)
+        before = len(here.samples("eu"))
+        haproxy.tell(here.address, "set server app/eu state ready")
+        wait_until(lambda: len(here.samples("eu")) > before + 1, 15, "checks that fail")
+        assert [failed for _, _, failed in here.samples("eu")[before:]] == [True] * (len(here.samples("eu")) - before)
+
+
 def test_requests_of_users_that_fail_are_no_failed_checks(tmp_path: Path) -> None:
     with Regions(["eu", "us"], tls=False) as regions:
         (port,) = free_ports(1)
@@ -307,6 +319,11 @@ backend external
         ("app,api", "", r"api: HAProxy has no backend of that name with servers: .* it has: app"),
         ("app,bare", "backend bare\n    server ap 127.0.0.1:1\n", r"bare: HAProxy does not check ap: write `check`"),
         ("app,once", "backend once\n    server eu 127.0.0.1:1 track app/eu\n", r"once: .* track those of app: write"),
+        (
+            "app",
+            "    server ap 127.0.0.1:1 track other/ap\nbackend other\n    server ap 127.0.0.1:1 check\n",
+            r"app: the checks of ap are those of other: write",
+        ),
     ],
 )
 def test_a_backend_that_cannot_be_measured_is_named_once_and_the_others_are(
@@ -386,6 +403,39 @@ def test_sighup_reads_the_settings_again(here: Site) -> None:
                 time.sleep(0.05)
         assert here.weights() == {"eu": 99, "us": 1}
         assert beside.process.poll() is None
+
+
+def test_settings_that_contradict_each_other_across_sections_are_said_once_and_what_was_known_stays(
+    tmp_path: Path,
+) -> None:
+    (port,) = free_ports(1)
+    tracking = "backend once\n    server eu 127.0.0.1:1 track app/eu\n"
+    with site(tmp_path, tracking) as here, here.beside("--metrics", str(port)) as beside:
+        beside.wait_for(r"app/eu: weight 1 -> 256")
+        here.conf.write_text("backends = app\ninterval = 0.1\n[app]\nfavorite = 5\n[once]\nbackup = 10\n")
+        beside.process.send_signal(signal.SIGHUP)
+        beside.wait_for(r"warning: no weights are set: .* backup: 10 is above .* favorite, which is 5")
+        time.sleep(0.5)
+        page = scrape(port)
+        assert 'multicloud_server_weight{backend="app",server="eu"} 256' in page
+        assert value(page, "multicloud_rounds_failed_total") == 0
+        here.conf.write_text("backends = app\ninterval = 0.1\n")
+        beside.process.send_signal(signal.SIGHUP)
+        beside.wait_for(r"over: no weights are set")
+        assert beside.count("warning") == 1
+
+
+def test_another_problem_of_the_same_backend_is_said_too(capsys: pytest.CaptureFixture[str]) -> None:
+    rounds = run.Rounds(settings.Sources({"MULTICLOUD_CONF": os.devnull, "MULTICLOUD_BACKENDS": "app"}))
+    for problems in (
+        {"backend app": "one"},
+        {"backend app": "one", "file": "a"},
+        {"backend app": "two", "file": "b"},
+        {},
+    ):
+        rounds._tell(problems)
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["warning: one", "warning: a", "over: one", "warning: two", "over: two", "over: a"]
 
 
 def test_sighup_loses_no_sample_that_is_in_memory_only(here: Site) -> None:

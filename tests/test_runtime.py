@@ -224,9 +224,15 @@ def test_a_server_that_tracks_one_of_a_disabled_backend_is_as_any_other() -> Non
 
 def test_a_check_that_is_under_way_hides_not_the_last_one() -> None:
     server = runtime.Server("b", "a", "UP", 1)
-    runtime._add_stat(server, ("", "* L7TOUT", "", "25", "http", "3", "1", "1", "3", ""))
+    runtime._add_stat(server, ("", "* L7TOUT", "", "25", "http", "3", "1", "1", "3", "", ""))
     assert (server.check, server.check_seconds, server.since_change) == ("L7TOUT", 0.025, 0)
     assert (server.failures, server.lacks) == (2, 2)
+
+
+def test_failures_beside_an_agent_are_not_known_since_haproxy_counts_its_too() -> None:
+    server = runtime.Server("b", "a", "UP", 1)
+    runtime._add_stat(server, ("", "L7OK", "", "25", "http", "3", "1", "3", "3", "", "L7STS"))
+    assert (server.agent, server.failures) == ("L7STS", 0)
 
 
 def test_a_haproxy_without_servers_has_none() -> None:

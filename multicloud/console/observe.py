@@ -29,8 +29,8 @@ REWEIGH = "multicloud-reweigh"
 PASSED, TIMED_OUT, EXTERNAL = "PROCOK", "PROCTOUT", "PROC"
 """Check statuses of external checks, and how they all begin."""
 
-AGENT_STATUS, AGENT_PLACE = ("pxname", "svname", "agent_status"), ("srv_agent_addr", "srv_agent_port")
-"""Columns of `show stat` and of `show servers state`."""
+AGENT_PLACE = ("srv_agent_addr", "srv_agent_port")
+"""Columns of `show servers state`."""
 
 NAMESERVER = re.compile(r"^ nameserver (\S+):\n  sent: +[1-9]", re.MULTILINE)
 """A name server in `show resolvers` to which HAProxy has sent queries."""
@@ -102,13 +102,12 @@ def instance(api: RuntimeAPI) -> Instance:
 
 def agents(api: RuntimeAPI, servers: Sequence[Server]) -> list[Agent]:
     """The agents of the servers, which HAProxy may ask for their weights, too. Raises RuntimeAPIError."""
-    asked = {row[:2] for row in runtime.rows(api.lines("show stat -1 4 -1"), ",", AGENT_STATUS) if row[2]}
     table = api.ask("show servers state").split("\n")[1:]
     places = {row[:2]: row[2:] for row in runtime.rows(table, " ", ("be_name", "srv_name"), AGENT_PLACE)}
     found = []
     for server in servers:
         address, port = places.get(server.key, ("", ""))
-        if server.key in asked and port.isdigit():
+        if server.agent and port.isdigit():
             found.append(Agent(server, server.address if address in ("", "-") else address, int(port)))
     return found
 
