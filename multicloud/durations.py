@@ -44,7 +44,7 @@ UNKNOWN_GAP = 10.0
 """Seconds between checks until they are known: a slow answer that is counted twice could pass for a slowdown."""
 
 APART = 1.5
-"""Where checks are as many times farther apart than looks are, or more, none that passed goes unseen."""
+"""Of checks that are this many times as far apart as looks are, or more, none that passed goes unseen."""
 
 GAPS = 9
 """Gaps between checks whose median is what is usual."""
