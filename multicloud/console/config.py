@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from multicloud import settings
 from multicloud.console import observe
-from multicloud.console.template import TAKEN, Server, configuration
+from multicloud.console.template import TAKEN, Server, configuration, escaped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -119,7 +119,7 @@ def _place(name: str, *, quoted: bool) -> str:
         return name
     if re.search(r'["$}\\\n]', path):
         raise ConfigError(f"{path!r}: HAProxy cannot be told that; install multicloud elsewhere, such as in /opt")
-    return path if quoted else re.sub(r"([ '#])", r"\\\1", path)
+    return path if quoted else escaped(path)
 
 
 def write(

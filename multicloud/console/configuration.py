@@ -6,6 +6,7 @@ them. Conditional blocks (`.if`) are decided as far as `conditions` can.
 
 from __future__ import annotations
 
+import itertools
 import re
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple
@@ -125,29 +126,32 @@ def _value(found: re.Match[str], environ: Mapping[str, str]) -> str:
     return environ.get(found["bare"] or found["name"], found["default"] or "")
 
 
-def servers(section: Section) -> dict[str, dict[str, str]]:
-    """The options of TLS on each `server` line, by the server's name: those of TLS_OPTIONS, and "ssl" where it is on.
-
-    A `default-server` line holds for those below it.
-    """
-    default: dict[str, str] = {}
+def options(section: Section) -> dict[str, list[str]]:
+    """The words that hold for each server, by its name: of the `default-server` lines above it, then of its own."""
+    default: list[str] = []
     found = {}
     for kind, *words in section.lines:
-        if kind not in ("server", "default-server"):
-            continue
-        options = dict(default)
-        for at, word in enumerate(words):
-            if word == "ssl":
-                options["ssl"] = ""
-            elif word == "no-ssl":
-                options.pop("ssl", None)
-            elif word in TLS_OPTIONS and words[at + 1 :]:
-                options[word] = words[at + 1]
         if kind == "default-server":
-            default = options
-        elif words:
-            found[words[0]] = options
+            default = default + words
+        elif kind == "server" and words:
+            found[words[0]] = default + words[2:]
     return found
+
+
+def servers(section: Section) -> dict[str, dict[str, str]]:
+    """The options of TLS of each server, by its name: those of TLS_OPTIONS, and "ssl" where it is on."""
+    found = {}
+    for name, words in options(section).items():
+        found[name] = tls = {word: value for word, value in itertools.pairwise(words) if word in TLS_OPTIONS}
+        if _is_on(words, "ssl"):
+            tls["ssl"] = ""
+    return found
+
+
+def _is_on(words: Sequence[str], option: str) -> bool:
+    """Whether the last word that says so has the option on (`check`), and not off (`no-check`)."""
+    said = [word for word in words if word in (option, f"no-{option}")]
+    return said[-1:] == [option]
 
 
 def seconds(text: str) -> float | None:
@@ -164,15 +168,8 @@ def check_limits(section: Section) -> dict[str, float]:
     connect, check = section.last("timeout", "connect"), section.last("timeout", "check")
     longest = (seconds(connect[0]) if connect and check else None) or inf
     limits = {}
-    default, checked = 2.0, False
-    for kind, *words in section.lines:
-        if kind not in ("default-server", "server"):
-            continue
-        options = words if kind == "default-server" else words[2:]
-        inter = (seconds(options[options.index("inter") + 1]) if "inter" in options[:-1] else None) or default
-        does = (checked or "check" in options) and "no-check" not in options
-        if kind == "default-server":
-            default, checked = inter, does
-        elif does:
-            limits[words[0]] = min(inter, longest)
+    for name, words in options(section).items():
+        if _is_on(words, "check"):
+            inters = [seconds(value) for word, value in itertools.pairwise(words) if word == "inter"]
+            limits[name] = min([2.0, *filter(None, inters)][-1], longest)
     return limits

@@ -150,13 +150,17 @@ def _named(lines: Iterable[str], backend: str) -> list[str]:
     return [NAMES.sub(lambda n: backend if n[1] == "upstream" else f"{backend}-{n[1]}", line) for line in lines]
 
 
+def escaped(word: str) -> str:
+    """A word as it stands in a configuration without quotes around it."""
+    return re.sub(r"([\\\"'# ])", r"\\\1", word)
+
+
 def _own_checks(path: str, version: Version | None) -> list[str]:
     """HAProxy's own checks, each server asked by its name, over a kept connection where HAProxy can.
 
     After one that failed, the next comes sooner.
     """
-    uri = re.sub(r"([\\\"'#])", r"\\\1", path)
-    send = f"    http-check send meth GET uri {uri} ver HTTP/1.1 hdr Host %[srv_name]"
+    send = f"    http-check send meth GET uri {escaped(path)} ver HTTP/1.1 hdr Host %[srv_name]"
     # For multicloud-run: the time from the request to its answer, and a number that no other check has.
     begun = "    http-check set-var(check.begun) date(0,us)"
     expect = '    http-check expect status 200 on-success "%[date(0,us),sub(check.begun)]us@%[date(0,ms)]"'

@@ -134,13 +134,10 @@ def _slow(section: Section, instance: Instance | None) -> Iterator[Finding]:
 
 def _hasty(section: Section) -> Iterator[Finding]:
     """Whether HAProxy keeps to `fastinter`, as it does with external checks once `observe` has seen errors."""
-    default: list[str] = []
-    for line in section.lines:
-        if line[0] == "default-server":
-            default += line
-        elif line[0] == "server" and {"check", "fastinter", "observe"} <= {*default, *line[2:]}:
+    for name, words in configuration.options(section).items():
+        if {"check", "fastinter", "observe"} <= {*words}:
             yield problem(
-                f"{section.name}/{line[1]}: `fastinter` beside `observe`: after an outage HAProxy checks that often "
+                f"{section.name}/{name}: `fastinter` beside `observe`: after an outage HAProxy checks that often "
                 "until it is restarted (2.6 crashes); take `fastinter` out"
             )
 
