@@ -12,7 +12,7 @@ import os
 import sys
 import time
 
-from multicloud import probe, process, samples, settings, turn
+from multicloud import light, probe, samplefile, settings, turn
 
 TYPE_CHECKING = False  # `typing` costs a check more than this whole module does
 if TYPE_CHECKING:
@@ -38,10 +38,10 @@ def main() -> int:
         target = haproxy_target(sys.argv[1:], os.environ, values)
         result = _judge(target, values)
     except (settings.SettingError, UsageError) as error:
-        process.tell(f"error: {error}")
+        light.warn(f"error: {error}")
         return 2
     if result.error is not None:
-        process.tell(f"error: {target}: {result.error}")
+        light.warn(f"error: {target}: {result.error}")
 
     allowed = time.monotonic() - began if result.stopped else values.timeout
 
@@ -49,12 +49,12 @@ def main() -> int:
         result.finish()
         warning = record_in_turn(os.environ, values.times, result.rtt, allowed)
         if warning and result.error is None:  # else there is a line already
-            process.tell(f"warning: not recorded: {warning}")
+            light.warn(f"warning: not recorded: {warning}")
 
     try:
-        process.apart(work, PATIENCE)
+        light.run_in_child(work, PATIENCE)
     except OSError as error:
-        process.tell(f"warning: not recorded: {(error.strerror or str(error)).lower()}")
+        light.warn(f"warning: not recorded: {(error.strerror or str(error)).lower()}")
     return 0 if result.error is None else 1
 
 
@@ -132,15 +132,15 @@ def record(environ: Mapping[str, str], path: str, rtt: float | None, allowed: fl
     if not backend or not server:
         return "HAPROXY_PROXY_NAME and HAPROXY_SERVER_NAME do not name a server"
     try:
-        samples.append(path, backend, server, allowed if rtt is None else rtt, time.time(), failed=rtt is None)
-    except samples.SampleFileError as error:
+        samplefile.append(path, backend, server, allowed if rtt is None else rtt, time.time(), failed=rtt is None)
+    except samplefile.SampleFileError as error:
         return str(error)
     return None
 
 
 def record_in_turn(environ: Mapping[str, str], path: str, rtt: float | None, allowed: float) -> str | None:
     """As `record`, but where a check before still waits for the file, as on a frozen disk, not to wait with it."""
-    taken = turn.take(f"{path} {sections(environ)[0]}", {turn.CROWDED}, wait=samples.LOCK_WAIT)
+    taken = turn.take(f"{path} {sections(environ)[0]}", {turn.CROWDED}, wait=samplefile.LOCK_WAIT)
     if taken is None:
         return f"{path}: the check before still waits for it: is its disk frozen?"
     try:

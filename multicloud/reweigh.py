@@ -10,7 +10,7 @@ import os
 import sys
 import time
 
-from multicloud import process, ranking, runtime, samples, scores, settings, turn
+from multicloud import history, light, ranking, runtime, samplefile, scores, settings, turn
 
 TYPE_CHECKING = False  # `typing` is not needed at run time
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Outcome:
 
     def __init__(
         self,
-        found: samples.Samples,
+        found: history.Samples,
         scored: dict[tuple[str, str], scores.Score],
         decisions: list[ranking.Decision],
         changes: list[ranking.Decision],
@@ -48,23 +48,23 @@ class Outcome:
 def main() -> int:
     """Do what HAProxy asks for; return the exit code."""
     if len(sys.argv) not in (1, 5):  # HAProxy gives it four
-        process.tell("error: usage: multicloud-reweigh; for a dry run: multicloud reweigh --dry-run")
+        light.warn("error: usage: multicloud-reweigh; for a dry run: multicloud reweigh --dry-run")
         return 2
     try:
         outcome = reweigh(settings.Sources(os.environ), trim=True)
-    except (settings.SettingError, samples.SampleFileError) as error:
-        process.tell(f"error: {error}")
+    except (settings.SettingError, samplefile.SampleFileError) as error:
+        light.warn(f"error: {error}")
         return 2
     except runtime.RuntimeAPIError as error:
-        process.tell(f"error: {error}")
+        light.warn(f"error: {error}")
         return 1
     if outcome is None:
         return 0
     for change in outcome.changes:
         server = change.server
-        process.say(f"{server.backend}/{server.name}: weight {server.weight} -> {change.weight}")
+        light.print_line(f"{server.backend}/{server.name}: weight {server.weight} -> {change.weight}")
     if outcome.refusals:
-        process.tell(f"error: {refused(outcome)}")
+        light.warn(f"error: {refused(outcome)}")
         return 1
     return 0
 
@@ -77,7 +77,7 @@ def reweigh(sources: settings.Sources, *, dry_run: bool = False, trim: bool = Fa
     """
     values = sources.read(settings.REWEIGH)
     newest = longest_window(sources) + scores.RUN
-    found = samples.read(values.times, newest)
+    found = history.read(values.times, newest)
     try:
         if dry_run:
             return connect_and_weigh(values, found, sources, dry_run=True)
@@ -95,7 +95,7 @@ def reweigh(sources: settings.Sources, *, dry_run: bool = False, trim: bool = Fa
     finally:
         if trim:
             # Last, since no weight should wait for it, and also where HAProxy is away.
-            keep_short(sources, max(samples.KEEP, newest), found)
+            keep_short(sources, max(history.KEEP, newest), found)
 
 
 def turn_of(values: settings.Settings) -> socket | None:
@@ -116,7 +116,7 @@ def turn_of(values: settings.Settings) -> socket | None:
 
 
 def connect_and_weigh(
-    values: settings.Settings, found: samples.Samples, sources: settings.Sources, *, dry_run: bool = False
+    values: settings.Settings, found: history.Samples, sources: settings.Sources, *, dry_run: bool = False
 ) -> Outcome:
     """As `weigh`, over a connection of its own and of all servers that HAProxy has."""
     with runtime.RuntimeAPI(values.socket) as api:
@@ -126,7 +126,7 @@ def connect_and_weigh(
 def weigh(
     api: runtime.RuntimeAPI,
     servers: Sequence[runtime.Server],
-    found: samples.Samples,
+    found: history.Samples,
     sources: settings.Sources,
     *,
     dry_run: bool = False,
@@ -158,13 +158,13 @@ def _everywhere(sources: settings.Sources) -> list[settings.Settings]:
 
 
 def score(
-    series: Mapping[tuple[str, str], Sequence[scores.Sample]],
+    series: Mapping[tuple[str, str], Sequence[history.Sample]],
     sources: settings.Sources,
     now: float,
     known: Mapping[tuple[str, str], scores.Score] | None = None,
 ) -> dict[tuple[str, str], scores.Score]:
     """scores.scores with the settings of each backend. Raises SettingError."""
-    sections: dict[str, dict[tuple[str, str], Sequence[scores.Sample]]] = {}
+    sections: dict[str, dict[tuple[str, str], Sequence[history.Sample]]] = {}
     for server, newest in series.items():
         section = server[0] if server[0] in sources.sections else ""
         sections.setdefault(section, {})[server] = newest
@@ -216,17 +216,17 @@ def refused(outcome: Outcome) -> str:
     return f"{first} (and {len(others)} more refusals)" if others else first
 
 
-def keep_short(sources: settings.Sources, keep: int, found: samples.Samples) -> None:
+def keep_short(sources: settings.Sources, keep: int, found: history.Samples) -> None:
     """Trim the sample file when it is too long. That it cannot be is no reason not to route."""
     try:
         trim_if_long(sources, keep, found)
-    except samples.SampleFileError as error:
-        process.tell(f"warning: not trimmed: {error}")
+    except samplefile.SampleFileError as error:
+        light.warn(f"warning: not trimmed: {error}")
 
 
-def trim_if_long(sources: settings.Sources, keep: int, found: samples.Samples) -> None:
+def trim_if_long(sources: settings.Sources, keep: int, found: history.Samples) -> None:
     """Trim the sample file when it has grown to twice what is kept. Raises SampleFileError."""
     oldest = time.time() - max(REMEMBERED, *(values.max_age for values in _everywhere(sources)))
     living = sum(newest[0][1] is None or newest[0][1] >= oldest for newest in found.series.values())
-    if found.lines > 2 * keep * max(1, living) or found.size > samples.MAX_BYTES // 2:
-        samples.trim(sources.read((settings.TIMES,)).times, keep, oldest)
+    if found.lines > 2 * keep * max(1, living) or found.size > samplefile.MAX_BYTES // 2:
+        history.trim(sources.read((settings.TIMES,)).times, keep, oldest)

@@ -17,11 +17,23 @@ import sys
 import threading
 import time
 
-from multicloud import durations, metrics, process, ranking, reweigh, runtime, samples, scores, settings
+from multicloud import (
+    haproxy_checks,
+    history,
+    light,
+    overview,
+    ranking,
+    reweigh,
+    runtime,
+    samplefile,
+    scores,
+    scrape,
+    settings,
+)
 
 TYPE_CHECKING = False  # `typing` is not needed at run time
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 USAGE = "multicloud-run [--metrics [ADDR:]PORT]"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -52,10 +64,10 @@ def main() -> int:
     try:
         return run(settings.Sources(os.environ), address_of(sys.argv[1:]))
     except (settings.SettingError, UsageError) as error:
-        process.tell(f"error: {error}")
+        light.warn(f"error: {error}")
         return 2
     except ListenError as error:
-        process.tell(f"error: {error}")
+        light.warn(f"error: {error}")
         return 1
 
 
@@ -80,7 +92,7 @@ def run(sources: settings.Sources, address: str = "") -> int:
     gc.set_threshold(GARBAGE)
     rounds = Rounds(sources)
     if address:
-        threading.Thread(target=_serve, args=(_listen(address), rounds.page), daemon=True).start()
+        threading.Thread(target=scrape.serve, args=(_listen(address), rounds.page), daemon=True).start()
     due = time.monotonic()
     while True:
         rounds.round()
@@ -125,8 +137,8 @@ class Rounds:
         self.problems: dict[str, str] = {}
         self.count = self.failures = 0
         self.measured: set[tuple[str, str]] = set()
-        self.durations = durations.Durations()
-        self.found = samples.Samples()
+        self.durations = haproxy_checks.Durations()
+        self.found = history.Samples()
         self.scored: dict[tuple[str, str], scores.Score] = {}
         self._last = _Last([], None, sources, 0, b"")
         self._page = self._last, b""
@@ -149,12 +161,12 @@ class Rounds:
         try:
             self._use(settings.Sources(self.sources.environ))
         except (settings.SettingError, UsageError) as error:
-            process.tell(f"error: the settings stay as they were: {error}")
+            light.warn(f"error: the settings stay as they were: {error}")
             return
         self.scored = {}
         if self.newest > newest:
-            self.found.place = None  # the file may have more, so it is read as a whole
-        process.say("the settings were read again")
+            self.found.stamp = None  # the file may have more, so it is read as a whole
+        light.print_line("the settings were read again")
 
     def round(self) -> None:
         """Measure, decide and set weights once, and say what has begun or ceased to be wrong."""
@@ -162,10 +174,10 @@ class Rounds:
         problems = dict(self.problems)  # what nobody looks at in this round stays as it was
         servers, outcome, sources = self._last.servers, self._last.outcome, self._last.sources
         try:
-            found = samples.read_on(self.values.times, self.newest, self.found, self.measured)
+            found = history.follow(self.values.times, self.newest, self.found, self.measured)
             if found is not self.found:  # read as a whole: behind a server's newest sample there may be others
                 self.found, self.scored = found, {}
-        except samples.SampleFileError as error:
+        except samplefile.SampleFileError as error:
             problems["file"] = f"samples are kept in memory only: {error}"
         try:
             servers, weighed = self._reweigh(problems)
@@ -181,7 +193,7 @@ class Rounds:
             servers, outcome = [], None
         self.count += 1
         self._tell(problems)
-        own = metrics.rounds(self.count, self.failures, time.monotonic() - began, time.time()).encode()
+        own = scrape.rounds(self.count, self.failures, time.monotonic() - began, time.time()).encode()
         self._last = _Last(servers, outcome, sources, len(problems), own)
 
     def _reweigh(self, problems: dict[str, str]) -> tuple[list[runtime.Server], reweigh.Outcome | None]:
@@ -209,7 +221,7 @@ class Rounds:
         if outcome:
             for change in outcome.changes:
                 server = change.server
-                process.say(f"{server.backend}/{server.name}: weight {server.weight} -> {change.weight}")
+                light.print_line(f"{server.backend}/{server.name}: weight {server.weight} -> {change.weight}")
                 server.weight = change.weight
             problems.pop("refused", None)
             if outcome.refusals:
@@ -227,34 +239,35 @@ class Rounds:
         now = round(time.time(), 3)  # as in the file
         ended = self.durations.ended(measured, self.found.series, now=time.monotonic(), every=self.values.interval)
         for server, seconds, failed in ended:
-            self.found.add(server.backend, server.name, (round(seconds, 6), now, failed), self.newest)
+            self.found.add(server.backend, server.name, history.Sample(round(seconds, 6), now, failed), self.newest)
         return [
-            samples.line(server.backend, server.name, seconds, now, failed=failed) for server, seconds, failed in ended
+            samplefile.format_line(server.backend, server.name, seconds, now, failed=failed)
+            for server, seconds, failed in ended
         ]
 
     def _record(self, taken: Sequence[bytes], problems: dict[str, str]) -> None:
         """Append samples to the file, and trim it where it is long."""
         if taken:
             try:
-                samples.append_all(self.values.times, self.newest, taken, self.found)
+                self.found.record(self.values.times, taken)
                 problems.pop("file", None)
-            except samples.SampleFileError as error:
+            except samplefile.SampleFileError as error:
                 problems["file"] = f"samples are kept in memory only: {error}"
         if "trim" not in problems or self.count % TRIM_AGAIN == 0:
             try:
-                reweigh.trim_if_long(self.sources, max(samples.KEEP, self.newest), self.found)
+                reweigh.trim_if_long(self.sources, max(history.KEEP, self.newest), self.found)
                 problems.pop("trim", None)
-            except samples.SampleFileError as error:
+            except samplefile.SampleFileError as error:
                 problems["trim"] = f"the sample file is not trimmed: {error}"
 
     def _tell(self, problems: dict[str, str]) -> None:
         told = dict(self.problems)
         for name, text in self.problems.items():
             if name not in problems or (name.startswith(BACKEND) and problems[name] != text):  # or it is another one
-                process.tell(f"over: {told.pop(name)}")
+                light.warn(f"over: {told.pop(name)}")
         for name, text in problems.items():
             if name not in told:
-                process.tell(f"warning: {text}")
+                light.warn(f"warning: {text}")
         # What was said when it began is what is over in the end.
         self.problems = {name: told.get(name, text) for name, text in problems.items()}
 
@@ -262,12 +275,12 @@ class Rounds:
         """What a scraper reads of the last round, made when the first one asks for it."""
         last = self._last
         if self._page[0] is not last:
-            rows: list[metrics.Row] = []
+            rows: list[overview.Row] = []
             if last.outcome:
-                rows, _ = metrics.rows(
+                rows, _ = overview.rows(
                     last.servers, last.outcome.samples, last.outcome.scores, last.sources, time.time()
                 )
-            self._page = last, metrics.prometheus(rows, last.problems).encode() + last.own
+            self._page = last, scrape.prometheus(rows, last.problems).encode() + last.own
         return self._page[1]
 
 
@@ -333,16 +346,9 @@ def _wait(due: float) -> int:
         notify("WATCHDOG=1")
 
 
-def _serve(listening: socket.socket, page: Callable[[], bytes]) -> None:
-    try:
-        metrics.serve(listening, page)
-    except Exception as error:
-        process.tell_of(error)
-
-
 def _listen(address: str) -> socket.socket:
     try:
-        return metrics.listen(address)
+        return scrape.listen(address)
     except (ValueError, UnicodeError, socket.gaierror):
         raise UsageError(f"--metrics: cannot read {address!r}; accepted: [ADDR:]PORT, 127.0.0.1:9101") from None
     except OSError as error:

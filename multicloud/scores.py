@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from multicloud.history import Sample
+
     Server = tuple[str, str]
-    Sample = tuple[float, float | None, bool]
 
 RUN = 4
 """Samples in a row that show a recovery, and samples before them that they are held against."""

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from kubernetes_validate.utils import all_versions
 
-from multicloud import run, runtime, samples, settings
+from multicloud import run, runtime, samplefile, settings
 from multicloud.console import config
 from tests import servers
 from tests.command import BARE
@@ -166,7 +166,7 @@ def test_the_unit_keeps_its_samples_where_its_first_lines_have_everybody_look() 
     assert posixpath.dirname(conf["times"]) == f"/run/{unit['RuntimeDirectory']}"
     assert {settings.TIMES.name, settings.BACKENDS.name} == conf.keys()
     assert unit["Type"] == "notify"
-    assert float(unit["WatchdogSec"]) > 2 * run.ALIVE + runtime.TIMEOUT + samples.LOCK_WAIT
+    assert float(unit["WatchdogSec"]) > 2 * run.ALIVE + runtime.TIMEOUT + samplefile.LOCK_WAIT
     assert text.count("MULTICLOUD_") == 0  # in the environment it would not be seen by the other commands
 
 

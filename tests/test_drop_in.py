@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from multicloud import runtime, samples
+from multicloud import history, runtime
 from multicloud.demo.router import haproxy_binary
 from tests.edge import free_ports, regions_at, wait_until
 
@@ -106,7 +106,7 @@ def test_a_configuration_for_the_shell_version_runs_unchanged() -> None:
             api, times = str(root / "run" / "haproxy.sock"), str(root / "tmp" / "times.txt")
             wait_until(lambda: Path(api).exists(), 10, "HAProxy starts")
             measured = {("upstream", region) for region in DELAYS}
-            wait_until(lambda: set(samples.read(times, 30).series) == measured, 60, "a sample of each server")
+            wait_until(lambda: set(history.read(times, 30).series) == measured, 60, "a sample of each server")
             wait_until(lambda: weights(api) == [256, 1, 0, 0], 120, "256/1/0/0")
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
                 assert answer.headers["upstream"] == "eu"
@@ -116,7 +116,7 @@ def test_a_configuration_for_the_shell_version_runs_unchanged() -> None:
 def router(root: Path) -> Iterator[None]:
     """HAProxy, started without any variables, with its configuration in `root` and `root` for its /."""
     binary = haproxy_binary()
-    needed = " ".join({sys.prefix, sys.base_prefix, str(Path(samples.__file__).parent), str(Path(binary).parent)})
+    needed = " ".join({sys.prefix, sys.base_prefix, str(Path(history.__file__).parent), str(Path(binary).parent)})
     command = [*NAMESPACES, CHANGE_ROOT, "sh", str(root), needed, binary, "-f", "/tmp/haproxy.cfg"]
     with (root / "log").open("wb") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)

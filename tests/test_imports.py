@@ -14,10 +14,10 @@ import multicloud
 from multicloud.demo.regions import Regions
 from tests.edge import edge
 
-OURS = {"multicloud"} | {f"multicloud.{name}" for name in ("process", "samples", "settings", "turn")}
+OURS = {"multicloud"} | {f"multicloud.{name}" for name in ("light", "samples", "settings", "turn")}
 CHECK = OURS | {"multicloud.check", "multicloud.probe"}
 REWEIGH = OURS | {"multicloud.reweigh", "multicloud.ranking", "multicloud.runtime", "multicloud.scores"}
-RUN = REWEIGH | {"multicloud.run", "multicloud.durations", "multicloud.metrics"}
+RUN = REWEIGH | {"multicloud.run", "multicloud.haproxy_checks", "multicloud.overview", "multicloud.scrape"}
 
 
 def modules(code: str, environ: dict[str, str]) -> set[str]:
@@ -34,7 +34,7 @@ def modules(code: str, environ: dict[str, str]) -> set[str]:
 
 def loaded_by(command: str, allowed: str, environ: dict[str, str], before: str = "") -> set[str]:
     """What a command has loaded when it is done, beyond the public modules `allowed` and what they load themselves."""
-    code = f"{before}from multicloud.{command} import main\nfrom multicloud.process import run\nassert main() == 0"
+    code = f"{before}from multicloud.{command} import main\nfrom multicloud.light import run\nassert main() == 0"
     return modules(code, environ) - modules(f"import __future__, {allowed}", environ)
 
 

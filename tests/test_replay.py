@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from multicloud import samples
+from multicloud import samplefile
 from tests.bench.replay import DEFAULTS, PHASES, fixed_window, recorded, replay, synthetic
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def test_a_recorded_file_is_replayed(tmp_path: Path) -> None:
     for when, row in zip(drawn.times, drawn.samples.T, strict=True):
         for server, seconds in enumerate(row):
             if np.isfinite(seconds):
-                samples.append(path, "upstream", f"s{server}", float(seconds), 1.7e9 + when)
+                samplefile.append(path, "upstream", f"s{server}", float(seconds), 1.7e9 + when)
     [(backend, stream)] = recorded(path).items()
     assert backend == "upstream"
     assert replay(stream, DEFAULTS).wait <= 12

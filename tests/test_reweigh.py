@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from multicloud import ranking, reweigh, samples, scores, settings, turn
+from multicloud import history, ranking, reweigh, samplefile, scores, settings, turn
 from multicloud.demo.router import haproxy_binary
 from tests.command import run as by_hand
 from tests.edge import edge, free_ports, wait_until
@@ -211,7 +211,7 @@ def test_a_haproxy_that_does_not_answer_is_exit_code_1(
 
 @pytest.mark.parametrize(("more", "said"), [([], "no"), (["nor", "never"], "no (and 2 more refusals)")])
 def test_the_first_refusal_is_told_and_how_many_more_there_were(more: list[str], said: str) -> None:
-    assert reweigh.refused(reweigh.Outcome(samples.Samples(), {}, [], [], ["no", *more])) == said
+    assert reweigh.refused(reweigh.Outcome(history.Samples(), {}, [], [], ["no", *more])) == said
 
 
 def test_a_haproxy_that_is_not_there_or_refuses_is_exit_code_1(times: Path) -> None:
@@ -316,13 +316,13 @@ def test_a_thousand_servers_get_their_weights_over_one_connection(times: Path) -
 def test_the_file_is_trimmed_even_while_haproxy_is_away(times: Path) -> None:
     times.write_text("upstream eu 0.1\n" * 1000)
     fails(run(str(times.parent / "no.sock"), times), 1, "no such file or directory")
-    assert times.read_text() == "upstream eu 0.1\n" * samples.KEEP
+    assert times.read_text() == "upstream eu 0.1\n" * history.KEEP
 
 
 def test_weights_do_not_wait_for_the_trim(router: str, times: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     times.write_text(FAST_EU * 1000)
     seen: list[dict[str, int]] = []
-    monkeypatch.setattr(samples, "trim", lambda *_: seen.append(weights(router)))
+    monkeypatch.setattr(history, "trim", lambda *_: seen.append(weights(router)))
     reweigh.reweigh(sources(router, times), trim=True)
     assert seen == [EU_IS_FAVORITE]
 
@@ -417,13 +417,13 @@ def test_the_file_is_trimmed_when_it_has_more_than_twice_what_is_kept(
 ) -> None:
     now = time.time()
     times.write_text("".join(f"api {name} 0.1 {now - age}\n" for name, each in ages.items() for age in each))
-    reweigh.keep_short(from_file(tmp_path, ""), 10, samples.read(str(times), 10))
-    assert {name: len(kept) for (_, name), kept in samples.read(str(times), 100).series.items()} == left
+    reweigh.keep_short(from_file(tmp_path, ""), 10, history.read(str(times), 10))
+    assert {name: len(kept) for (_, name), kept in history.read(str(times), 100).series.items()} == left
 
 
 def test_samples_that_count_in_one_backend_are_remembered(tmp_path: Path, times: Path) -> None:
     times.write_text(f"api eu 0.1 {time.time() - 2 * HOUR}\n" * 21)
-    reweigh.keep_short(from_file(tmp_path, f"[api]\nmax_age = {3 * HOUR}\n"), 10, samples.read(str(times), 10))
+    reweigh.keep_short(from_file(tmp_path, f"[api]\nmax_age = {3 * HOUR}\n"), 10, history.read(str(times), 10))
     assert len(times.read_text().splitlines()) == 10
 
 
@@ -432,8 +432,8 @@ def test_the_file_is_trimmed_when_it_is_larger_than_half_of_what_is_read(
     tmp_path: Path, times: Path, monkeypatch: pytest.MonkeyPatch, beyond: int, left: int
 ) -> None:
     times.write_text("api eu 0.1\n" * 20)
-    monkeypatch.setattr(samples, "MAX_BYTES", 2 * (times.stat().st_size - beyond))
-    reweigh.keep_short(from_file(tmp_path, ""), 10, samples.read(str(times), 10))
+    monkeypatch.setattr(samplefile, "MAX_BYTES", 2 * (times.stat().st_size - beyond))
+    reweigh.keep_short(from_file(tmp_path, ""), 10, history.read(str(times), 10))
     assert len(times.read_text().splitlines()) == left
 
 
@@ -441,7 +441,7 @@ def test_that_the_file_cannot_be_trimmed_is_a_warning(
     tmp_path: Path, times: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     times.write_text("api eu 0.1\n" * 21)
-    found = samples.read(str(times), 10)
+    found = history.read(str(times), 10)
     times.unlink()
     times.mkdir()
     reweigh.keep_short(from_file(tmp_path, ""), 10, found)
@@ -585,9 +585,9 @@ def test_root_can_reweigh_with_the_file_of_another_user_in_a_sticky_directory(ro
             os.open(times, os.O_RDWR | os.O_CREAT)  # the rule is at work
         result = run(router, times)
         assert (result.returncode, result.stderr) == (0, "")
-        assert times.read_text() == FAST_EU * samples.KEEP
+        assert times.read_text() == FAST_EU * history.KEEP
         assert (times.stat().st_uid, times.stat().st_gid) == (65534, 65534)
-        samples.append(str(times), "upstream", "eu", 0.1, time.time())
+        samplefile.append(str(times), "upstream", "eu", 0.1, time.time())
         assert os.listdir(name) == ["times.txt"]
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from multicloud import run, runtime, samples, settings
+from multicloud import history, run, runtime, settings
 from multicloud.demo.regions import Regions
 from multicloud.demo.router import Router
 from tests import command, haproxy
@@ -65,9 +65,9 @@ class Site:
         """Of the servers of `app`."""
         return haproxy.weights(self.address, "app")
 
-    def samples(self, server: str, backend: str = "app") -> list[samples.Sample]:
+    def samples(self, server: str, backend: str = "app") -> list[history.Sample]:
         """Of a server, as the file has them, the oldest first."""
-        return samples.read(str(self.times), 10_000).series.get((backend, server), [])[::-1]
+        return history.read(str(self.times), 10_000).series.get((backend, server), [])[::-1]
 
     @contextlib.contextmanager
     def beside(self, *arguments: str, **environ: str) -> Iterator[Beside]:

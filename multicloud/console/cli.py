@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from multicloud import check as checks
-from multicloud import probe, process, samples, settings
-from multicloud.console import terminal, waterfall
+from multicloud import light, probe, samplefile, settings
+from multicloud.console import check as probes
+from multicloud.console import terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,7 +30,7 @@ class Failed(click.ClickException):
     """One line on standard error, and exit code 1: a server is down, or HAProxy does not do what it is told."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(process.printable(message))
+        super().__init__(light.printable(message))
 
     def show(self, file: Any = None) -> None:
         """Say it as the light commands do."""
@@ -83,9 +84,9 @@ def _say_versions(context: click.Context, _: click.Parameter, wanted: bool) -> N
     if wanted:
         from importlib.metadata import version
 
-        from multicloud.console import observe
+        from multicloud.console.instance import describe_haproxy
 
-        haproxy = observe.binary_version()
+        haproxy = describe_haproxy()
         click.echo(f"multicloud, version {version('multicloud')}" + (f", with {haproxy}" if haproxy else ""))
         context.exit()
 
@@ -146,7 +147,7 @@ def check(url: str | None, connect: str | None, count: int, record: bool, form: 
             )
         if url:
             values = sources.read(settings.CHECK)
-            target, resolved = waterfall.resolve(url, connect, values)
+            target, resolved = probes.resolve(url, connect, values)
         else:
             values = sources.read(settings.CHECK, *checks.sections(os.environ))
             target = checks.haproxy_target((), os.environ, values)
@@ -163,13 +164,13 @@ def check(url: str | None, connect: str | None, count: int, record: bool, form: 
                     os.environ, values.times, result.rtt, values.timeout
                 )
                 if warning:
-                    process.tell(f"warning: not recorded: {warning}")
+                    light.warn(f"warning: not recorded: {warning}")
     except checks.UsageError as error:
         raise Unusable(str(error)) from None
-    except waterfall.ResolveError as error:
+    except probes.ResolveError as error:
         raise Failed(str(error)) from None
     if form == "json":
-        click.echo(waterfall.as_json(target, resolved, results))
+        click.echo(probes.as_json(target, resolved, results))
     elif count > 1:
         _sum_up(results)
     for result in results:
@@ -192,18 +193,18 @@ def _not_for_root(path: str) -> str | None:
 
 def _show(result: probe.Probe, resolved: float | None, number: int | None) -> None:
     if number is not None:
-        click.echo(waterfall.one_line(number, result))
+        click.echo(probes.one_line(number, result))
         return
     phases = {"resolve": resolved, **result.phases} if resolved is not None else result.phases
-    for line in (*waterfall.waterfall(phases, shutil.get_terminal_size().columns), *waterfall.facts(result)):
+    for line in (*probes.waterfall(phases, shutil.get_terminal_size().columns), *probes.facts(result)):
         click.echo(line)
     if result.rtt is not None:
-        click.echo(_green(waterfall.verdict(result)))
+        click.echo(_green(probes.verdict(result)))
 
 
 def _sum_up(results: Sequence[probe.Probe]) -> None:
     up = sum(result.rtt is not None for result in results)
-    times = waterfall.summary(results) or {}
+    times = probes.summary(results) or {}
     figures = "  ".join(f"{name} {seconds * 1000:.1f}" for name, seconds in times.items())
     line = f"{up} of {len(results)} up{': ' if figures else ''}{figures}{' ms' if figures else ''}"
     click.echo(_green(line) if up == len(results) else line)
@@ -236,7 +237,7 @@ def reweigh(dry_run: bool, verbose: bool, sources: settings.Sources) -> None:
 
     try:
         outcome = reweighs.reweigh(sources, dry_run=dry_run)
-    except samples.SampleFileError as error:
+    except samplefile.SampleFileError as error:
         raise Unusable(str(error)) from None
     except runtime.RuntimeAPIError as error:
         raise Failed(str(error)) from None
@@ -306,19 +307,19 @@ def watch_status(
 
 
 def _status(sources: settings.Sources, form: str) -> str:
-    from multicloud import metrics, runtime
+    from multicloud import runtime, scrape
     from multicloud.console import status as statuses
 
     try:
         found = statuses.collect(sources)
-    except samples.SampleFileError as error:
+    except samplefile.SampleFileError as error:
         raise Unusable(str(error)) from None
     except runtime.RuntimeAPIError as error:
         raise Failed(str(error)) from None
     if form == "json":
         return statuses.as_json(found)
     if form == "prometheus":
-        return metrics.prometheus(found.rows, len(found.problems))
+        return scrape.prometheus(found.rows, len(found.problems))
     return statuses.table(found, color=terminal.colorful(), width=shutil.get_terminal_size().columns)
 
 
@@ -379,7 +380,7 @@ def doctor(files: tuple[str, ...], sources: settings.Sources) -> None:
         raise Unusable(str(error)) from None
     colors = {"ok": "green", "problem": "red"} if terminal.colorful() else {}
     for finding in findings:
-        click.echo(click.style(f"{finding.kind:<8}", fg=colors.get(finding.kind)) + process.printable(finding.text))
+        click.echo(click.style(f"{finding.kind:<8}", fg=colors.get(finding.kind)) + light.printable(finding.text))
     if any(finding.kind == "problem" for finding in findings):
         sys.exit(1)
 
@@ -416,7 +417,7 @@ def plot(output: str, sources: settings.Sources) -> None:
         raise missing(error, "plot") from None
     try:
         plots.draw(sources, output)
-    except samples.SampleFileError as error:
+    except samplefile.SampleFileError as error:
         raise Unusable(str(error)) from None
     except plots.PlotError as error:
         raise Failed(str(error)) from None
@@ -453,7 +454,7 @@ def config(
 
     try:
         text, note = configs.write(
-            process.printable(shlex.join(["multicloud", *sys.argv[1:]])),
+            light.printable(shlex.join(["multicloud", *sys.argv[1:]])),
             servers,
             configs.version(haproxy) if haproxy else configs.installed_version(os.environ),
             backend=backend,
@@ -466,7 +467,7 @@ def config(
         raise Unusable(str(error)) from None
     click.echo(text, nl=False)
     if note:
-        process.tell(f"note: {note}")
+        light.warn(f"note: {note}")
 
 
 @cli.command()
@@ -510,7 +511,7 @@ def main() -> None:
         code = cli.main(prog_name="multicloud", standalone_mode=False)
     except click.ClickException as error:
         if isinstance(error, click.UsageError) and error.message and "\n" not in error.message:
-            process.tell(
+            light.warn(
                 f"error: {error.format_message()}; see {error.ctx.command_path if error.ctx else 'multicloud'} --help"
             )
         else:
@@ -519,9 +520,9 @@ def main() -> None:
     except click.Abort:
         code = 130
     except OSError as error:
-        process.tell(f"error: {(error.strerror or str(error)).lower()}")
+        light.warn(f"error: {(error.strerror or str(error)).lower()}")
         code = 1
     except Exception as error:
-        process.tell_of(error)
+        light.report_bug(error)
         code = 1
     sys.exit(code)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from multicloud import settings
-from multicloud.console import observe
+from multicloud.console.instance import find_haproxy, version_line
 from multicloud.console.template import TAKEN, Server, configuration, escaped
 
 if TYPE_CHECKING:
@@ -93,12 +93,12 @@ def _written(version: Version) -> str:
 
 
 def installed_version(environ: Mapping[str, str]) -> Version:
-    """The version of the HAProxy on this machine (observe.binary). Raises ConfigError."""
-    found = observe.binary(environ)
+    """The version of the HAProxy on this machine (find_haproxy). Raises ConfigError."""
+    found = find_haproxy(environ)
     if not found:
         raise ConfigError("no HAProxy found on PATH; say for which one, such as --haproxy 2.8")
     try:
-        return version(observe.version_line(found))
+        return version(version_line(found))
     except OSError as error:
         raise ConfigError(f"{found}: {(error.strerror or str(error)).lower()}; or say --haproxy 2.8") from None
 

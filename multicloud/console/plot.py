@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from multicloud import reweigh, samples, settings
+from multicloud import history, reweigh, settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +34,7 @@ def draw(sources: Sources, path: str) -> None:
     Raises SettingError, SampleFileError and PlotError.
     """
     values = sources.read(settings.SCORING)
-    found = samples.read(values.times, max(samples.KEEP, reweigh.longest_window(sources)))
+    found = history.read(values.times, max(history.KEEP, reweigh.longest_window(sources)))
     backends: dict[str, dict[str, list[Sample]]] = {}
     for (backend, server), newest in sorted(found.series.items()):
         timed = [(seconds, when, failed) for seconds, when, failed in newest if when is not None]

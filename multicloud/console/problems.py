@@ -7,16 +7,24 @@ import time
 from typing import TYPE_CHECKING
 
 from multicloud import reweigh, run, scores
-from multicloud.console import observe
+from multicloud.console.instance import (
+    EXIT_CODES,
+    EXTERNAL,
+    PASSED,
+    REWEIGH_SERVER,
+    unwritable,
+    user_of,
+    where_reasons_are,
+)
 from multicloud.ranking import DOWN, MAINT, UP, changes
 from multicloud.settings import BACKENDS, TIMES
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping
 
-    from multicloud.console.observe import Instance, User
+    from multicloud.console.instance import Instance, User
+    from multicloud.history import Samples
     from multicloud.runtime import Server
-    from multicloud.samples import Samples
     from multicloud.settings import Sources
 
 PATIENCE = 10.0
@@ -44,11 +52,11 @@ def problems(
     SAMPLES, or samples_of(server) for one server.
     """
     times = sources.read((TIMES,)).times
-    user = observe.user_of(instance.pid)
-    reason = observe.reason(instance.pid, user)
+    user = user_of(instance.pid)
+    reason = where_reasons_are(instance.pid, user)
     beside = sources.read((BACKENDS,)).backends
     own = instance.own_checked(beside)
-    unwritable = observe.unwritable(user, times) if user and instance.forks(beside) else None
+    cannot_write = unwritable(user, times) if user and instance.forks(beside) else None
     stopped = _reweigh(instance, user, reason, explained=REWEIGH in told)
     unrecorded = _unrecorded(own, found, now, times)
     backends: dict[str, list[Server]] = {}
@@ -56,12 +64,12 @@ def problems(
         backends.setdefault(server.backend, []).append(server)
     checked = {server.backend for server in instance.checked() + own}
     routed = {backend: members for backend, members in backends.items() if backend in checked or _has(members, found)}
-    lines = [unwritable] if unwritable else []
+    lines = [cannot_write] if cannot_write else []
     lines += [*_unresolved(instance.servers), *run.unmeasured(instance.servers, beside).values(), *stopped, *unrecorded]
     for backend, members in routed.items():
         if any(server.source == server.key for server in members):  # else the tracked ones have the same problem
             lines += _unserved(backend, members, _last_resort(backend, backends))
-        missing = not unwritable and SAMPLES not in told
+        missing = not cannot_write and SAMPLES not in told
         if missing and (_has(members, found) or len(members) > 1):  # else it may be a reweigh under another name
             explained = (
                 own if unrecorded else [server for server in members if server.backend in beside and not server.check]
@@ -90,10 +98,10 @@ def _reweigh(instance: Instance, user: User | None, reason: str, *, explained: b
     lines = []
     for server in instance.servers:
         name = f"{server.backend}/{server.name}"
-        if server.name == observe.REWEIGH and server.state == DOWN and not explained:
-            why = observe.EXIT_CODES.get(server.code, f"{by_hand} says why; {reason}")
+        if server.name == REWEIGH_SERVER and server.state == DOWN and not explained:
+            why = EXIT_CODES.get(server.code, f"{by_hand} says why; {reason}")
             lines.append(f"{name} is DOWN, so nobody sets weights: {why}")
-        elif server.name == observe.REWEIGH and server.state == MAINT:
+        elif server.name == REWEIGH_SERVER and server.state == MAINT:
             lines.append(
                 f"{name} is in maintenance, so an operator has frozen the weights: `set server {name} state ready` "
                 "at the Runtime API lets go"
@@ -176,7 +184,7 @@ def _why_unmeasured(server: Server, sources: Sources, reason: str) -> str:
     path, backends = sources.read((TIMES,)).times, sources.read((BACKENDS,)).backends
     if not server.check:
         return "HAProxy does not check it"
-    if not server.check.startswith(observe.EXTERNAL):
+    if not server.check.startswith(EXTERNAL):
         if server.backend in backends:
             return "HAProxy checks it by itself, but `multicloud run` does not record that: its log says why"
         names = ",".join((*backends, server.backend))
@@ -184,7 +192,7 @@ def _why_unmeasured(server: Server, sources: Sources, reason: str) -> str:
             "HAProxy checks it by itself: give it an external check, or for `multicloud run` write "
             f"`backends = {names}` into {sources.path}"
         )
-    if server.check == observe.PASSED:
+    if server.check == PASSED:
         return f"its check passes, but does not write to {path}: is it multicloud-check, and has it the same `times`?"
     return f"its check fails; {reason}"
 

@@ -9,9 +9,10 @@ import time
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-from multicloud import metrics, ranking, reweigh, runtime, samples, scores, settings
-from multicloud.console import observe, problems
-from multicloud.metrics import PERCENTS, Row
+from multicloud import history, overview, ranking, reweigh, runtime, scores, settings
+from multicloud.console import problems
+from multicloud.console.instance import ask
+from multicloud.overview import PERCENTS, Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -42,11 +43,11 @@ def collect(sources: Sources) -> Status:
     """Read the sample file and ask HAProxy. Raises SettingError, SampleFileError and RuntimeAPIError."""
     values = sources.read(settings.REWEIGH)
     with runtime.RuntimeAPI(values.socket) as api:
-        instance = observe.instance(api)
+        instance = ask(api)
     # After HAProxy's answer, so that a sample is never missing of which HAProxy has told the consequence.
-    found = samples.read(values.times, reweigh.longest_window(sources) + problems.LOOK_BACK)
+    found = history.read(values.times, reweigh.longest_window(sources) + problems.LOOK_BACK)
     now = time.time()
-    rows, alike = metrics.rows(instance.servers, found, reweigh.score(found.series, sources, now), sources, now)
+    rows, alike = overview.rows(instance.servers, found, reweigh.score(found.series, sources, now), sources, now)
     return Status(rows, problems.problems(instance, found, sources, now), alike)
 
 

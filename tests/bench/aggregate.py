@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from multicloud import samples, scores
+from multicloud import history, scores
 
 
 def main() -> int:
     """Print a line for each server."""
     newest = int(sys.argv[2]) if len(sys.argv) > 2 else 30
-    found = samples.read(sys.argv[1], newest)
+    found = history.read(sys.argv[1], newest)
     for (backend, server), score in scores.scores(found.series, now=0.0, window=newest).items():
         print(backend, server, score.seconds)
     return 0

@@ -32,7 +32,7 @@ CHECK, REWEIGH = str(BIN / "multicloud-check"), str(BIN / "multicloud-reweigh")
 SHELL = Path(__file__).parent / "shell"
 CLEAN = {"PATH": "/usr/bin:/bin"}
 AGGREGATE = (  # begun and ended as multicloud-reweigh is
-    "import gc; gc.disable()\nfrom tests.bench.aggregate import main\nfrom multicloud.process import run\nrun(main)"
+    "import gc; gc.disable()\nfrom tests.bench.aggregate import main\nfrom multicloud.light import run\nrun(main)"
 )
 FOUR = {"eu.demo": 0.020, "us.demo": 0.040, "ap.demo": 0.060, "sa.demo": 0.080}
 

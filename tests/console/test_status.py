@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from multicloud import metrics, samples, settings
-from multicloud.console import observe, problems, status
+from multicloud import history, overview, scrape, settings
+from multicloud.console import problems, status
+from multicloud.console.instance import PASSED, REWEIGH_SERVER, Instance
 from multicloud.console.terminal import ENTER, HOME, LEAVE
 from multicloud.ranking import DOWN, MAINT, UP
 from multicloud.runtime import Server
@@ -69,11 +70,11 @@ def test_colour_is_for_terminals_and_can_be_refused(router: Edge, environ: dict[
 
 
 def test_the_trend_is_scaled_by_the_slower_samples_of_the_backend_but_not_by_one_that_sticks_out() -> None:
-    fast = metrics.Row(
+    fast = overview.Row(
         "b", "fast", UP, 256, True, 3, 0, (0.01, 0.01, 0.01), 0.01, 1.0, 0.0, (*[0.01] * 8, 9.0, 0.02, 0.01)
     )
-    slow = metrics.Row("b", "slow", UP, 1, False, 1, 0, (0.08, 0.08, 0.08), 0.08, 1.0, 0.0, (0.08,))
-    new = metrics.Row("b", "new", UP, 0, False, 0, 2, None, None, None, None, (0.01, None, None))
+    slow = overview.Row("b", "slow", UP, 1, False, 1, 0, (0.08, 0.08, 0.08), 0.08, 1.0, 0.0, (0.08,))
+    new = overview.Row("b", "new", UP, 0, False, 0, 2, None, None, None, None, (0.01, None, None))
     lines = status.table(status.Status([fast, slow, new], []), width=80).splitlines()
     assert lines[1].endswith(" ▂▂▂▂▂▂▂▂█▃▂")
     assert lines[2].endswith(" █")
@@ -189,8 +190,8 @@ def test_prometheus_reads_it(router: Edge) -> None:
 
 def test_prometheus_labels_are_escaped() -> None:
     strange = 'a"b\\c\nd'
-    row = metrics.Row(strange, strange, UP, 1, False, 1, 0, (0.1, 0.2, 0.3), 0.1, 1763870000.123, 1.0, ())
-    text = metrics.prometheus([row], 1)
+    row = overview.Row(strange, strange, UP, 1, False, 1, 0, (0.1, 0.2, 0.3), 0.1, 1763870000.123, 1.0, ())
+    text = scrape.prometheus([row], 1)
     families = {family.name: family for family in text_string_to_metric_families(text)}
     for name, family in families.items():
         for sample in family.samples:
@@ -202,16 +203,16 @@ def test_prometheus_labels_are_escaped() -> None:
 # Problems
 
 
-def instance(*servers: Server, since: float = 100.0, check: str = observe.PASSED) -> observe.Instance:
+def instance(*servers: Server, since: float = 100.0, check: str = PASSED) -> Instance:
     """What a HAProxy whose process is not here says of these servers."""
     for server in servers:
         server.since_change, server.check, server.code, server.check_seconds = since, check, "0", 0.1
-    return observe.Instance("2.8.25", 0, "admin", list(servers), {"upstream": "roundrobin"})
+    return Instance("2.8.25", 0, "admin", list(servers), {"upstream": "roundrobin"})
 
 
-def measured(*milliseconds: float, now: float, last: float = 0.0, every: float = 2.0) -> samples.Samples:
+def measured(*milliseconds: float, now: float, last: float = 0.0, every: float = 2.0) -> history.Samples:
     """Samples of servers a, b, c … every so many seconds, the newest `last` seconds ago."""
-    found = samples.Samples()
+    found = history.Samples()
     for name, time_ms in zip("abc", milliseconds, strict=False):
         found.series["upstream", name] = [(time_ms / 1000, now - last - every * i, False) for i in range(90)]
     return found
@@ -265,7 +266,7 @@ def test_a_weight_that_a_reweigh_would_just_have_changed_is_no_problem() -> None
 def test_a_server_that_was_never_measured_and_a_reweigh_that_is_down_are_problems() -> None:
     now = time.time()
     servers = [Server("upstream", name, UP, weight) for name, weight in (("a", 256), ("z", 1))]
-    fake = Server("reweigh", observe.REWEIGH, DOWN, 1)
+    fake = Server("reweigh", REWEIGH_SERVER, DOWN, 1)
     said = problems.problems(instance(*servers, fake), measured(20, now=now), SOURCES, now)
     assert [line.split(":")[0] for line in said] == [
         "reweigh/multicloud-reweigh is DOWN, so nobody sets weights",
@@ -277,7 +278,7 @@ def test_a_server_that_was_never_measured_and_a_reweigh_that_is_down_are_problem
 def test_wrong_weights_follow_from_a_reweigh_that_does_not_run(state: str, said: str) -> None:
     now = time.time()
     servers = [Server("upstream", name, UP, weight) for name, weight in (("a", 1), ("b", 256))]
-    fake = Server("reweigh", observe.REWEIGH, state, 1)
+    fake = Server("reweigh", REWEIGH_SERVER, state, 1)
     (line,) = problems.problems(instance(*servers, fake), measured(20, 40, now=now), SOURCES, now)
     assert said in line
 

@@ -10,8 +10,7 @@ import os
 from typing import TYPE_CHECKING
 
 from multicloud import runtime, settings
-from multicloud.console import configuration, observe
-from multicloud.console.configuration import ConfigurationError
+from multicloud.console import parser
 from multicloud.console.doctor.agents import agents
 from multicloud.console.doctor.backends import algorithms, backends
 from multicloud.console.doctor.beside import own_checks
@@ -20,13 +19,15 @@ from multicloud.console.doctor.checks import checks
 from multicloud.console.doctor.file import read_all, settings_file
 from multicloud.console.doctor.finding import Finding, unknown
 from multicloud.console.doctor.hosts import hosts
-from multicloud.console.doctor.process import process, unreachable
+from multicloud.console.doctor.running import process, unreachable
 from multicloud.console.doctor.weights import weights
+from multicloud.console.instance import agents_of, ask, user_of
+from multicloud.console.parser import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from multicloud.console.observe import Agent, Instance
+    from multicloud.console.instance import Agent, Instance
     from multicloud.settings import Sources
 
 __all__ = ["ConfigurationError", "Finding", "examine"]
@@ -42,14 +43,14 @@ def examine(sources: Sources, files: Sequence[str]) -> list[Finding]:
     asked: list[Agent] = []
     try:
         with runtime.RuntimeAPI(values.socket) as api:
-            instance = observe.instance(api)
-            asked = observe.agents(api, instance.checked() + instance.own_checked(values.backends))
+            instance = ask(api)
+            asked = agents_of(api, instance.checked() + instance.own_checked(values.backends))
             if instance.level != "user":
                 environ = dict(line.split("=", 1) for line in api.ask("show env").splitlines() if "=" in line)
     except runtime.RuntimeAPIError as error:
         findings.append(unreachable(values.socket, error))
-    found = configuration.read(files, environ, instance.version if instance else None) if files else None
-    user = observe.user_of(instance.pid) if instance else None
+    found = parser.read(files, environ, instance.version if instance else None) if files else None
+    user = user_of(instance.pid) if instance else None
     if instance is not None:
         findings += process(instance, values, user)
         if not instance.forks(values.backends):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from multicloud.console.doctor.finding import Finding
-    from multicloud.console.observe import Agent
+    from multicloud.console.instance import Agent
 
 ASKED, PATIENCE = 4, 1.0
 """How many agents are asked, and for how many seconds each."""

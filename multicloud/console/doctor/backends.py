@@ -6,17 +6,18 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
-from multicloud.console import configuration, observe
+from multicloud.console import parser
 from multicloud.console.doctor.finding import CHECKS, checks_of, ok, problem, some, unknown
-from multicloud.console.doctor.process import REMOVE_CHROOT
+from multicloud.console.doctor.running import REMOVE_CHROOT
+from multicloud.console.instance import REWEIGH_SERVER, may, user_named
 from multicloud.console.problems import REWEIGH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from multicloud.console.configuration import Configuration, Section
     from multicloud.console.doctor.finding import Finding
-    from multicloud.console.observe import Instance, User
+    from multicloud.console.instance import Instance, User
+    from multicloud.console.parser import Configuration, Section
 
 DYNAMIC = ("roundrobin", "leastconn", "random")
 """The balance algorithms under which a weight counts and can be set while HAProxy runs."""
@@ -103,7 +104,7 @@ def _user(process: Section) -> User | None:
     """The user that `global` names, or the one who asks."""
     name = (process.last("user") or process.last("uid") or [str(os.geteuid())])[0]
     group = (process.last("group") or process.last("gid") or [""])[0]
-    return observe.user_named(name, group)
+    return user_named(name, group)
 
 
 def _command(section: Section, user: User | None) -> Iterator[Finding]:
@@ -122,7 +123,7 @@ def _command(section: Section, user: User | None) -> Iterator[Finding]:
 
 
 def _slow(section: Section, instance: Instance | None) -> Iterator[Finding]:
-    limits = configuration.check_limits(section)
+    limits = parser.check_limits(section)
     for server in instance.checked() if instance else ():
         limit, seconds = limits.get(server.name), server.check_seconds
         if server.backend == section.name and limit and seconds and seconds > CLOSE * limit:
@@ -134,7 +135,7 @@ def _slow(section: Section, instance: Instance | None) -> Iterator[Finding]:
 
 def _hasty(section: Section) -> Iterator[Finding]:
     """Whether HAProxy keeps to `fastinter`, as it does with external checks once `observe` has seen errors."""
-    for name, words in configuration.options(section).items():
+    for name, words in parser.options(section).items():
         if {"check", "fastinter", "observe"} <= {*words}:
             yield problem(
                 f"{section.name}/{name}: `fastinter` beside `observe`: after an outage HAProxy checks that often "
@@ -144,14 +145,14 @@ def _hasty(section: Section) -> Iterator[Finding]:
 
 def _consequences(section: Section) -> list[str]:
     """What follows where a backend's command cannot be started."""
-    reweighs = any(line[:2] == ["server", observe.REWEIGH] for line in section.lines)
+    reweighs = any(line[:2] == ["server", REWEIGH_SERVER] for line in section.lines)
     return [checks_of(section.name), *([REWEIGH] if reweighs else [])]
 
 
 def _executable(section: Section, program: str, user: User) -> Finding:
     backend = section.name
     for needed in filter(None, (program, _interpreter(program))):
-        allowed = observe.may(user, "x", needed)
+        allowed = may(user, "x", needed)
         if allowed is None:
             return unknown(f"{backend}: only root sees whether HAProxy's user {user.name} may execute {program}")
         if not allowed:

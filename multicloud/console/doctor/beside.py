@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from multicloud import durations
+from multicloud import haproxy_checks
 from multicloud.console.doctor.finding import ok, problem, some
 from multicloud.console.problems import SAMPLES
 from multicloud.ranking import MAINT
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from multicloud.console.doctor.finding import Finding
-    from multicloud.console.observe import Instance
+    from multicloud.console.instance import Instance
 
 REMEDIES = (
     ("L4", "is it at the address and port of its line?"),
@@ -32,11 +32,11 @@ def own_checks(instance: Instance, backends: Sequence[str], path: str) -> Iterat
     """
     own = instance.own_checked(backends)
     for server in own:
-        if server.check in durations.FAILED and server.state != MAINT:
+        if server.check in haproxy_checks.FAILED and server.state != MAINT:
             code = f" {server.code}" if server.code not in ("", "0") else ""
             remedy = next(text for start, text in REMEDIES if server.check.startswith(start))
             yield problem(f"HAProxy's check of {server.backend}/{server.name} fails ({server.check}{code}): {remedy}")
-    if own and all(server.check in durations.PASSED for server in own):
+    if own and all(server.check in haproxy_checks.PASSED for server in own):
         yield ok(f"HAProxy's own checks of all {len(own)} servers pass")
     if not backends and not instance.checked():
         found = {server.backend for server in instance.servers}

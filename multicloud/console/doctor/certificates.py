@@ -12,9 +12,10 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud import check, probe
-from multicloud.console import configuration, observe
+from multicloud.console import parser
 from multicloud.console.doctor.checks import as_checked
 from multicloud.console.doctor.finding import checks_of, ok, problem, some, unknown
+from multicloud.console.instance import PASSED
 from multicloud.console.problems import samples_of
 from multicloud.ranking import MAINT
 from multicloud.settings import SettingError
@@ -22,9 +23,9 @@ from multicloud.settings import SettingError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from multicloud.console.configuration import Configuration, Section
     from multicloud.console.doctor.finding import Finding
-    from multicloud.console.observe import Instance
+    from multicloud.console.instance import Instance
+    from multicloud.console.parser import Configuration, Section
     from multicloud.runtime import Server
     from multicloud.settings import Sources
 
@@ -97,10 +98,10 @@ def certificates(instance: Instance, found: Configuration, sources: Sources) -> 
         refused_to_check = handshakes.refusal(server, own) if own else None
         name = f"{server.backend}/{server.name}"
         if refusal:
-            passes = measured is not None and measured.check == observe.PASSED
+            passes = measured is not None and measured.check == PASSED
             text = _write_on_line(refusal, line, own if refused_to_check == "" else None, passes=passes)
             wrong.setdefault(("HAProxy does not accept the certificate of", text), []).append(server)
-        elif refusal == "" and refused_to_check and server is measured and server.check != observe.PASSED:
+        elif refusal == "" and refused_to_check and server is measured and server.check != PASSED:
             text = _set_for_check(refused_to_check, line, server, sources)
             wrong.setdefault(("the check does not accept the certificate of", text), []).append(server)
         elif refusal is None:
@@ -122,7 +123,7 @@ def _verified(instance: Instance, found: Configuration) -> Iterator[tuple[Server
     """The servers that HAProxy speaks TLS to, and what their lines ask of their certificates."""
     process = found.process()
     for section in found.proxies():
-        options = configuration.servers(section)
+        options = parser.servers(section)
         for server in instance.servers:
             on_line = options.get(server.name, {})
             if server.backend == section.name and "ssl" in on_line and server.state != MAINT:

@@ -6,8 +6,8 @@ import shlex
 from typing import TYPE_CHECKING
 
 from multicloud import check, probe, settings
-from multicloud.console import observe
 from multicloud.console.doctor.finding import ok, problem, unexplained
+from multicloud.console.instance import EXIT_CODES, PASSED, TIMED_OUT, where_reasons_are
 from multicloud.console.problems import SAMPLES, samples_of
 from multicloud.ranking import MAINT
 from multicloud.settings import SettingError
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from multicloud.console.doctor.finding import Finding
-    from multicloud.console.observe import Instance, User
+    from multicloud.console.instance import Instance, User
     from multicloud.runtime import Server
     from multicloud.settings import Setting, Settings, Sources
 
@@ -46,13 +46,13 @@ def checks(instance: Instance, sources: Sources, user: User | None, told: frozen
     checked = instance.checked()
     failing = []
     for server in checked:
-        if server.check == observe.TIMED_OUT:
+        if server.check == TIMED_OUT:
             yield problem(
                 f"the check of {server.backend}/{server.name} is slower than its interval, and was killed: a longer "
                 "`inter`, or a MULTICLOUD_TIMEOUT below it, which also says what it waited for",
                 samples_of(server),
             )
-        elif server.check != observe.PASSED and unexplained(server, told):
+        elif server.check != PASSED and unexplained(server, told):
             failing.append(server)
     for number, server in enumerate(failing):
         consequences = [samples_of(server)] + ([SAMPLES] if len(failing) == len(checked) else [])
@@ -67,16 +67,16 @@ def checks(instance: Instance, sources: Sources, user: User | None, told: frozen
             "multicloud-check` into its backend, and `check` on its line",
             SAMPLES,
         )
-    elif checked and all(server.check == observe.PASSED for server in checked):
+    elif checked and all(server.check == PASSED for server in checked):
         yield ok(f"the checks of all {len(checked)} servers pass")
 
 
 def _failure(server: Server, pid: int, sources: Sources, user: User | None, *, ask: bool) -> str:
     """Why the check fails, as far as it can be seen, and what to do."""
-    by_code = observe.EXIT_CODES.get(server.code)
+    by_code = EXIT_CODES.get(server.code)
     if by_code:
         return by_code
-    reason = f"{observe.reason(pid, user)}; to see it: {by_hand(server, user)}"
+    reason = f"{where_reasons_are(pid, user)}; to see it: {by_hand(server, user)}"
     if server.code == "2":
         return f"wrong settings, in its environment or a wrapper script, since those here can be read: {reason}"
     if not ask:

@@ -6,15 +6,15 @@ import os
 from typing import TYPE_CHECKING
 
 from multicloud import settings
-from multicloud.console import observe
 from multicloud.console.doctor.finding import CHECKS, checks_of, ok, problem, some, unknown
+from multicloud.console.instance import may
 from multicloud.console.problems import REWEIGH, SAMPLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from multicloud.console.doctor.finding import Finding
-    from multicloud.console.observe import Instance, User
+    from multicloud.console.instance import Instance, User
     from multicloud.settings import Sources
 
 
@@ -42,7 +42,7 @@ def _authorities(sources: Sources, user: User) -> Iterator[Finding]:
     for section, written in sources.sections.items():
         backend, _, server = section.partition("/")
         path = written.get(settings.CA_FILE.name, ("", 0))[0]
-        if path and observe.may(user, "r", path) is False:
+        if path and may(user, "r", path) is False:
             yield problem(
                 f"HAProxy's user {user.name} cannot read {path} ({sources.path}:{written[settings.CA_FILE.name][1]}: "
                 "ca_file), so checks that verify a certificate end with exit code 2: is it there, and of mode 644?",
@@ -90,7 +90,7 @@ def _nobodys(sources: Sources, instance: Instance) -> Iterator[Finding]:
 
 
 def _readable(path: str, user: User) -> Iterator[Finding]:
-    allowed = observe.may(user, "r", path)
+    allowed = may(user, "r", path)
     if allowed is None:
         yield unknown(f"only root sees whether HAProxy's user {user.name} can read the settings file {path}")
     elif allowed:

@@ -10,9 +10,9 @@ from multicloud.console.doctor.finding import ok, problem, unknown
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from multicloud.console.configuration import Configuration
     from multicloud.console.doctor.finding import Finding
-    from multicloud.console.observe import Instance
+    from multicloud.console.instance import Instance
+    from multicloud.console.parser import Configuration
 
 
 def hosts(instance: Instance, found: Configuration | None) -> Iterator[Finding]:

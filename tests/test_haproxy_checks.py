@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from multicloud.durations import INTER, LEAST, Durations
+from multicloud.haproxy_checks import INTER, LEAST, Durations
 from multicloud.ranking import UP
 from multicloud.runtime import Server
 

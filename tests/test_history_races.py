@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from multicloud import samples
+from multicloud import history, samplefile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,26 +31,26 @@ LINE = re.compile(r"upstream s(\d+) 0\.(\d{6}) (\d+)\.000")
 # As many writers as these keep the lock longer from one than a check would wait, so they try again.
 WRITER = """
 import sys
-from multicloud import samples
+from multicloud import history, samplefile
 path, name, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 for number in range(1, count + 1):
     while True:
         try:
-            samples.append(path, "upstream", name, number / 1e6, number)
+            samplefile.append(path, "upstream", name, number / 1e6, number)
             break
-        except samples.LockedError:
+        except samplefile.LockedError:
             pass
 """
 
 TRIMMER = """
 import sys
-from multicloud import samples
+from multicloud import history, samplefile
 path, keep = sys.argv[1], int(sys.argv[2])
 print(flush=True)
 while True:
     try:
-        samples.trim(path, keep)
-    except samples.LockedError:
+        history.trim(path, keep)
+    except samplefile.LockedError:
         pass
 """
 
@@ -133,7 +133,7 @@ def test_64_processes_lose_nothing_to_a_trimmer_that_is_killed_again_and_again(t
         assert no_gaps(series)
     assert kills[0] > 3
     assert sum(map(len, found.values())) < 64_000  # it did trim
-    samples.trim(times, KEEP)
+    history.trim(times, KEEP)
     assert numbers(times) == {name: series[-KEEP:] for name, series in found.items()}
     assert set(os.listdir(os.path.dirname(times))) <= {"times.txt", "times.txt.trim"}
 
@@ -146,7 +146,7 @@ def test_a_file_deleted_by_hand_is_made_again_by_the_next_append(times: str) -> 
 
     with again_and_again(delete) as deletions:
         write_lines(times, 16, 1000)
-    samples.append(times, "upstream", "s99", 1 / 1e6, 1)
+    samplefile.append(times, "upstream", "s99", 1 / 1e6, 1)
     found = numbers(times)
     assert found["99"] == [1]
     for name, series in found.items():
@@ -189,10 +189,10 @@ def test_a_stopped_process_that_holds_the_lock_holds_no_append_up(times: str) ->
         assert process.stdout
         process.stdout.readline()
         process.send_signal(signal.SIGSTOP)
-        with pytest.raises(samples.LockedError):  # HAProxy gives a check 2 s; this has taken LOCK_WAIT
-            samples.append(times, "upstream", "s1", 1 / 1e6, 1)
+        with pytest.raises(samplefile.LockedError):  # HAProxy gives a check 2 s; this has taken LOCK_WAIT
+            samplefile.append(times, "upstream", "s1", 1 / 1e6, 1)
         os.unlink(times)
-        samples.append(times, "upstream", "s1", 2 / 1e6, 2)  # an operator who deletes the file is rid of the lock
+        samplefile.append(times, "upstream", "s1", 2 / 1e6, 2)  # an operator who deletes the file is rid of the lock
         assert numbers(times) == {"1": [2]}
     finally:
         process.kill()

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from multicloud import check as checks
-from multicloud import probe, process, settings
+from multicloud import light, probe, settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -111,7 +111,7 @@ def _phase(phase: str, seconds: float) -> str:
 def one_line(number: int, result: probe.Probe) -> str:
     """One probe of several."""
     if result.rtt is None:
-        return f"{number:>5}  down          {process.printable(result.error or '')}"
+        return f"{number:>5}  down          {light.printable(result.error or '')}"
     phases = "  ".join(f"{phase.replace('_', ' ')} {seconds * 1000:.1f}" for phase, seconds in result.phases.items())
     return f"{number:>5}  up {result.rtt * 1000:9.1f} ms  {phases}"
 
@@ -141,7 +141,7 @@ def facts(result: probe.Probe) -> list[str]:
             others = len(certificate["names"]) - 1
             more = f" and {others} more" if others > 0 else ""
             lines.append(
-                f"  certificate {process.printable(certificate['subject'])}{more}, {certificate['days_left']} days left"
+                f"  certificate {light.printable(certificate['subject'])}{more}, {certificate['days_left']} days left"
             )
     return lines
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from multicloud.runtime import RuntimeAPI, Server
 
-REWEIGH = "multicloud-reweigh"
+REWEIGH_SERVER = "multicloud-reweigh"
 """The name that haproxy.cfg gives the server whose check is the reweigh."""
 
 PASSED, TIMED_OUT, EXTERNAL = "PROCOK", "PROCTOUT", "PROC"
@@ -68,7 +68,9 @@ class Instance(NamedTuple):
 
     def checked(self) -> list[Server]:
         """The servers that have an external check other than the reweigh."""
-        return [server for server in self.servers if server.check.startswith(EXTERNAL) and server.name != REWEIGH]
+        return [
+            server for server in self.servers if server.check.startswith(EXTERNAL) and server.name != REWEIGH_SERVER
+        ]
 
     def own_checked(self, backends: Collection[str]) -> list[Server]:
         """The servers of these backends that HAProxy checks by itself, as `multicloud run` wants it."""
@@ -91,7 +93,7 @@ class Agent(NamedTuple):
     port: int
 
 
-def instance(api: RuntimeAPI) -> Instance:
+def ask(api: RuntimeAPI) -> Instance:
     """Ask HAProxy. Raises RuntimeAPIError."""
     info = dict(line.split(": ", 1) for line in api.ask("show info").splitlines() if ": " in line)
     backends = runtime.rows(api.lines("show stat -1 2 -1"), ",", ("pxname", "algo"))
@@ -100,7 +102,7 @@ def instance(api: RuntimeAPI) -> Instance:
     return Instance(info["Version"], int(info["Pid"]), api.ask("show cli level"), api.servers(), algorithms, asked)
 
 
-def agents(api: RuntimeAPI, servers: Sequence[Server]) -> list[Agent]:
+def agents_of(api: RuntimeAPI, servers: Sequence[Server]) -> list[Agent]:
     """The agents of the servers, which HAProxy may ask for their weights, too. Raises RuntimeAPIError."""
     table = api.ask("show servers state").split("\n")[1:]
     places = {row[:2]: row[2:] for row in runtime.rows(table, " ", ("be_name", "srv_name"), AGENT_PLACE)}
@@ -112,7 +114,7 @@ def agents(api: RuntimeAPI, servers: Sequence[Server]) -> list[Agent]:
     return found
 
 
-def reason(pid: int, user: User | None) -> str:
+def where_reasons_are(pid: int, user: User | None) -> str:
     """Where the reason is that a check or a reweigh fails: it says so on HAProxy's standard error."""
     if user is not None:
         with contextlib.suppress(OSError):
@@ -121,7 +123,7 @@ def reason(pid: int, user: User | None) -> str:
     return "its reason is on HAProxy's standard error (`journalctl -u haproxy`)"
 
 
-def binary(environ: Mapping[str, str]) -> str | None:
+def find_haproxy(environ: Mapping[str, str]) -> str | None:
     """HAPROXY_BINARY or, where that is not set, the `haproxy` on PATH or among the system's programs, if any."""
     path = os.pathsep.join((environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin"))
     return environ.get("HAPROXY_BINARY") or shutil.which("haproxy", path=path)
@@ -136,9 +138,9 @@ def version_line(program: str) -> str:
     return said.stdout.partition("\n")[0]
 
 
-def binary_version() -> str | None:
+def describe_haproxy() -> str | None:
     """What the HAProxy on this machine says of its version, and where it is; None where there is none."""
-    program = binary(os.environ)
+    program = find_haproxy(os.environ)
     try:
         found = re.match(r"HA-?Proxy version (\S+)", version_line(program)) if program else None
     except OSError:

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multicloud import samples, settings
+from multicloud import history, samplefile, settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,40 +36,40 @@ def times(tmp_path: Path) -> str:
     return str(tmp_path / "times.txt")
 
 
-def read_text(tmp_path: Path, text: str | bytes, newest: int = 30) -> samples.Samples:
+def read_text(tmp_path: Path, text: str | bytes, newest: int = 30) -> history.Samples:
     path = tmp_path / "read.txt"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return samples.read(str(path), newest)
+    return history.read(str(path), newest)
 
 
 def test_a_sample_is_a_line_of_backend_server_seconds_and_time(times: str) -> None:
-    samples.append(times, "upstream", "eu.example.com", 0.0842131, 1763870000.1234)
+    samplefile.append(times, "upstream", "eu.example.com", 0.0842131, 1763870000.1234)
     assert Path(times).read_text() == "upstream eu.example.com 0.084213 1763870000.123\n"
-    found = samples.read(times, 30)
+    found = history.read(times, 30)
     assert (found.series, found.size) == ({EU: [(0.084213, 1763870000.123, False)]}, os.path.getsize(times))
-    assert samples.line(*EU, 0.1, 5) == b"upstream eu.example.com 0.100000 5.000\n"
+    assert samplefile.format_line(*EU, 0.1, 5) == b"upstream eu.example.com 0.100000 5.000\n"
 
 
 def test_samples_are_read_newest_first_and_no_more_than_asked_for(times: str) -> None:
     for i in range(1, 6):
-        samples.append(times, *EU, i / 1000, i)
-        samples.append(times, "upstream", "us", i / 10, i)
-    found = samples.read(times, 3)
+        samplefile.append(times, *EU, i / 1000, i)
+        samplefile.append(times, "upstream", "us", i / 10, i)
+    found = history.read(times, 3)
     assert found.series[EU] == [(0.005, 5.0, False), (0.004, 4.0, False), (0.003, 3.0, False)]
     assert found.series["upstream", "us"] == [(0.5, 5.0, False), (0.4, 4.0, False), (0.3, 3.0, False)]
     assert (found.lines, found.garbage) == (10, 0)
 
 
 def test_there_are_no_samples_where_there_is_no_file(times: str) -> None:
-    found = samples.read(times, 30)
-    assert (found.series, found.lines, found.size, samples.trim(times, 30)) == ({}, 0, 0, 0)
+    found = history.read(times, 30)
+    assert (found.series, found.lines, found.size, history.trim(times, 30)) == ({}, 0, 0, 0)
     assert not os.path.exists(times)
 
 
 def test_a_new_file_is_for_its_owner_to_write_and_for_the_group_to_read(times: str) -> None:
     before = os.umask(0)
     try:
-        samples.append(times, *EU, 0.1, 5)
+        samplefile.append(times, *EU, 0.1, 5)
     finally:
         os.umask(before)
     assert stat.S_IMODE(os.stat(times).st_mode) == 0o640
@@ -85,9 +85,9 @@ def test_a_file_without_a_whole_line_of_a_server_has_no_samples(tmp_path: Path, 
 def test_the_largest_and_smallest_numbers_are_read_and_kept(times: str, numbers: str) -> None:
     seconds, when = map(float, numbers.split())
     Path(times).write_text(f"upstream eu.example.com {numbers}\n?\n")
-    assert samples.read(times, 30).series == {EU: [(seconds, when, False)]}
-    assert samples.trim(times, 30) == 1
-    assert samples.read(times, 30).series == {EU: [(seconds, when, False)]}
+    assert history.read(times, 30).series == {EU: [(seconds, when, False)]}
+    assert history.trim(times, 30) == 1
+    assert history.read(times, 30).series == {EU: [(seconds, when, False)]}
 
 
 def test_lines_of_three_fields_are_samples_without_a_time(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_any_bytes_are_read_without_an_error_and_leave_the_valid_lines(data: byt
         assert not set((backend + server).encode()) - set(settings.NAME_CHARACTERS)
 
 
-@pytest.mark.parametrize("size", [samples.BLOCK - 1, samples.BLOCK, samples.BLOCK + 1, 10_000_000])
+@pytest.mark.parametrize("size", [history.BLOCK - 1, history.BLOCK, history.BLOCK + 1, 10_000_000])
 def test_long_lines_are_garbage_and_blocks_do_not_matter(tmp_path: Path, size: int) -> None:
     good = b"upstream eu.example.com 0.1 5\n"
     found = read_text(tmp_path, good + b"x" * size + b"\n" + good)
@@ -151,7 +151,7 @@ def test_long_lines_are_garbage_and_blocks_do_not_matter(tmp_path: Path, size: i
 
 
 def test_every_line_is_read_across_blocks(tmp_path: Path) -> None:
-    count = 3 * samples.BLOCK // 40
+    count = 3 * history.BLOCK // 40
     text = "".join(f"upstream s{i % 7} 0.{i:06d} {i}\n" for i in range(1, count + 1))
     found = read_text(tmp_path, text, newest=count)
     values = sorted(sample for series in found.series.values() for sample in series)
@@ -161,14 +161,14 @@ def test_every_line_is_read_across_blocks(tmp_path: Path) -> None:
 
 def test_an_unfinished_line_is_not_continued(times: str) -> None:
     Path(times).write_text("upstream eu.example.com 0.1")
-    samples.append(times, *EU, 0.2, 5)
+    samplefile.append(times, *EU, 0.2, 5)
     assert Path(times).read_text().splitlines()[1] == "upstream eu.example.com 0.200000 5.000"
 
 
 @pytest.mark.parametrize("name", ["a b", "a\nb", "", "a/b", "$(id)", "é", "not UTF-8: \udcff"])
 def test_a_name_that_haproxy_does_not_allow_is_not_written(times: str, name: str) -> None:
-    with pytest.raises(samples.SampleFileError, match="not the names of a backend and a server: 'upstream' "):
-        samples.append(times, "upstream", name, 0.1, 5)
+    with pytest.raises(samplefile.SampleFileError, match="not the names of a backend and a server: 'upstream' "):
+        samplefile.append(times, "upstream", name, 0.1, 5)
     assert not Path(times).exists()
 
 
@@ -189,8 +189,8 @@ def test_what_is_not_a_regular_file_is_not_used(tmp_path: Path, make: Callable[[
     path = tmp_path / "times.txt"
     make(path)
     before = {each.name: each.lstat().st_mtime_ns for each in tmp_path.iterdir()}
-    for use in (lambda: samples.append(str(path), *EU, 0.1, 5), lambda: samples.trim(str(path), 10)):
-        with pytest.raises(samples.SampleFileError, match=reason):
+    for use in (lambda: samplefile.append(str(path), *EU, 0.1, 5), lambda: history.trim(str(path), 10)):
+        with pytest.raises(samplefile.SampleFileError, match=reason):
             use()
     assert {each.name: each.lstat().st_mtime_ns for each in tmp_path.iterdir()} == before
 
@@ -199,47 +199,47 @@ def test_what_is_not_a_regular_file_is_not_used(tmp_path: Path, make: Callable[[
 def test_a_flood_of_lines_that_are_no_samples_is_not_read_to_its_end_and_is_trimmed(times: str, line: bytes) -> None:
     good = b"upstream eu.example.com 0.1 5\n"
     Path(times).write_bytes(good + line * 2_000_000 + good)
-    found = samples.read(times, 30)
+    found = history.read(times, 30)
     assert found.series == {EU: [(0.1, 5.0, False)]}
-    assert samples.MAX_GARBAGE < found.garbage < 2_000_000
-    samples.trim(times, 30)
+    assert history.MAX_GARBAGE < found.garbage < 2_000_000
+    history.trim(times, 30)
     assert Path(times).read_bytes() == good
 
 
 def test_a_trim_leaves_off_behind_as_many_lines_that_are_no_samples_as_a_reader(
     times: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(samples, "MAX_GARBAGE", 1000)
-    monkeypatch.setattr(samples, "BLOCK", 1000)
+    monkeypatch.setattr(history, "MAX_GARBAGE", 1000)
+    monkeypatch.setattr(history, "BLOCK", 1000)
     Path(times).write_text(lines_of(1) + "?\n" * 5000 + lines_of(2))
-    assert samples.read(times, 30).series == {EU: [(0.2, 2.0, False)]}
-    assert samples.trim(times, 30) > 1000
+    assert history.read(times, 30).series == {EU: [(0.2, 2.0, False)]}
+    assert history.trim(times, 30) > 1000
     assert Path(times).read_text() == lines_of(2)
 
 
 def test_a_lock_that_is_never_released_does_not_hold_an_append_for_long(times: str) -> None:
-    samples.append(times, *EU, 0.1, 5)
+    samplefile.append(times, *EU, 0.1, 5)
     with open(times) as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(samples.LockedError, match=r"locked by another process for more than 0.5 s"):
-            samples.append(times, *EU, 0.2, 6)
-    samples.append(times, *EU, 0.3, 7)
-    assert samples.read(times, 30).series[EU] == [(0.3, 7.0, False), (0.1, 5.0, False)]
+        with pytest.raises(samplefile.LockedError, match=r"locked by another process for more than 0.5 s"):
+            samplefile.append(times, *EU, 0.2, 6)
+    samplefile.append(times, *EU, 0.3, 7)
+    assert history.read(times, 30).series[EU] == [(0.3, 7.0, False), (0.1, 5.0, False)]
 
 
 def test_an_append_waits_for_a_lock_that_is_soon_released(times: str) -> None:
-    samples.append(times, *EU, 0.1, 5)
+    samplefile.append(times, *EU, 0.1, 5)
     with open(times) as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         threading.Timer(0.05, fcntl.flock, (held, fcntl.LOCK_UN)).start()
-        samples.append(times, *EU, 0.2, 6)
-    assert samples.read(times, 30).series[EU] == [(0.2, 6.0, False), (0.1, 5.0, False)]
+        samplefile.append(times, *EU, 0.2, 6)
+    assert history.read(times, 30).series[EU] == [(0.2, 6.0, False), (0.1, 5.0, False)]
 
 
 def test_a_file_that_is_removed_while_an_append_takes_its_lock_is_made_again(
     times: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    samples.append(times, *EU, 0.1, 5)
+    samplefile.append(times, *EU, 0.1, 5)
     original = fcntl.flock
 
     def remove_then_lock(fd: int, operation: int) -> None:
@@ -248,33 +248,33 @@ def test_a_file_that_is_removed_while_an_append_takes_its_lock_is_made_again(
         original(fd, operation)
 
     monkeypatch.setattr(fcntl, "flock", remove_then_lock)
-    samples.append(times, *EU, 0.2, 6)
-    assert samples.read(times, 30).series[EU] == [(0.2, 6.0, False)]
+    samplefile.append(times, *EU, 0.2, 6)
+    assert history.read(times, 30).series[EU] == [(0.2, 6.0, False)]
 
 
 def test_a_directory_that_is_not_there_is_said(tmp_path: Path) -> None:
     path = tmp_path / "none" / "times.txt"
-    with pytest.raises(samples.SampleFileError, match=f"^{re.escape(str(path))}: no such directory$"):
-        samples.append(str(path), *EU, 0.1, 5)
+    with pytest.raises(samplefile.SampleFileError, match=f"^{re.escape(str(path))}: no such directory$"):
+        samplefile.append(str(path), *EU, 0.1, 5)
 
 
 def test_a_file_that_has_grown_to_its_limit_takes_no_more(times: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samples, "MAX_BYTES", len(lines_of(1)) + 1)
-    samples.append(times, *EU, 0.1, 1)
-    samples.append(times, *EU, 0.2, 2)
-    monkeypatch.setattr(samples, "MAX_BYTES", len(lines_of(1, 2)))
-    with pytest.raises(samples.SampleFileError, match="has grown to 0 MiB"):
-        samples.append(times, *EU, 0.3, 3)
+    monkeypatch.setattr(samplefile, "MAX_BYTES", len(lines_of(1)) + 1)
+    samplefile.append(times, *EU, 0.1, 1)
+    samplefile.append(times, *EU, 0.2, 2)
+    monkeypatch.setattr(samplefile, "MAX_BYTES", len(lines_of(1, 2)))
+    with pytest.raises(samplefile.SampleFileError, match="has grown to 0 MiB"):
+        samplefile.append(times, *EU, 0.3, 3)
     assert Path(times).read_text() == lines_of(1, 2)
 
 
 def test_a_trim_leaves_the_newest_of_each_server_in_order(times: str) -> None:
     for i in range(1, 6):
-        samples.append(times, *EU, i / 10, i)
-        samples.append(times, "other", "x", i / 10, i)
+        samplefile.append(times, *EU, i / 10, i)
+        samplefile.append(times, "other", "x", i / 10, i)
     with open(times, "a") as file:
         file.write("garbage\nupstream once 0.5\n")
-    assert samples.trim(times, 2) == 7
+    assert history.trim(times, 2) == 7
     assert Path(times).read_text().splitlines() == [
         "upstream eu.example.com 0.400000 4.000",
         "other x 0.400000 4.000",
@@ -282,18 +282,18 @@ def test_a_trim_leaves_the_newest_of_each_server_in_order(times: str) -> None:
         "other x 0.500000 5.000",
         "upstream once 0.5",
     ]
-    assert samples.trim(times, 2) == 0
+    assert history.trim(times, 2) == 0
 
 
 @pytest.mark.parametrize("owner", [(1234, 1234), (1234, 0), (0, 1234)])
 def test_a_trim_keeps_owner_and_mode_and_leaves_no_other_file(times: str, owner: tuple[int, int]) -> None:
     for i in range(1, 6):
-        samples.append(times, *EU, i / 10, i)
+        samplefile.append(times, *EU, i / 10, i)
     os.chmod(times, 0o640)
     if os.geteuid() == 0:
         os.chown(times, *owner)
     before = os.stat(times)
-    samples.trim(times, 1)
+    history.trim(times, 1)
     after = os.stat(times)
     assert (after.st_uid, after.st_gid, stat.S_IMODE(after.st_mode)) == (before.st_uid, before.st_gid, 0o640)
     assert os.listdir(os.path.dirname(times)) == ["times.txt"]
@@ -301,18 +301,18 @@ def test_a_trim_keeps_owner_and_mode_and_leaves_no_other_file(times: str, owner:
 
 def test_a_trim_that_died_does_not_stop_the_next_one(times: str) -> None:
     for i in range(1, 6):
-        samples.append(times, *EU, i / 10, i)
+        samplefile.append(times, *EU, i / 10, i)
     Path(f"{times}.trim").write_text("half a li")
-    assert samples.trim(times, 1) == 4
+    assert history.trim(times, 1) == 4
     assert Path(times).read_text() == "upstream eu.example.com 0.500000 5.000\n"
 
 
 USES: dict[str, Callable[[str], object]] = {
-    "append": lambda path: samples.append(path, *EU, 0.1, 5),
-    "read": lambda path: samples.read(path, 30),
-    "trim": lambda path: samples.trim(path, 1),
-    "read on": lambda path: samples.read_on(path, 30, samples.Samples(), []),
-    "append all": lambda path: samples.append_all(path, 30, [samples.line(*EU, 0.1, 5)], samples.Samples()),
+    "append": lambda path: samplefile.append(path, *EU, 0.1, 5),
+    "read": lambda path: history.read(path, 30),
+    "trim": lambda path: history.trim(path, 1),
+    "follow": lambda path: history.follow(path, 30, history.Samples(), []),
+    "record": lambda path: history.Samples().record(path, [samplefile.format_line(*EU, 0.1, 5)]),
 }
 
 
@@ -322,10 +322,10 @@ USES: dict[str, Callable[[str], object]] = {
         *[(use, os, "open", number) for use in USES for number in (errno.EACCES, errno.EROFS, errno.EIO, errno.ESTALE)],
         *[(use, os, "fstat", errno.ESTALE) for use in USES],
         *[(use, os, "pread", errno.EIO) for use in USES],
-        *[(use, fcntl, "flock", errno.ENOLCK) for use in ("append", "append all", "trim")],
-        *[(use, os, "lstat", errno.ESTALE) for use in ("append", "append all", "trim")],
+        *[(use, fcntl, "flock", errno.ENOLCK) for use in ("append", "record", "trim")],
+        *[(use, os, "lstat", errno.ESTALE) for use in ("append", "record", "trim")],
         ("append", os, "write", errno.ENOSPC),
-        ("append all", os, "write", errno.ENOSPC),
+        ("record", os, "write", errno.ENOSPC),
         ("append", os, "close", errno.EDQUOT),
     ],
 )
@@ -346,7 +346,7 @@ def test_whatever_the_system_refuses_is_a_sample_file_error_and_leaves_nothing_o
     before = os.listdir("/proc/self/fd")
     with monkeypatch.context() as patched:
         patched.setattr(module, call, refuse)
-        with pytest.raises(samples.SampleFileError, match=f"^{re.escape(times)}: {os.strerror(number).lower()}$"):
+        with pytest.raises(samplefile.SampleFileError, match=f"^{re.escape(times)}: {os.strerror(number).lower()}$"):
             USES[use](times)
     assert os.listdir("/proc/self/fd") == before
     assert Path(times).read_text() == "upstream eu.example.com 0.1 5\n" * 3
@@ -367,7 +367,7 @@ def test_a_trim_that_cannot_put_a_file_in_its_place_shrinks_the_one_that_is_ther
     before = os.listdir("/proc/self/fd")
     with monkeypatch.context() as patched:
         patched.setattr(os, call, refuse)
-        assert samples.trim(times, 2) == 2
+        assert history.trim(times, 2) == 2
     assert os.listdir("/proc/self/fd") == before
     assert os.listdir(os.path.dirname(times)) == ["times.txt"]
     assert Path(times).read_text() == lines_of(2, 3) + "upstream eu.exam"
@@ -381,13 +381,13 @@ def test_a_file_is_shrunk_to_the_end_however_little_is_written_at_once(
     pwrite = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: pwrite(fd, data[:7], offset))
     monkeypatch.setattr(os, "rename", lambda *_: (_ for _ in ()).throw(OSError(errno.EBUSY, "")))
-    assert samples.trim(times, 2) == 2
+    assert history.trim(times, 2) == 2
     assert Path(times).read_text() == lines_of(3, 4)
 
 
 def test_a_trim_tells_an_unfinished_line_from_what_was_appended(times: str) -> None:
     Path(times).write_text(lines_of(*range(1, 300)) + "upstream eu")
-    assert samples.trim(times, 1) == 298
+    assert history.trim(times, 1) == 298
     assert Path(times).read_text() == lines_of(299) + "upstream eu"
 
 
@@ -395,7 +395,7 @@ def test_one_trim_is_at_work_at_a_time(times: str) -> None:
     Path(times).write_text(lines_of(1, 2, 3))
     with open(f"{times}.trim", "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        assert samples.trim(times, 1) == 0
+        assert history.trim(times, 1) == 0
     assert Path(times).read_text() == lines_of(1, 2, 3)
 
 
@@ -414,8 +414,8 @@ def test_a_trim_that_is_killed_while_it_shrinks_the_file_loses_no_sample(
     monkeypatch.setattr(os, "pwrite", write_some)
     monkeypatch.setattr(os, "rename", lambda *_: (_ for _ in ()).throw(OSError(errno.EBUSY, "")))
     with pytest.raises(KeyboardInterrupt):
-        samples.trim(times, 2)
-    found = set(samples.read(times, 30).series[EU])
+        history.trim(times, 2)
+    found = set(history.read(times, 30).series[EU])
     assert found >= set(read_text(Path(times).parent, lines_of(3, 4)).series[EU])
 
 
@@ -435,21 +435,21 @@ def test_a_file_that_is_made_and_removed_by_others_meanwhile_is_made_again(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "open", interfere)
-        samples.append(times, *EU, 0.1, 5)
+        samplefile.append(times, *EU, 0.1, 5)
     assert turns == [0, os.O_EXCL, 0, os.O_EXCL]
-    assert samples.read(times, 30).series[EU] == [(0.1, 5.0, False)]
+    assert history.read(times, 30).series[EU] == [(0.1, 5.0, False)]
 
 
 def interfere(monkeypatch: pytest.MonkeyPatch, path: str, change: Change) -> None:
     """Let `change` happen once a trim has read the file, and before it puts the shorter one in its place."""
-    original = samples._newest_lines
+    original = history._newest_lines
 
     def read_then_change(fd: int, end: int, keep: int, oldest: float) -> tuple[list[bytes], int]:
         result = original(fd, end, keep, oldest)
         change(path)
         return result
 
-    monkeypatch.setattr(samples, "_newest_lines", read_then_change)
+    monkeypatch.setattr(history, "_newest_lines", read_then_change)
 
 
 def lines_of(*values: int) -> str:
@@ -458,7 +458,7 @@ def lines_of(*values: int) -> str:
 
 def append_two(path: str) -> None:
     for value in (4, 5):
-        samples.append(path, *EU, value / 10, value)
+        samplefile.append(path, *EU, value / 10, value)
 
 
 def remove(path: str) -> None:
@@ -503,7 +503,7 @@ def test_what_happens_to_the_file_while_a_trim_reads_it_is_kept(
     interfere(monkeypatch, times, change)
     if shrinks:
         monkeypatch.setattr(os, "fchmod", lambda *_: (_ for _ in ()).throw(OSError(errno.EPERM, "")))
-    assert samples.trim(times, 1) == dropped
+    assert history.trim(times, 1) == dropped
     assert (Path(times).read_text() if os.path.exists(times) else None) == after
     assert not os.path.exists(f"{times}.trim")
 
@@ -512,8 +512,8 @@ def test_a_trim_that_cannot_be_finished_leaves_the_file_as_it_was_and_nothing_be
     Path(times).write_text(lines_of(1, 2, 3))
     with open(times) as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(samples.LockedError):
-            samples.trim(times, 1)
+        with pytest.raises(samplefile.LockedError):
+            history.trim(times, 1)
     assert Path(times).read_text() == lines_of(1, 2, 3)
     assert os.listdir(os.path.dirname(times)) == ["times.txt"]
 
@@ -521,7 +521,7 @@ def test_a_trim_that_cannot_be_finished_leaves_the_file_as_it_was_and_nothing_be
 def test_a_trim_never_makes_a_file_that_runs_as_its_owner(times: str) -> None:
     Path(times).write_text(lines_of(1, 2, 3))
     os.chmod(times, 0o4777)
-    assert samples.trim(times, 1) == 2
+    assert history.trim(times, 1) == 2
     assert stat.S_IMODE(os.stat(times).st_mode) == 0o777
 
 
@@ -535,18 +535,18 @@ def test_a_hard_link_to_another_file_is_not_written_to(tmp_path: Path, name: str
     (tmp_path / name).hardlink_to(other)
     if name == path.name:
         for use in USES.values():
-            with pytest.raises(samples.SampleFileError, match=f"{name}: a hard link"):
+            with pytest.raises(samplefile.SampleFileError, match=f"{name}: a hard link"):
                 use(str(path))
     else:
-        assert samples.trim(str(path), 1) == 2
+        assert history.trim(str(path), 1) == 2
     assert other.read_text() == "another file\n" * 3
 
 
 @pytest.mark.parametrize("cut", range(1, len(lines_of(1))))
 def test_what_a_killed_writer_left_is_never_taken_for_a_sample(times: str, cut: int) -> None:
     Path(times).write_text(lines_of(2) + lines_of(1)[:cut])
-    samples.append(times, *EU, 0.3, 3)
-    found = samples.read(times, 30)
+    samplefile.append(times, *EU, 0.3, 3)
+    found = history.read(times, 30)
     assert (found.series, found.garbage) == ({EU: [(0.3, 3.0, False), (0.2, 2.0, False)]}, 1)
 
 
@@ -554,19 +554,19 @@ def test_what_a_killed_writer_left_is_never_taken_for_a_sample(times: str, cut: 
 def test_any_number_of_made_up_servers_hides_no_server_known_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbers: str
 ) -> None:
-    monkeypatch.setattr(samples, "MAX_SERVERS", 10)
+    monkeypatch.setattr(history, "MAX_SERVERS", 10)
     path = tmp_path / "times.txt"
     flood = "".join(f"upstream s{i} {numbers}\n" for i in range(20))
     path.write_text(lines_of(1, 2) + flood + lines_of(3))
-    assert samples.read(str(path), 30).series[EU] == [(0.3, 3.0, False), (0.2, 2.0, False), (0.1, 1.0, False)]
-    assert len(samples.read(str(path), 30).series) == (1 if "nan" in numbers else 10)
-    samples.trim(str(path), 30)
-    assert samples.read(str(path), 30).series[EU] == [(0.3, 3.0, False), (0.2, 2.0, False), (0.1, 1.0, False)]
+    assert history.read(str(path), 30).series[EU] == [(0.3, 3.0, False), (0.2, 2.0, False), (0.1, 1.0, False)]
+    assert len(history.read(str(path), 30).series) == (1 if "nan" in numbers else 10)
+    history.trim(str(path), 30)
+    assert history.read(str(path), 30).series[EU] == [(0.3, 3.0, False), (0.2, 2.0, False), (0.1, 1.0, False)]
     assert len(path.read_text().splitlines()) == (12 if "nan" not in numbers else 3)
 
 
 def test_lines_that_are_no_samples_take_no_servers_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samples, "MAX_SERVERS", 10)
+    monkeypatch.setattr(history, "MAX_SERVERS", 10)
     found = read_text(tmp_path, lines_of(1) + "".join(f"upstream s{i} nan 5\n" for i in range(20)))
     assert (found.series, found.garbage) == ({EU: [(0.1, 1.0, False)]}, 20)
 
@@ -574,22 +574,22 @@ def test_lines_that_are_no_samples_take_no_servers_place(tmp_path: Path, monkeyp
 def test_only_the_end_of_a_huge_file_is_read_and_a_trim_makes_it_small(times: str) -> None:
     Path(times).write_text(lines_of(1))
     os.truncate(times, 1 << 40)  # a hole: it takes no space, but would take minutes to read
-    assert samples.read(times, 30).series == {}
-    with pytest.raises(samples.SampleFileError, match="has grown to 1048576 MiB: does a reweigh run"):
-        samples.append(times, *EU, 0.2, 2)
+    assert history.read(times, 30).series == {}
+    with pytest.raises(samplefile.SampleFileError, match="has grown to 1048576 MiB: does a reweigh run"):
+        samplefile.append(times, *EU, 0.2, 2)
     with open(times, "a") as file:
         file.write("?\n" + lines_of(2))
-    assert samples.read(times, 30).series == {EU: [(0.2, 2.0, False)]}
-    samples.trim(times, 30)
+    assert history.read(times, 30).series == {EU: [(0.2, 2.0, False)]}
+    history.trim(times, 30)
     assert Path(times).read_text() == lines_of(2)
 
 
 def test_a_trim_empties_a_huge_file_without_lines(times: str) -> None:
     Path(times).touch()
     os.truncate(times, 1 << 40)
-    samples.trim(times, 30)
+    history.trim(times, 30)
     assert Path(times).read_text() == ""
-    samples.append(times, *EU, 0.1, 1)
+    samplefile.append(times, *EU, 0.1, 1)
 
 
 NOBODY = 65534
@@ -623,13 +623,13 @@ def test_on_a_full_disk_what_fits_is_whole_and_the_rest_is_refused(full_disk: Pa
     value, refusal = 90, ""
     while not refusal:
         try:
-            samples.append(str(path), *EU, value / 10, value)
+            samplefile.append(str(path), *EU, value / 10, value)
             value += 1
-        except samples.SampleFileError as error:
+        except samplefile.SampleFileError as error:
             refusal = str(error)
     assert refusal == f"{path}: no space left on device"
     assert path.read_text() == lines_of(*range(1, value))
-    samples.trim(str(path), 85)
+    history.trim(str(path), 85)
     assert path.read_text() == lines_of(*range(value - 85, value))
     assert sorted(os.listdir(full_disk)) == ["filler", "times.txt"]
 
@@ -642,7 +642,7 @@ def as_nobody(use: Callable[[], object]) -> str:
     os.seteuid(NOBODY)
     try:
         return str(use())
-    except samples.SampleFileError as error:
+    except samplefile.SampleFileError as error:
         return f"refused: {error}"
     finally:
         os.seteuid(user)
@@ -663,11 +663,11 @@ def test_a_file_of_somebody_else_is_read_but_neither_written_nor_trimmed(shared:
     path = shared / "times.txt"
     path.write_text(lines_of(1, 2, 3))
     path.chmod(0o644)
-    assert as_nobody(lambda: samples.append(str(path), *EU, 0.4, 4)) == f"refused: {path}: permission denied"
-    assert as_nobody(lambda: samples.read(str(path), 30).lines) == "3"
-    assert as_nobody(lambda: samples.trim(str(path), 1)) == f"refused: {path}: belongs to somebody else"
+    assert as_nobody(lambda: samplefile.append(str(path), *EU, 0.4, 4)) == f"refused: {path}: permission denied"
+    assert as_nobody(lambda: history.read(str(path), 30).lines) == "3"
+    assert as_nobody(lambda: history.trim(str(path), 1)) == f"refused: {path}: belongs to somebody else"
     path.chmod(0o600)
-    assert as_nobody(lambda: samples.read(str(path), 30)) == f"refused: {path}: permission denied"
+    assert as_nobody(lambda: history.read(str(path), 30)) == f"refused: {path}: permission denied"
     assert path.read_text() == lines_of(1, 2, 3)
     assert os.listdir(shared) == ["times.txt"]
 
@@ -677,9 +677,9 @@ def test_a_file_that_all_may_write_is_appended_to_by_all_and_trimmed_by_its_owne
     path = shared / "times.txt"
     path.write_text(lines_of(1, 2, 3))
     path.chmod(0o666)
-    assert as_nobody(lambda: samples.append(str(path), *EU, 0.4, 4)) == "None"
-    assert as_nobody(lambda: samples.trim(str(path), 1)) == f"refused: {path}: belongs to somebody else"
-    assert samples.trim(str(path), 1) == 3
+    assert as_nobody(lambda: samplefile.append(str(path), *EU, 0.4, 4)) == "None"
+    assert as_nobody(lambda: history.trim(str(path), 1)) == f"refused: {path}: belongs to somebody else"
+    assert history.trim(str(path), 1) == 3
     assert path.read_text() == lines_of(4)
 
 
@@ -691,7 +691,7 @@ def test_a_file_planted_where_a_trim_writes_is_left_alone_and_stops_no_trim(shar
     planted.write_text(text)
     os.chown(planted, NOBODY, NOBODY)
     planted.chmod(0o666)
-    assert samples.trim(str(path), 1) == 2
+    assert history.trim(str(path), 1) == 2
     assert (path.read_text(), planted.read_text()) == (lines_of(3), text)
 
 
@@ -759,9 +759,9 @@ def check(port: int, path: Path) -> subprocess.CompletedProcess[str]:
 
 HOG = """
 import sys
-from multicloud import samples
-found = samples.read(sys.argv[1], 30)
-samples.trim(sys.argv[1], samples.KEEP)
+from multicloud import history, samplefile
+found = history.read(sys.argv[1], 30)
+history.trim(sys.argv[1], history.KEEP)
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(len(found.series), peak.split()[1])
 """
@@ -778,19 +778,19 @@ def test_a_hundred_megabytes_of_made_up_servers_take_bounded_memory(times: str) 
     assert os.path.getsize(times) > 100_000_000
     result = subprocess.run([sys.executable, "-c", HOG, times], capture_output=True, text=True, check=True)
     servers, kilobytes = map(int, result.stdout.split())
-    assert servers == samples.MAX_SERVERS
+    assert servers == history.MAX_SERVERS
     assert kilobytes < 300_000
-    assert len(Path(times).read_text().splitlines()) == samples.MAX_SERVERS
+    assert len(Path(times).read_text().splitlines()) == history.MAX_SERVERS
 
 
 def test_a_check_that_failed_is_a_sample_of_its_own_kind(times: str) -> None:
-    samples.append(times, *EU, 0.1, 5)
-    samples.append(times, *EU, 10, 6, failed=True)
+    samplefile.append(times, *EU, 0.1, 5)
+    samplefile.append(times, *EU, 10, 6, failed=True)
     assert Path(times).read_text().splitlines()[1] == "upstream eu.example.com 10.000000 6.000 failed"
-    found = samples.read(times, 30)
+    found = history.read(times, 30)
     assert (found.series, found.garbage) == ({EU: [(10.0, 6.0, True), (0.1, 5.0, False)]}, 0)
-    assert samples.trim(times, 1) == 1
-    assert samples.read(times, 30).series == {EU: [(10.0, 6.0, True)]}
+    assert history.trim(times, 1) == 1
+    assert history.read(times, 30).series == {EU: [(10.0, 6.0, True)]}
 
 
 @pytest.mark.parametrize("line", ["0.1 failed", "failed", "0.1 5 Failed", "0.1 5 failed failed", "0.1 5  failed x"])
@@ -800,49 +800,56 @@ def test_what_is_like_a_failed_check_is_none(tmp_path: Path, line: str) -> None:
 
 def test_a_trim_forgets_servers_that_have_no_new_samples(times: str) -> None:
     Path(times).write_text("upstream gone 0.1 5.0\nupstream here 0.1 99\nupstream old 0.1\nupstream here 0.1 100\n")
-    assert samples.trim(times, 10, 99.0) == 1
-    assert set(samples.read(times, 30).series) == {("upstream", "here"), ("upstream", "old")}
+    assert history.trim(times, 10, 99.0) == 1
+    assert set(history.read(times, 30).series) == {("upstream", "here"), ("upstream", "old")}
 
 
 def test_of_more_lines_than_can_be_read_in_time_the_newest_count(times: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samples, "MAX_LINES", 3000)
+    monkeypatch.setattr(history, "MAX_LINES", 3000)
     Path(times).write_text("a b 1\n" * 200_000 + lines_of(1))
-    assert samples.read(times, 30).lines < 100_000
-    assert samples.trim(times, 10) > 0
-    assert samples.read(times, 30).lines == 11
+    assert history.read(times, 30).lines < 100_000
+    assert history.trim(times, 10) > 0
+    assert history.read(times, 30).lines == 11
 
 
 OWN = tuple(("app", name) for name in ("eu", "us"))
 
 
-def test_reading_on_adds_what_was_appended_since(tmp_path: Path) -> None:
+def test_a_file_that_nobody_else_writes_is_read_once(tmp_path: Path) -> None:
     path = str(tmp_path / "times.txt")
-    samples.append(path, "app", "eu", 0.1, 1.0)
-    found = samples.read(path, 3)
-    assert samples.read_on(path, 3, found, OWN) is found
-    samples.append(path, "app", "eu", 0.2, 2.0)
-    samples.append(path, "app", "us", 0.3, 3.0, failed=True)
+    found = history.Samples()
+    for number in range(3):
+        assert history.follow(path, 5, found, OWN) is found
+        found.add("app", "eu", history.Sample(0.1, number), 5)
+        found.record(path, [samplefile.format_line("app", "eu", 0.1, number)])
+    whole = history.read(path, 5)
+    assert (found.series, found.lines, found.size, found.stamp) == (whole.series, 3, whole.size, whole.stamp)
+
+
+def test_what_others_have_written_since_is_read(tmp_path: Path) -> None:
+    path = str(tmp_path / "times.txt")
+    samplefile.append(path, "app", "eu", 0.1, 1.0)
+    found = history.read(path, 3)
+    assert history.follow(path, 3, found, OWN) is found
+    samplefile.append(path, "app", "eu", 0.2, 2.0)
+    samplefile.append(path, "app", "us", 0.3, 3.0, failed=True)
     with open(path, "a") as file:
         file.write("no sample\napp eu 0.9 4.0")  # the last line has no end yet
-    assert samples.read_on(path, 3, found, OWN) is found
+    found = history.follow(path, 3, found, OWN)
     assert found.series == {("app", "eu"): [(0.2, 2.0, False), (0.1, 1.0, False)], ("app", "us"): [(0.3, 3.0, True)]}
     assert (found.lines, found.garbage) == (4, 1)
-    for number in range(5):
-        samples.append(path, "app", "eu", 1.0 + number, 10.0)
-    samples.read_on(path, 3, found, OWN)
-    assert [seconds for seconds, _, _ in found.series["app", "eu"]] == [5.0, 4.0, 3.0]
 
 
-def test_reading_on_in_another_file_keeps_what_that_one_has_not(tmp_path: Path) -> None:
+def test_beside_another_file_what_that_one_has_not_is_kept(tmp_path: Path) -> None:
     path = str(tmp_path / "times.txt")
     for number in range(4):
-        samples.append(path, "app", "eu", 0.1 + number, float(number))
-    found = samples.read(path, 10)
+        samplefile.append(path, "app", "eu", 0.1 + number, float(number))
+    found = history.read(path, 10)
     Path(path).unlink()
-    assert samples.read_on(path, 10, found, OWN) is found
-    samples.append(path, "app", "eu", 3.1, 3.0)  # which it has
-    samples.append(path, "app", "eu", 9.0, 9.0)
-    found = samples.read_on(path, 10, found, OWN)
+    assert history.follow(path, 10, found, OWN) is found
+    samplefile.append(path, "app", "eu", 3.1, 3.0)  # which it has
+    samplefile.append(path, "app", "eu", 9.0, 9.0)
+    found = history.follow(path, 10, found, OWN)
     assert [when for _, when, _ in found.series["app", "eu"]] == [9.0, 3.0, 2.0, 1.0, 0.0]
     assert found.lines == 2
 
@@ -850,69 +857,55 @@ def test_reading_on_in_another_file_keeps_what_that_one_has_not(tmp_path: Path) 
 def test_what_is_kept_of_another_file_is_in_the_order_of_time(tmp_path: Path) -> None:
     path = str(tmp_path / "times.txt")
     for number, seconds in enumerate((0.3, 0.1, 0.4)):
-        samples.append(path, "app", "eu", seconds, float(number))
-    found = samples.read(path, 10)
+        samplefile.append(path, "app", "eu", seconds, float(number))
+    found = history.read(path, 10)
     Path(path).write_text("app eu 0.200000 9.000\n")
-    found = samples.read_on(path, 10, found, OWN)
+    found = history.follow(path, 10, found, OWN)
     assert [seconds for seconds, _, _ in found.series["app", "eu"]] == [0.2, 0.4, 0.1, 0.3]
 
 
 def test_of_samples_that_are_equal_none_is_lost_in_another_file(tmp_path: Path) -> None:
     path = tmp_path / "times.txt"
     path.write_text("app us 0.5 1.0\n")
-    found = samples.read(str(path), 10)
+    found = history.read(str(path), 10)
     for sample in ((2.0, 5.0, True), (2.0, 5.0, True), (0.1, 5.0, False)):  # of one round
-        found.add("app", "eu", sample, 10)
+        found.add("app", "eu", history.Sample(*sample), 10)
     path.write_text("app eu 2.0 5.0 failed\n")
-    found = samples.read_on(str(path), 10, found, OWN)
+    found = history.follow(str(path), 10, found, OWN)
     assert sorted(found.series["app", "eu"]) == [(0.1, 5.0, False), (2.0, 5.0, True), (2.0, 5.0, True)]
 
 
-def test_reading_on_counts_and_bounds_as_reading_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samples, "MAX_SERVERS", 10)
-    path = tmp_path / "times.txt"
-    path.write_text(lines_of(1))
-    found = samples.read(str(path), 10)
-    with path.open("a") as file:
-        file.write("".join(f"upstream s{number} 0.1 5\n" for number in range(12)) + "?\n" + lines_of(2))
-    assert samples.read_on(str(path), 10, found, OWN) is found
-    assert (len(found.series), len(found.series[EU]), found.garbage) == (10, 2, 4)
-    assert (found.lines, found.size) == (15, path.stat().st_size)
-
-
-def test_reading_on_sees_that_a_file_was_shortened_and_has_grown_again(tmp_path: Path) -> None:
+def test_a_file_that_was_shortened_and_has_grown_again_is_read_anew(tmp_path: Path) -> None:
     path = str(tmp_path / "times.txt")
     for number in range(20):
-        samples.append(path, "app", "eu", 0.1, float(number))
-    found = samples.read(path, 3)
+        samplefile.append(path, "app", "eu", 0.1, float(number))
+    found = history.read(path, 3)
     Path(path).write_text("app us 0.5 50.0\n" * 40)
-    found = samples.read_on(path, 3, found, OWN)
+    found = history.follow(path, 3, found, OWN)
     assert len(found.series["app", "us"]) == 3
     assert found.lines == 40
 
 
-def test_many_samples_are_appended_at_once_and_what_others_appended_is_read(tmp_path: Path) -> None:
+def test_many_samples_are_appended_at_once_beside_what_others_append(tmp_path: Path) -> None:
     path = str(tmp_path / "times.txt")
-    samples.append(path, "app", "eu", 0.1, 1.0)
-    found = samples.read(path, 5)
-    samples.append(path, "other", "ap", 0.7, 2.0)
-    found.add("app", "eu", (0.2, 3.0, False), 5)
-    found.add("app", "us", (0.3, 3.0, True), 5)
-    samples.append_all(
-        path, 5, [samples.line("app", "eu", 0.2, 3.0), samples.line("app", "us", 0.3, 3.0, failed=True)], found
-    )
-    samples.append(path, "other", "ap", 0.8, 4.0)
-    samples.read_on(path, 5, found, OWN)
-    assert found.series == samples.read(path, 5).series
-    assert found.lines == samples.read(path, 5).lines == 5
+    samplefile.append(path, "app", "eu", 0.1, 1.0)
+    found = history.read(path, 5)
+    samplefile.append(path, "other", "ap", 0.7, 2.0)
+    found.add("app", "eu", history.Sample(0.2, 3.0), 5)
+    found.add("app", "us", history.Sample(0.3, 3.0, failed=True), 5)
+    lines = [samplefile.format_line("app", "eu", 0.2, 3.0), samplefile.format_line("app", "us", 0.3, 3.0, failed=True)]
+    found.record(path, lines)
+    found = history.follow(path, 5, found, OWN)
+    assert found.series == history.read(path, 5).series
+    assert found.lines == 4
 
 
 def test_a_file_that_is_not_there_yet_is_made_and_what_was_added_counts_once(tmp_path: Path) -> None:
     path = str(tmp_path / "times.txt")
-    found = samples.read_on(path, 5, samples.Samples(), OWN)
-    found.add("app", "eu", (0.2, 3.0, False), 5)
-    samples.append_all(path, 5, [samples.line("app", "eu", 0.2, 3.0)], found)
-    assert samples.read_on(path, 5, found, OWN).series == {("app", "eu"): [(0.2, 3.0, False)]}
+    found = history.follow(path, 5, history.Samples(), OWN)
+    found.add("app", "eu", history.Sample(0.2, 3.0), 5)
+    found.record(path, [samplefile.format_line("app", "eu", 0.2, 3.0)])
+    assert history.follow(path, 5, found, OWN).series == {("app", "eu"): [(0.2, 3.0, False)]}
 
 
 @needs_root
@@ -923,5 +916,5 @@ def test_a_strangers_lock_on_the_file_beside_stops_no_trim(shared: Path) -> None
     os.chown(planted, NOBODY, NOBODY)
     with planted.open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        assert samples.trim(str(path), 1) == 2
+        assert history.trim(str(path), 1) == 2
     assert path.read_text() == lines_of(3)

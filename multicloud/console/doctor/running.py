@@ -6,15 +6,15 @@ import grp
 import os
 from typing import TYPE_CHECKING
 
-from multicloud.console import observe
 from multicloud.console.doctor.finding import CHECKS, ok, problem, unknown
+from multicloud.console.instance import EXTERNAL, may
 from multicloud.console.problems import REWEIGH, SAMPLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from multicloud.console.doctor.finding import Finding
-    from multicloud.console.observe import Instance, User
+    from multicloud.console.instance import Instance, User
     from multicloud.settings import Settings
 
 REMOVE_CHROOT = "remove `chroot` from `global` (from HAProxy 3.4 on, write `chroot /`, without which it warns)"
@@ -50,7 +50,7 @@ def process(instance: Instance, values: Settings, user: User | None) -> Iterator
     if user is None:
         yield unknown(f"HAProxy's process {instance.pid} cannot be seen from here: nor what its user may do")
         return
-    if any(server.check.startswith(observe.EXTERNAL) for server in instance.servers) and "/" in address:
+    if any(server.check.startswith(EXTERNAL) for server in instance.servers) and "/" in address:
         yield _connects(address, user)
     if instance.forks(values.backends):
         yield from _surroundings(instance.pid, os.path.dirname(os.path.abspath(values.times)))
@@ -58,7 +58,7 @@ def process(instance: Instance, values: Settings, user: User | None) -> Iterator
 
 def _connects(address: str, user: User) -> Finding:
     """Whether the reweigh, which HAProxy starts as its own user, can connect: for that, one must be able to write."""
-    allowed = observe.may(user, "w", address)
+    allowed = may(user, "w", address)
     if allowed is None:
         return unknown(f"only root sees whether HAProxy's user {user.name} can connect to the socket {address}")
     if allowed:

@@ -28,7 +28,7 @@ def run(main: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         code = 130
     except Exception as error:
-        tell_of(error)
+        report_bug(error)
         code = 1
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -39,7 +39,7 @@ def run(main: Callable[[], int]) -> NoReturn:
     os._exit(code)
 
 
-def apart(work: Callable[[], None], patience: float) -> None:
+def run_in_child(work: Callable[[], None], patience: float) -> None:
     """Do `work` in a process of its own, and wait for its end, but not long.
 
     After `patience` seconds it goes on alone, and after LIFE it is ended, unless what it works with, such as a disk, is
@@ -51,24 +51,24 @@ def apart(work: Callable[[], None], patience: float) -> None:
         try:
             work()
         except Exception as error:
-            tell_of(error)
+            report_bug(error)
         finally:
             os._exit(0)
     os.close(working)
     select.select([done], [], [], patience)
 
 
-def tell_of(error: Exception) -> None:
+def report_bug(error: Exception) -> None:
     """Write one line, not a traceback, for an error that should not happen."""
-    tell(f"error: {type(error).__name__}: {error} ({_place(error)}); please report it")
+    warn(f"error: {type(error).__name__}: {error} ({_place(error)}); please report it")
 
 
-def tell(line: str) -> None:
+def warn(line: str) -> None:
     """Write a line to standard error. That nobody can read it changes no exit code."""
     _write(line, sys.stderr)
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     """Write a line to standard output. That nobody can read it changes no exit code."""
     _write(line, sys.stdout)
 

@@ -1,0 +1,362 @@
+"""The history of each server's checks: the sample file read, followed and trimmed.
+
+    <backend> <server> <seconds> <unix time>
+    <backend> <server> <seconds> <unix time> failed
+
+Lines of three fields, without a time, are read too. Readers need no lock: a line is written in one piece, and what
+follows the last newline is not a line yet. Nothing in the file is trusted: a line that is no sample is skipped and
+counted.
+
+A trim puts a shorter file in the place of the file with a rename, so that a process killed at any moment leaves either
+the old file or the new one. Where there is no space or no right for that, it moves the lines that stay to the front of
+the file instead. Lines only move forward in the file then: a killed trim can duplicate one, never lose one. One that
+reads in the very moment in which lines move may see some of them twice.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from multicloud import samplefile
+from multicloud.samplefile import FAILED_MARK, MAX_BYTES, LockedError, SampleFileError
+from multicloud.settings import NAME_CHARACTERS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    Stamp = tuple[int, int, int, int]
+
+KEEP = 100
+"""Samples of a server that a trim leaves in the file."""
+
+MAX_SECONDS = 3600.0
+MAX_TIME = 1e11
+MAX_SERVERS = 20_000
+MAX_LINES = 1_000_000
+"""How many lines are read, which takes about as long as numpy does to be loaded five times over."""
+
+MAX_GARBAGE = 100_000
+BLOCK = 256 << 10
+
+
+class Sample(NamedTuple):
+    """A check: its seconds, the UNIX time at which it ended, None where that is not known, and whether it failed.
+
+    A check that failed has the seconds that it was allowed.
+    """
+
+    seconds: float
+    time: float | None = None
+    failed: bool = False
+
+
+class Samples:
+    """What a sample file says.
+
+    `series` maps (backend, server) to the newest samples of that server, newest first. `lines` counts the lines that
+    were read, `garbage` those of them that are no samples, and `size` is the file's, in bytes. `stamp` is the state of
+    the file that all of this is from, None where it is from no such file.
+    """
+
+    __slots__ = ("garbage", "lines", "series", "size", "stamp")
+
+    def __init__(self) -> None:
+        self.series: dict[tuple[str, str], list[Sample]] = {}
+        self.lines = 0
+        self.garbage = 0
+        self.size = 0
+        self.stamp: Stamp | None = None
+
+    def add(self, backend: str, server: str, sample: Sample, newest: int) -> None:
+        """Add a sample that was taken after those that are there, and keep the `newest`."""
+        known = self.series.setdefault((backend, server), [])
+        known.insert(0, sample)
+        del known[newest:]
+
+    def record(self, path: str, lines: Iterable[bytes]) -> None:
+        """Append to the file the lines of samples that were added here. Raises SampleFileError."""
+        written = [*lines]
+        before, after = samplefile.append_lines(path, b"".join(written))
+        # Where somebody else has written, too, the file is read as a whole the next time.
+        self.stamp = _stamp(after) if self.stamp == _stamp(before) or not before.st_size else None
+        self.lines += len(written)
+        self.size = after.st_size
+
+
+def read(path: str, newest: int) -> Samples:
+    """The `newest` samples of each server; none where there is no file. Raises SampleFileError.
+
+    Of a file larger than MAX_BYTES, or of more lines than MAX_LINES, only the end is read, of its servers no more than
+    MAX_SERVERS, and nothing more once MAX_GARBAGE lines were no samples: a reweigh must come to its end however much
+    there is.
+    """
+    samples = Samples()
+    try:
+        fd = samplefile.open_file(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return samples
+    known: dict[bytes, list[Sample]] = {}
+    try:
+        found = os.fstat(fd)
+        samples.size, samples.stamp = found.st_size, _stamp(found)
+        for lines in _blocks(fd, _end_of_lines(fd)):
+            if samples.garbage > MAX_GARBAGE or samples.lines > MAX_LINES:
+                break
+            samples.lines += len(lines)
+            for line in reversed(lines):
+                names, sample = _parse(line)
+                if sample is None or (names not in known and len(known) >= MAX_SERVERS):
+                    samples.garbage += 1
+                elif len(kept := known.setdefault(names, [])) < newest:
+                    kept.append(sample)
+    except OSError as error:
+        raise samplefile.unusable(path, error) from None
+    finally:
+        os.close(fd)
+    for names, kept in known.items():
+        backend, server = names.decode().split()
+        samples.series[backend, server] = kept
+    return samples
+
+
+def follow(path: str, newest: int, samples: Samples, own: Iterable[tuple[str, str]]) -> Samples:
+    """`samples` where nobody else has written the file since they were read, else what it has now.
+
+    What `samples` has and the file has not is kept of the servers that are this process's `own`. Where there is no
+    file, `samples` are as they were. Raises SampleFileError.
+    """
+    try:
+        if _stamp(os.lstat(path)) == samples.stamp:
+            return samples
+    except FileNotFoundError:
+        samples.stamp = None
+        return samples
+    except OSError as error:
+        raise samplefile.unusable(path, error) from None
+    whole = read(path, newest)
+    for key in own:
+        in_file = whole.series.get(key, [])
+        lacking = list(samples.series.get(key, ()))
+        for sample in in_file:
+            if sample in lacking:
+                lacking.remove(sample)
+        if lacking:
+            merged = sorted([*lacking, *in_file], key=lambda sample: sample.time or 0.0, reverse=True)
+            whole.series[key] = merged[:newest]
+    return whole
+
+
+def _stamp(found: os.stat_result) -> Stamp:
+    """What changes when somebody writes the file, or puts another one in its place."""
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def trim(path: str, keep: int, oldest: float = 0.0) -> int:
+    """Leave the `keep` newest samples of each server and no garbage; return how many lines were dropped.
+
+    Samples from before the UNIX time `oldest` are dropped, too, so that servers that are no more go in the end. The
+    lines to keep are written beside the file; then, under the lock, what was appended meanwhile is added and the new
+    file takes the place of the old one, or else the lines move to its front. Nothing is dropped where another trim is
+    at work, or where somebody else truncated or replaced the file meanwhile. Raises SampleFileError, also where the
+    file belongs to somebody else.
+    """
+    try:
+        old = samplefile.open_file(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return 0
+    try:
+        owner = os.fstat(old)
+        if os.geteuid() not in (0, owner.st_uid):
+            raise SampleFileError(f"{path}: belongs to somebody else")
+        end = _end_of_lines(old)
+        read = _Read(path, old, end, os.pread(old, min(end, 4096), max(0, end - 4096)))
+        kept, dropped = _newest_lines(old, end, keep, oldest)
+        if not dropped:
+            return 0
+        try:
+            replaced = _replace(read, b"".join(kept), owner)
+        except LockedError:  # somebody holds the file itself, so neither way can be gone now
+            raise
+        except (OSError, SampleFileError):  # no right or no space for another file, or the file's path is a mount
+            replaced = _shrink(read, b"".join(kept))
+        return dropped if replaced else 0
+    except OSError as error:
+        raise samplefile.unusable(path, error) from None
+    finally:
+        os.close(old)
+
+
+class _Read:
+    """A file that was read up to the offset `end`; `last` are its bytes right before that."""
+
+    __slots__ = ("end", "fd", "last", "path")
+
+    def __init__(self, path: str, fd: int, end: int, last: bytes) -> None:
+        self.path = path
+        self.fd = fd
+        self.end = end
+        self.last = last
+
+    def lock(self) -> int | None:
+        """The file at the path, locked; None where it was replaced, or truncated and has perhaps grown again since.
+
+        Raises OSError and SampleFileError.
+        """
+        try:
+            locked = samplefile.lock(self.path, samplefile.LOCK_WAIT, create=False)
+        except FileNotFoundError:
+            return None
+        same = os.path.samestat(os.fstat(locked), os.fstat(self.fd))
+        if same and os.pread(locked, len(self.last), self.end - len(self.last)) == self.last:
+            return locked
+        os.close(locked)
+        return None
+
+    def appended(self, locked: int) -> bytes:
+        """What was appended after `end`."""
+        return os.pread(locked, os.fstat(locked).st_size - self.end, self.end)
+
+
+def _replace(read: _Read, kept: bytes, owner: os.stat_result) -> bool:
+    """Put a file of the `kept` lines, and what was appended since, in the place of the one that was read.
+
+    False where that is no longer the one at the path, or another trim is at work. Raises OSError and SampleFileError.
+    """
+    beside = f"{read.path}.trim"
+    try:
+        new = samplefile.lock(beside, 0, create=True)
+    except LockedError:
+        if os.lstat(beside).st_uid not in (os.geteuid(), owner.st_uid):
+            raise SampleFileError(f"{beside}: belongs to somebody else") from None
+        return False
+    replaced = False
+    try:
+        if os.fstat(new).st_uid not in (os.geteuid(), owner.st_uid):
+            raise SampleFileError(f"{beside}: belongs to somebody else")
+        try:
+            _make_own(new, owner)
+            _write(new, kept)
+            locked = read.lock()
+            if locked is not None:
+                try:
+                    _write(new, read.appended(locked))
+                    os.rename(beside, read.path)
+                    replaced = True
+                finally:
+                    os.close(locked)
+        finally:
+            if not replaced:
+                os.unlink(beside)  # on a full disk its space is wanted back
+    finally:
+        os.close(new)
+    return replaced
+
+
+def _shrink(read: _Read, kept: bytes) -> bool:
+    """Move the `kept` lines, and what was appended since, to the front of the file, which needs no space.
+
+    False where the file is no longer the one at the path. Raises OSError and SampleFileError.
+    """
+    locked = read.lock()
+    if locked is None:
+        return False
+    try:
+        lines = memoryview(kept + read.appended(locked))
+        fcntl.fcntl(locked, fcntl.F_SETFL, 0)  # what is open for appending writes nowhere else
+        done = 0
+        while done < len(lines):
+            done += os.pwrite(locked, lines[done:], done)
+        os.ftruncate(locked, done)
+        return True
+    finally:
+        os.close(locked)
+
+
+def _make_own(fd: int, owner: os.stat_result) -> None:
+    """Empty the file and give it to `owner`."""
+    found = os.fstat(fd)
+    os.ftruncate(fd, 0)
+    if found.st_uid != owner.st_uid or found.st_gid != owner.st_gid:
+        os.fchown(fd, owner.st_uid, owner.st_gid)
+    os.fchmod(fd, owner.st_mode & 0o777)  # only now, and never set-user-ID: it may be root who makes this file
+
+
+def _write(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _newest_lines(fd: int, end: int, keep: int, oldest: float) -> tuple[list[bytes], int]:
+    """The lines to keep, in the order of the file and with their newlines, and the number of all the others."""
+    counts: dict[bytes, int] = {}
+    kept: list[bytes] = []
+    dropped = garbage = 0
+    for lines in _blocks(fd, end):
+        if garbage > MAX_GARBAGE or dropped + len(kept) > MAX_LINES:  # what lies before is dropped with it
+            dropped += 1
+            break
+        for line in reversed(lines):
+            names, sample = _parse(line)
+            garbage += sample is None
+            count = counts.get(names, 0)
+            is_old = sample is None or (sample.time is not None and sample.time < oldest)
+            if is_old or count >= keep or (not count and len(counts) >= MAX_SERVERS):
+                dropped += 1
+            else:
+                counts[names] = count + 1
+                kept.append(line + b"\n")
+    if end > MAX_BYTES:
+        dropped += 1  # what lies before, whatever it is
+    kept.reverse()
+    return kept, dropped
+
+
+def _parse(line: bytes) -> tuple[bytes, Sample | None]:
+    """`backend server` of a line, and its sample; None for a line that is none."""
+    fields = line.split()
+    failed = len(fields) == 5 and line.endswith(FAILED_MARK)
+    names, numbers = fields[:2], fields[2 : len(fields) - failed]
+    if len(numbers) not in (1, 2) or b"".join(names).translate(None, NAME_CHARACTERS) or b"_" in b"".join(numbers):
+        return b"", None
+    try:
+        seconds = float(numbers[0])
+        when = float(numbers[1]) if len(numbers) > 1 else None
+    except ValueError:
+        return b"", None
+    if not 0 < seconds <= MAX_SECONDS or not (when is None or 0 <= when <= MAX_TIME):
+        return b"", None
+    return b" ".join(names), Sample(seconds, when, failed)
+
+
+def _end_of_lines(fd: int) -> int:
+    """The offset behind the last newline; 0 where there is none, the end where the last MAX_BYTES have none."""
+    size = end = os.fstat(fd).st_size
+    first = max(0, end - MAX_BYTES)
+    while end > first:
+        start = max(first, end - 4096)
+        newline = os.pread(fd, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return size if first else 0
+
+
+def _blocks(fd: int, end: int) -> Iterator[list[bytes]]:
+    """The lines before the offset `end`, in blocks: the newest block first, the lines of a block in file order."""
+    first = max(0, end - MAX_BYTES)
+    tail = b""  # of a line that begins in the block before; all of a line that is longer than a block is garbage
+    end -= 1  # not the last newline
+    while end > first:
+        start = max(first, end - BLOCK)
+        block = os.pread(fd, end - start, start)
+        if len(block) < end - start:  # truncated by somebody else meanwhile
+            return
+        lines = (block + tail).split(b"\n")
+        tail = lines.pop(0)[:BLOCK]
+        yield lines
+        end = start
+    if first == 0 and end == 0:
+        yield [tail]

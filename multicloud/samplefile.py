@@ -1,0 +1,154 @@
+"""A sample's line, and how it gets into the sample file: all that a check loads of it.
+
+    <backend> <server> <seconds> <unix time>
+    <backend> <server> <seconds> <unix time> failed
+
+A check that failed has the seconds that it was allowed. Whoever holds the file's lock (flock) owns it: appends take
+turns with each other and with a trim (history.py). A writer that waited for the lock makes sure that the file it holds
+is still the one at the path. A line is written in one piece, and what follows the last newline is not a line yet.
+
+Others may write where the file lies, so it must be a regular file, and is not followed through a symbolic or a hard
+link.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import time
+
+from multicloud.settings import is_name
+
+FAILED_MARK = b" failed"
+"""How the line of a check ends that failed."""
+
+LOCK_WAIT = 0.5
+"""Seconds to wait for the lock: less than HAProxy gives a check, and far more than a trim holds it."""
+
+MAX_BYTES = 32 << 20
+"""What the file may grow to."""
+
+
+class SampleFileError(Exception):
+    """The sample file cannot be used. The text says which file and why."""
+
+
+class LockedError(SampleFileError):
+    """Another process holds the lock."""
+
+
+def format_line(backend: str, server: str, seconds: float, when: float, *, failed: bool = False) -> bytes:
+    """A sample as it stands in the file. Raises SampleFileError where the names cannot stand there."""
+    if not is_name(backend) or not is_name(server):
+        raise SampleFileError(f"not the names of a backend and a server: {backend!r} {server!r}")
+    return f"{backend} {server} {seconds:.6f} {when:.3f}".encode() + (FAILED_MARK if failed else b"") + b"\n"
+
+
+def append(path: str, backend: str, server: str, seconds: float, when: float, *, failed: bool = False) -> None:
+    """Add one sample, making the file where there is none. Raises SampleFileError, and then nothing was added."""
+    append_lines(path, format_line(backend, server, seconds, when, failed=failed))
+
+
+def append_lines(path: str, lines: bytes) -> tuple[os.stat_result, os.stat_result]:
+    """Add lines as `format_line` gives them; return the file's state before and after.
+
+    Raises SampleFileError, and then nothing was added.
+    """
+    fd = lock(path, LOCK_WAIT, create=True)
+    try:
+        try:
+            before = os.fstat(fd)
+            _write_all(fd, path, before.st_size, lines)
+            return before, os.fstat(fd)
+        finally:
+            os.close(fd)  # on a network's file system it may tell that nothing was written
+    except OSError as error:
+        raise unusable(path, error) from None
+
+
+def _write_all(fd: int, path: str, size: int, lines: bytes) -> None:
+    """Append to the locked file of that size: all of it, or nothing. Raises SampleFileError and OSError."""
+    if size >= MAX_BYTES:
+        raise SampleFileError(f"{path}: has grown to {size >> 20} MiB: does a reweigh run, which trims it?")
+    if size and os.pread(fd, 1, size - 1) != b"\n":
+        lines = b"?\n" + lines  # what a killed writer left is no line, even where it looks like a shorter one
+    if os.write(fd, lines) < len(lines):
+        os.ftruncate(fd, size)
+        raise SampleFileError(f"{path}: no space left on device")
+
+
+def lock(path: str, wait: float, *, create: bool) -> int:
+    """Open the file at `path` for appending and lock it. Raises LockedError after `wait` seconds.
+
+    Raises FileNotFoundError unless `create`, and SampleFileError, too.
+    """
+    deadline = time.monotonic() + wait
+    while True:
+        fd = open_file(path, os.O_RDWR | os.O_APPEND, create=create)
+        mine = False
+        try:
+            mine = _locked(fd) and _is_at(path, fd)
+        except OSError as error:
+            raise unusable(path, error) from None
+        finally:
+            if not mine:
+                os.close(fd)
+        if mine:
+            return fd
+        if time.monotonic() >= deadline:
+            raise LockedError(f"{path}: locked by another process for more than {wait} s")
+        time.sleep(0.002)
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_at(path: str, fd: int) -> bool:
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(fd))
+    except FileNotFoundError:
+        return False
+
+
+def open_file(path: str, flags: int, *, create: bool = False) -> int:
+    """Open a regular file. Raises FileNotFoundError unless `create`, and SampleFileError."""
+    flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        try:
+            fd = os.open(path, flags)
+        except FileNotFoundError:
+            if not create:
+                raise
+            # Never O_CREAT alone: in /tmp the kernel refuses it, to root too, where the file is somebody else's.
+            fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o640)
+        try:
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode):
+                raise SampleFileError(f"{path}: not a regular file")
+            if found.st_nlink > 1:
+                raise SampleFileError(f"{path}: a hard link, perhaps to somebody else's file")
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+    except FileExistsError:  # somebody else made it in between, and may have removed it since
+        return open_file(path, flags, create=create)
+    except FileNotFoundError:
+        if create:
+            raise SampleFileError(f"{path}: no such directory") from None
+        raise
+    except OSError as error:
+        raise unusable(path, error) from None
+
+
+def unusable(path: str, error: OSError) -> SampleFileError:
+    if error.errno == errno.ELOOP:
+        return SampleFileError(f"{path}: a symbolic link, which is not followed")
+    return SampleFileError(f"{path}: {(error.strerror or str(error)).lower()}")
