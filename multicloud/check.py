@@ -34,7 +34,7 @@ def main() -> int:
     """Do what HAProxy asks for; return the exit code."""
     began = time.monotonic()
     try:
-        values = settings.Sources(os.environ).read(settings.CHECK, *sections(os.environ))
+        values = settings.Sources(os.environ).read(settings.CHECK, *server_named(os.environ))
         target = haproxy_target(sys.argv[1:], os.environ, values)
         result = _judge(target, values)
     except (settings.SettingError, UsageError) as error:
@@ -75,10 +75,9 @@ def _judge(target: probe.Target, values: settings.Settings) -> probe.Probe:
         _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
 
 
-def sections(environ: Mapping[str, str]) -> tuple[str, str]:
-    """The sections of the settings file that hold for the server that HAProxy named, the narrower one first."""
-    backend, server = environ.get("HAPROXY_PROXY_NAME", ""), environ.get("HAPROXY_SERVER_NAME", "")
-    return f"{backend}/{server}", backend
+def server_named(environ: Mapping[str, str]) -> tuple[str, str]:
+    """The backend and the server that HAProxy named."""
+    return environ.get("HAPROXY_PROXY_NAME", ""), environ.get("HAPROXY_SERVER_NAME", "")
 
 
 def haproxy_target(arguments: Sequence[str], environ: Mapping[str, str], values: settings.Settings) -> probe.Target:
@@ -140,7 +139,7 @@ def record(environ: Mapping[str, str], path: str, rtt: float | None, allowed: fl
 
 def record_in_turn(environ: Mapping[str, str], path: str, rtt: float | None, allowed: float) -> str | None:
     """As `record`, but where a check before still waits for the file, as on a frozen disk, not to wait with it."""
-    taken = turn.take(f"{path} {sections(environ)[0]}", {turn.CROWDED}, wait=samplefile.LOCK_WAIT)
+    taken = turn.take(f"{path} {'/'.join(server_named(environ))}", {turn.CROWDED}, wait=samplefile.LOCK_WAIT)
     if taken is None:
         return f"{path}: the check before still waits for it: is its disk frozen?"
     try:

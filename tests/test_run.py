@@ -127,8 +127,8 @@ def test_each_of_haproxys_checks_is_one_sample_with_its_duration(here: Site) -> 
     def look() -> None:
         with runtime.RuntimeAPI(here.address) as api:
             for server in api.servers():
-                if server.words and server.check_seconds is not None:
-                    seen[server.name].setdefault(server.words, server.check_seconds)
+                if server.last_chk and server.check_seconds is not None:
+                    seen[server.name].setdefault(server.last_chk, server.check_seconds)
 
     with here.beside():
         while len(seen["us"]) < 30:
