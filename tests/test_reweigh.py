@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from multicloud import history, ranking, reweigh, samplefile, scores, settings, turn
 from multicloud.demo.router import haproxy_binary
 from tests.command import run as by_hand
-from tests.edge import edge, free_ports, wait_until
+from tests.edge import edge, wait_until
 from tests.haproxy import READING, haproxy, listening, recording, tell, weights
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -110,7 +111,7 @@ def test_there_is_nothing_to_do_yet_without_samples_of_known_servers(
 
 
 def test_maintenance_and_drain_are_untouched_and_down_gets_nothing(times: Path) -> None:
-    (port,) = free_ports(1)
+    port = free_port()
     backends = BACKENDS.replace(
         "backend other", f"    server down 127.0.0.1:{port} check inter 50ms fall 1\nbackend other"
     )
@@ -126,7 +127,7 @@ def test_maintenance_and_drain_are_untouched_and_down_gets_nothing(times: Path) 
 
 
 def test_a_server_that_tracks_another_is_scored_by_its_samples_and_shares_its_state(times: Path) -> None:
-    (port,) = free_ports(1)
+    port = free_port()
     serving = socket.create_server(("127.0.0.1", 0))
     alive = f"127.0.0.1:{serving.getsockname()[1]} check inter 50ms"
     tracking = f"""
