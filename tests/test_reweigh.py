@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -49,11 +49,6 @@ EU_IS_FAVORITE = {"eu": 256, "us": 1, "ap": 0}
 def router() -> Iterator[str]:
     with haproxy(BACKENDS) as address:
         yield address
-
-
-@pytest.fixture
-def times(tmp_path: Path) -> Path:
-    return tmp_path / "times.txt"
 
 
 def run(address: str, times: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -449,7 +444,7 @@ def test_that_the_file_cannot_be_trimmed_is_a_warning(
     assert capfd.readouterr().err == f"warning: not trimmed: {times}: not a regular file\n"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to somebody else")
+@pytest.mark.root("give a file to somebody else")
 def test_the_owners_of_the_socket_and_of_the_sample_file_may_have_the_turn(
     times: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -533,7 +528,7 @@ hostile_line = st.lists(fields, max_size=5).map(b" ".join)
 
 
 @given(st.lists(hostile_line, max_size=20).map(b"\n".join))
-@hypothesis_settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=50)
 def test_no_content_sends_a_command_for_a_server_that_haproxy_did_not_list(
     recorded_router: tuple[str, list[str]], data: bytes
 ) -> None:
@@ -574,7 +569,7 @@ def protected_regular() -> Iterator[None]:
         switch.write_text(before)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to somebody else")
+@pytest.mark.root("give a file to somebody else")
 @pytest.mark.usefixtures("protected_regular")
 def test_root_can_reweigh_with_the_file_of_another_user_in_a_sticky_directory(router: str) -> None:
     with tempfile.TemporaryDirectory() as name:

@@ -302,7 +302,7 @@ def test_a_socket_that_is_missing_or_that_nobody_listens_at_is_an_error(
     assert fail(lambda: told(too_long)) == f"{too_long}: af_unix path too long; {asks}"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+@pytest.mark.root("be another user")
 def test_a_socket_of_another_user_is_an_error(router: str) -> None:
     os.chmod(os.path.dirname(router), 0o755)
     os.seteuid(65534)
