@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import multicloud
-from multicloud.demo.regions import Regions
 from tests.edge import edge
+from tests.regions import Regions
 
 OURS = {"multicloud"} | {f"multicloud.{name}" for name in ("light", "samplefile", "settings")}
 CHECK = OURS | {"multicloud.check", "multicloud.probe", "multicloud.turn"}

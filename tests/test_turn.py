@@ -97,7 +97,7 @@ def test_names_that_differ_only_at_their_ends_are_different_turns() -> None:
     second.close()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+@pytest.mark.root("be another user")
 @pytest.mark.parametrize("listens", [True, False])
 def test_a_stranger_who_takes_the_name_stops_nobody(listens: bool) -> None:
     code = HOLD if listens else BIND

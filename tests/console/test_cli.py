@@ -252,7 +252,7 @@ def test_with_haproxys_environment_and_record_it_does_what_haproxys_call_does(
         assert [line.endswith(" failed") for line in lines] == [code == 1] * recorded
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root's file would be in the way")
+@pytest.mark.root("make a file that is in the way")
 def test_root_makes_no_sample_file_where_haproxys_user_would(router: Edge, tmp_path: Path) -> None:
     tmp_path.chmod(0o1777)
     times = tmp_path / "times.txt"
