@@ -36,7 +36,7 @@ def main() -> int:
     """Do what HAProxy asks for; return the exit code."""
     began = time.monotonic()
     try:
-        values = settings.Sources(os.environ).read(settings.CHECK, *sections(os.environ))
+        values = settings.Sources(os.environ).read(settings.CHECK, *server_named(os.environ))
         target = haproxy_target(sys.argv[1:], os.environ, values)
         result = _probe(target, values)
     except (settings.SettingError, UsageError) as error:
@@ -77,14 +77,8 @@ def _probe(target: probe.Target, values: settings.Settings) -> probe.Probe:
 
 
 def server_named(environ: Mapping[str, str]) -> tuple[str, str]:
-    """The backend and the server that HAProxy named; "" for a name that it did not give."""
+    """The backend and the server that HAProxy named, "" for a name that it did not give."""
     return environ.get("HAPROXY_PROXY_NAME", ""), environ.get("HAPROXY_SERVER_NAME", "")
-
-
-def sections(environ: Mapping[str, str]) -> tuple[str, str]:
-    """The sections of the settings file that hold for the server that HAProxy named, the narrower one first."""
-    backend, server = server_named(environ)
-    return f"{backend}/{server}", backend
 
 
 def haproxy_target(arguments: Sequence[str], environ: Mapping[str, str], values: settings.Settings) -> probe.Target:

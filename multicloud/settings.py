@@ -95,53 +95,58 @@ class Sources:
     `backend/server`. Each has the text and the number of the line by the name of a setting.
     """
 
-    __slots__ = ("environ", "path", "sections")
+    __slots__ = ("_known", "environ", "path", "sections")
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         """Read the settings file, if there is one. Options are in `environ`, as variables. Raises SettingError."""
         self.environ = environ
         self.path = environ.get(CONF) or CONF_DEFAULT
         self.sections = _sections(self.path, required=bool(environ.get(CONF)))
+        self._known: dict[tuple[Collection[Setting], str, str, str], Settings] = {}
 
-    def read(self, settings: Collection[Setting], *sections: str) -> Settings:
-        """The settings as they are in the first of the sections that has each, or before the first section.
+    def read(self, group: tuple[Setting, ...], backend: str = "", server: str = "", tracked: str = "") -> Settings:
+        """The values of a group of settings that hold for a backend, or for a server of it; each is parsed once.
 
-        Raises SettingError at the first value that cannot be read.
+        What the backend's section does not say is taken from that of the backend that it tracks, if it does, and then
+        from before the first section. Raises SettingError at the first value that cannot be read.
         """
-        values = Settings()
-        for setting in settings:
-            setattr(values, setting.name, self._value(setting, sections))
-        if FAVORITE in settings and BACKUP in settings and values.favorite < values.backup:
-            raise SettingError(
-                f"{self.where(BACKUP, *sections)}: {values.backup} is above {self.where(FAVORITE, *sections)}, "
-                f"which is {values.favorite}; accepted: 0 to the favourite's weight"
-            )
-        return values
+        key = group, backend, server, tracked
+        if key not in self._known:
+            self._known[key] = self._parse(*key)
+        return self._known[key]
 
     def backends(self) -> list[str]:
         """The backends that have a section of their own, less those of their servers."""
         return [name for name in self.sections if name and "/" not in name]
 
-    def where(self, setting: Setting, *sections: str) -> str:
+    def where(self, setting: Setting, backend: str = "", server: str = "", tracked: str = "") -> str:
         """The place that `read` takes the setting from: a variable, a line of the file, or "default"."""
-        return self._find(setting, sections)[1] or "default"
+        return self._find(setting, backend, server, tracked)[1] or "default"
 
-    def text(self, setting: Setting, *sections: str) -> str:
+    def text(self, setting: Setting, backend: str = "", server: str = "", tracked: str = "") -> str:
         """What `read` reads the setting from, as it is written there."""
-        return self._find(setting, sections)[0]
+        return self._find(setting, backend, server, tracked)[0]
 
-    def _value(self, setting: Setting, sections: tuple[str, ...]) -> object:
-        text, where = self._find(setting, sections)
-        try:
-            return setting.parse(text)
-        except ValueError:
-            raise SettingError(f"{where}: cannot read {text!r}; accepted: {setting.accepts}") from None
+    def _parse(self, group: tuple[Setting, ...], *names: str) -> Settings:
+        values = Settings()
+        for setting in group:
+            text, where = self._find(setting, *names)
+            try:
+                setattr(values, setting.name, setting.parse(text))
+            except ValueError:
+                raise SettingError(f"{where}: cannot read {text!r}; accepted: {setting.accepts}") from None
+        if FAVORITE in group and BACKUP in group and values.favorite < values.backup:
+            raise SettingError(
+                f"{self.where(BACKUP, *names)}: {values.backup} is above {self.where(FAVORITE, *names)}, "
+                f"which is {values.favorite}; accepted: 0 to the favourite's weight"
+            )
+        return values
 
-    def _find(self, setting: Setting, sections: tuple[str, ...]) -> tuple[str, str]:
+    def _find(self, setting: Setting, backend: str, server: str, tracked: str) -> tuple[str, str]:
         """The text of a setting, and where it stands; "" for the default."""
         if self.environ.get(setting.variable):
             return self.environ[setting.variable], setting.variable
-        for section in (*sections, ""):
+        for section in (f"{backend}/{server}", backend, tracked, ""):
             if setting.name in self.sections.get(section, ()):
                 text, number = self.sections[section][setting.name]
                 return text or setting.found_default(), f"{self.path}:{number}: {setting.name}"
@@ -183,7 +188,7 @@ def _check_place(name: str, section: str) -> None:
     setting = next((each for each in ALL if each.name == name), None)
     if setting is None:
         raise SettingError(f"{name!r} is no setting; accepted: {', '.join(each.name for each in ALL)}")
-    if section and setting in WHOLE:
+    if section and setting in GLOBAL_ONLY:
         raise SettingError(f"{name} cannot be set in [{section}]; accepted: before the first section")
     if "/" in section and setting not in CHECK:
         raise SettingError(f"{name} cannot be set in [{section}]; accepted: [{section.partition('/')[0]}]")
@@ -219,8 +224,8 @@ def is_name(name: str) -> bool:
     return name != "" and name.isascii() and not name.encode().translate(None, NAME_CHARACTERS)
 
 
-def whole(text: str) -> int:
-    """Of ASCII digits alone: Python would take signs, blanks, underscores and other scripts' digits too."""
+def digits(text: str) -> int:
+    """The number of ASCII digits alone: Python would take signs, blanks, underscores and other scripts' digits too."""
     if not (text.isascii() and text.isdigit()):
         raise ValueError
     return int(text)  # which refuses thousands of digits
@@ -228,7 +233,7 @@ def whole(text: str) -> int:
 
 def port(text: str) -> int:
     """A port, 0 too. Raises ValueError."""
-    number = whole(text)
+    number = digits(text)
     if number > 65535:
         raise ValueError
     return number
@@ -236,8 +241,8 @@ def port(text: str) -> int:
 
 def _number(low: float, high: float) -> Callable[[str], float]:
     def parse(text: str) -> float:
-        for digits in text.split(".", 1):
-            whole(digits)
+        for part in text.split(".", 1):
+            digits(part)
         value = float(text)
         if not low <= value <= high:
             raise ValueError
@@ -246,9 +251,9 @@ def _number(low: float, high: float) -> Callable[[str], float]:
     return parse
 
 
-def _whole(low: int, high: int) -> Callable[[str], int]:
+def _integer(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        value = whole(text)
+        value = digits(text)
         if not low <= value <= high:
             raise ValueError
         return value
@@ -313,7 +318,7 @@ def _statuses(text: str) -> tuple[range, ...]:
     ranges = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
-        low, high = whole(first), whole(last if dash else first)
+        low, high = digits(first), digits(last if dash else first)
         if not 100 <= low <= high <= 599:
             raise ValueError
         ranges.append(range(low, high + 1))
@@ -372,16 +377,16 @@ PERCENTILE = Setting(
     "percentile", "90", _number(0, 100), "0 to 100", "the percentile of a server's samples that is its score"
 )
 MIN_SAMPLES = Setting(
-    "min_samples", "20", _whole(0, 10_000), "0 to 10000", "with this many samples or fewer, their mean is the score"
+    "min_samples", "20", _integer(0, 10_000), "0 to 10000", "with this many samples or fewer, their mean is the score"
 )
-WINDOW = Setting("window", "30", _whole(1, 10_000), "1 to 10000", "how many of a server's newest samples count")
+WINDOW = Setting("window", "30", _integer(1, 10_000), "1 to 10000", "how many of a server's newest samples count")
 MAX_AGE = Setting(
     "max_age", "300", _number(0.001, 1e9), "seconds, above 0", "seconds after which a sample no longer counts"
 )
 FAVORITE = Setting(
-    "favorite", "256", _whole(1, 256), "1 to 256", "the weight of the favourite, which is the fastest server"
+    "favorite", "256", _integer(1, 256), "1 to 256", "the weight of the favourite, which is the fastest server"
 )
-BACKUP = Setting("backup", "1", _whole(0, 256), "0 to 256", "the weight of the backup, which is the second fastest")
+BACKUP = Setting("backup", "1", _integer(0, 256), "0 to 256", "the weight of the backup, which is the second fastest")
 HYSTERESIS = Setting(
     "hysteresis",
     "10",
@@ -414,5 +419,5 @@ REWEIGH = (*SCORING, SOCKET, *RANKING)
 RUN = (*REWEIGH, BACKENDS, INTERVAL)
 ALL = (*CHECK, *RUN[1:])
 
-WHOLE = (TIMES, SOCKET, BACKENDS, INTERVAL)
+GLOBAL_ONLY = (TIMES, SOCKET, BACKENDS, INTERVAL)
 """What cannot differ from backend to backend."""

@@ -73,7 +73,7 @@ def test_beside_haproxy_a_sample_is_the_requests_time_without_connection_and_tls
     requests: set[str] = set()
 
     def is_recorded() -> bool:
-        words = [server.words.partition("us@")[0] for server in running.servers()]
+        words = [server.last_chk.partition("us@")[0] for server in running.servers()]
         requests.update(f"{int(microseconds) / 1e6:.6f}" for microseconds in words if microseconds.isdigit())
         return any(line.split()[2] in requests for line in running.times())
 

@@ -56,8 +56,8 @@ while True:
 
 
 @pytest.fixture
-def times(tmp_path: Path) -> str:
-    return str(tmp_path / "times.txt")
+def times(times: Path) -> str:
+    return str(times)  # as the package takes it
 
 
 def write_lines(path: str, writers: int, count: int) -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 import multicloud
-from multicloud.demo.regions import Regions
 from tests.edge import edge
+from tests.regions import Regions
 
-OURS = {"multicloud"} | {f"multicloud.{name}" for name in ("light", "samples", "settings", "turn")}
+OURS = {"multicloud"} | {f"multicloud.{name}" for name in ("light", "samplefile", "settings")}
 CHECK = OURS | {"multicloud.check", "multicloud.probe"}
-REWEIGH = OURS | {"multicloud.reweigh", "multicloud.ranking", "multicloud.runtime", "multicloud.scores"}
+REWEIGH = OURS | {f"multicloud.{name}" for name in ("history", "reweigh", "ranking", "runtime", "scores")}
 RUN = REWEIGH | {"multicloud.run", "multicloud.haproxy_checks", "multicloud.overview", "multicloud.scrape"}
 
 
@@ -66,7 +66,7 @@ def test_a_check_imports_nothing_else(tmp_path: object, scheme: str, allowed: st
 def test_a_reweigh_imports_nothing_else_but_numpy() -> None:
     with edge({"eu.demo": 0.0}, interval="600s", times="upstream eu.demo 0.1\n") as running:
         environ = {"PATH": os.environ["PATH"], **running.router.settings}
-        assert loaded_by("reweigh", "errno, fcntl, math, numpy, os, socket, stat, time", environ) == REWEIGH
+        assert loaded_by("reweigh", "errno, fcntl, math, numpy, os, socket, stat, time, typing", environ) == REWEIGH
 
 
 def test_run_imports_nothing_else_but_numpy() -> None:
@@ -84,7 +84,7 @@ def test_run_imports_nothing_else_but_numpy() -> None:
 def test_the_machines_wing_imports_nothing_of_what_is_for_people() -> None:
     package = Path(multicloud.__file__).parent
     wing = sorted(package.glob("*.py"))
-    assert {path.stem for path in wing} >= {"check", "reweigh", "samples", "settings"}
+    assert {path.stem for path in wing} >= {"check", "reweigh", "history", "settings"}
     for path in wing:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []

@@ -34,13 +34,6 @@ HANG = 5.0
 """Seconds beyond the timeout that a busy machine may take. The promise is half a second."""
 
 
-@pytest.fixture(scope="session")
-def ca_file(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("authority") / "ca.pem"
-    servers.AUTHORITY.cert_pem.write_to_path(str(path))
-    return str(path)
-
-
 def probed(
     scheme: str, at: tuple[str, int | None], *, host: str = EU, timeout: float = 10, **given: Any
 ) -> probe.Probe:
@@ -612,7 +605,7 @@ PIECES = (
 @example("http", b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 60_000 + b"\r\n\r\n")
 @example("http", INTERIM * 5000)
 @example("https", b"\x16\x03\x03\xff\xff" + b"\x02" * 70_000)
-@hypothesis_settings(deadline=None, max_examples=200)
+@hypothesis_settings(max_examples=200)
 def test_whatever_a_server_says_there_is_a_verdict(
     said: tuple[servers.Server, list[bytes]], scheme: str, words: bytes
 ) -> None:

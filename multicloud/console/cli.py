@@ -149,7 +149,7 @@ def check(url: str | None, connect: str | None, count: int, record: bool, form: 
             values = sources.read(settings.CHECK)
             target, resolved = probes.resolve(url, connect, values)
         else:
-            values = sources.read(settings.CHECK, *checks.sections(os.environ))
+            values = sources.read(settings.CHECK, *checks.server_named(os.environ))
             target = checks.haproxy_target((), os.environ, values)
         if form == "text":
             click.echo(target)
@@ -242,9 +242,6 @@ def reweigh(dry_run: bool, verbose: bool, sources: settings.Sources) -> None:
         raise Unusable(str(error)) from None
     except runtime.RuntimeAPIError as error:
         raise Failed(str(error)) from None
-    if outcome is None:
-        click.echo("another reweigh is at work: the weights are set by that one")
-        return
     if verbose or not dry_run:
         for line in explain.explain(outcome, sources):
             click.echo(line, err=dry_run)

@@ -6,8 +6,8 @@ import time
 from typing import TYPE_CHECKING
 
 from multicloud.ranking import Reason
-from multicloud.reweigh import sections
-from multicloud.settings import REWEIGH, TIMES
+from multicloud.reweigh import settings_of
+from multicloud.settings import TIMES
 
 if TYPE_CHECKING:
     from multicloud.ranking import Decision
@@ -44,7 +44,7 @@ def explain(outcome: Outcome, sources: Sources) -> list[str]:
             lines.append(f"{backend}: the same, since its servers track those of {tracked}")
         else:
             lines.append(f"{backend}:")
-            values = sources.read(REWEIGH, *sections([decision.server for decision in members]))
+            values = settings_of([decision.server for decision in members], sources)
             lines += _columns([_cells(decision, outcome, values) for decision in members])
     times = sources.read((TIMES,)).times
     return lines or [f"{times} has no samples of any server that HAProxy knows: weights stay as they are"]
@@ -80,7 +80,7 @@ def _why(decision: Decision, values: Settings) -> str:
     server, other = decision.server, decision.other
     counts = f"% faster than {{}}, and more than {values.hysteresis:g} % counts"
     match decision.reason:
-        case Reason.FASTEST if other:
+        case Reason.OVERTOOK if other:
             return f"favourite: {server.name} is {decision.percent:.1f} {counts.format(other.name)}"
         case Reason.FASTEST:
             return "favourite: the fastest"

@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
+    from multicloud.history import Sample
     from multicloud.settings import Sources
-
-    Sample = tuple[float, float, bool]
 
 
 class PlotError(Exception):
@@ -37,7 +36,7 @@ def draw(sources: Sources, path: str) -> None:
     found = history.read(values.times, max(history.KEEP, reweigh.longest_window(sources)))
     backends: dict[str, dict[str, list[Sample]]] = {}
     for (backend, server), newest in sorted(found.series.items()):
-        timed = [(seconds, when, failed) for seconds, when, failed in newest if when is not None]
+        timed = [sample for sample in newest if sample.time is not None]
         if timed:
             backends.setdefault(backend, {})[server] = timed
     if not backends:
@@ -57,10 +56,10 @@ def _draw_backend(axes: Axes, backend: str, series: dict[str, list[Sample]], sou
     score = f"p{values.percentile:g}, or the mean of {values.min_samples} or fewer"
     for server, timed in series.items():
         scored = running_scores(timed, backend, sources)
-        (line,) = axes.plot([when for _, when, _ in timed], scored, linewidth=2, label=server)
+        (line,) = axes.plot([sample.time or 0.0 for sample in timed], scored, linewidth=2, label=server)
         points = {
-            ".": [(when, 1000 * seconds) for seconds, when, failed in timed if not failed],
-            "x": [(when, 0.0) for _, when, failed in timed if failed],
+            ".": [(sample.time or 0.0, 1000 * sample.seconds) for sample in timed if not sample.failed],
+            "x": [(sample.time or 0.0, 0.0) for sample in timed if sample.failed],
         }
         for marker, at in points.items():
             if not at:
@@ -76,7 +75,7 @@ def _draw_backend(axes: Axes, backend: str, series: dict[str, list[Sample]], sou
             )
     axes.set_title(f"{backend}: samples (dots), failures (x), score (lines): {score}", fontsize=10)
     axes.set_ylabel("round-trip time, ms")
-    slowest = max((seconds for timed in series.values() for seconds, _, failed in timed if not failed), default=1.0)
+    slowest = max((sample.seconds for timed in series.values() for sample in timed if not sample.failed), default=1.0)
     axes.set_ylim(0, 1100 * slowest)  # what a server with failures is scored by is beyond
     axes.xaxis.set_major_formatter(lambda when, _: time.strftime("%H:%M:%S", time.localtime(when)))
     axes.grid(alpha=0.3)
@@ -86,6 +85,6 @@ def _draw_backend(axes: Axes, backend: str, series: dict[str, list[Sample]], sou
 def running_scores(timed: Sequence[Sample], backend: str, sources: Sources) -> list[float]:
     """In ms, the score that a server of the backend had at each of its samples, which are the newest first."""
     return [
-        1000 * reweigh.score({(backend, ""): timed[start:]}, sources, timed[start][1])[backend, ""].seconds
+        1000 * reweigh.score({(backend, ""): timed[start:]}, sources, timed[start].time or 0.0)[backend, ""].seconds
         for start in range(len(timed))
     ]

@@ -96,18 +96,7 @@ class Router:
                     [self._run], stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
                 )
 
-    def reload(self) -> None:
-        """Let a new HAProxy take over from the running one, as `systemctl reload haproxy` does."""
-        self._start("-x", self.settings["MULTICLOUD_SOCKET"], "-sf", str(self._processes[-1].pid))
-
-    def restart(self) -> None:
-        """End HAProxy, and start a new one."""
-        self._processes[-1].terminate()
-        self._processes[-1].wait()
-        self._start()
-
     def _start(self, *options: str) -> None:
-        before = self._pid()
         with self._log.open("ab") as log:
             # In a group of its own, so that Ctrl-C is ours alone, and the checks can be found at the end.
             process = subprocess.Popen(
@@ -120,7 +109,7 @@ class Router:
             )
         self._processes.append(process)
         deadline = time.monotonic() + 10
-        while self._pid() in ("", before):
+        while not self._pid():
             if process.poll() is not None or time.monotonic() > deadline:
                 self.__exit__()
                 alerts = [line for line in self._log.read_text().splitlines() if "[ALERT]" in line]

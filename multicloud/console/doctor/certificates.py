@@ -17,7 +17,7 @@ from multicloud.console.doctor.checks import as_checked
 from multicloud.console.doctor.finding import checks_of, ok, problem, some, unknown
 from multicloud.console.instance import PASSED
 from multicloud.console.problems import samples_of
-from multicloud.ranking import MAINT
+from multicloud.runtime import MAINT
 from multicloud.settings import SettingError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from multicloud import check, probe, settings
 from multicloud.console.doctor.finding import ok, problem, unexplained
 from multicloud.console.instance import EXIT_CODES, PASSED, TIMED_OUT, where_reasons_are
 from multicloud.console.problems import SAMPLES, samples_of
-from multicloud.ranking import MAINT
+from multicloud.runtime import MAINT
 from multicloud.settings import SettingError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _failure(server: Server, pid: int, sources: Sources, user: User | None, *, a
 def as_checked(server: Server, sources: Sources) -> tuple[probe.Target, Settings]:
     """What a check of the server probes, and its settings. Raises SettingError and UsageError."""
     environ = told_of(server)
-    values = sources.read(settings.CHECK, *check.sections(environ))
+    values = sources.read(settings.CHECK, server.backend, server.name)
     return check.haproxy_target((), environ, values), values
 
 
@@ -120,12 +120,11 @@ def by_hand(server: Server, user: User | None) -> str:
 
 def _used(scheme: str, server: Server, sources: Sources) -> str:
     """The settings that were used: the path and the statuses, and all others that are not the defaults."""
-    sections = check.sections(told_of(server))
     shown = []
     for setting in (settings.SCHEME, settings.TIMEOUT, *USED[scheme]):
-        where = sources.where(setting, *sections)
+        where = sources.where(setting, server.backend, server.name)
         if where != "default" or setting in (settings.PATH, settings.EXPECT):
-            text = sources.text(setting, *sections)
+            text = sources.text(setting, server.backend, server.name)
             shown.append(f"{setting.name} = {text} ({where.removesuffix(f': {setting.name}')})")
     return ", ".join(shown) or "all defaults"
 
@@ -134,6 +133,6 @@ def _remedy(error: str, server: Server, sources: Sources) -> str:
     """The settings that may mend it, where some may, and the section for them."""
     group = next((group for part, group in REMEDIES if part in error), ())
     names = " or ".join(f"`{setting.name}`" for setting in group)
-    own, section = check.sections(told_of(server))
-    section = own if own in sources.sections else section
+    own = f"{server.backend}/{server.name}"
+    section = own if own in sources.sections else server.backend
     return f": if the server is well, set {names} in [{section}] of {sources.path}" if names else ""
