@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
 USAGE = "multicloud-check [proxy_addr proxy_port server_addr server_port]"
 
-RECORD_TIME = 0.2
-"""Seconds that the verdict waits for the child which records: longer than LOCK_WAIT, so that only a child that waits
-for the disk itself is left alone."""
+LOCK_WAIT, RECORD_TIME = 0.1, 0.2
+"""Seconds that a check waits for the sample file's lock, and that the verdict waits for the child which records.
+
+Whoever finds the file locked has ended before the verdict, and only who waits for a frozen disk itself is left alone.
+"""
 
 DEFAULT_PORTS = {"http": 80, "https": 443, "tls": 443}
 
@@ -127,9 +129,9 @@ def record(environ: Mapping[str, str], path: str, seconds: float | None, allowed
     backend, server = server_named(environ)
     if not backend or not server:
         return "HAPROXY_PROXY_NAME and HAPROXY_SERVER_NAME do not name a server"
-    failed = seconds is None
+    counts = allowed if seconds is None else seconds
     try:
-        samplefile.append(path, backend, server, allowed if seconds is None else seconds, time.time(), failed=failed)
+        samplefile.append(path, backend, server, counts, time.time(), failed=seconds is None, wait=LOCK_WAIT)
     except samplefile.SampleFileError as error:
         return str(error)
     return None

@@ -28,8 +28,8 @@ from multicloud.settings import is_name
 FAILED_MARK = b" failed"
 """How the line of a check ends that failed."""
 
-LOCK_WAIT = 0.1
-"""Seconds to wait for the lock: far more than a trim holds it, and little to a verdict that waits, too."""
+LOCK_WAIT = 0.5
+"""Seconds to wait for the lock, far more than a trim holds it. A trim beside dozens of writers needs as many."""
 
 MAX_BYTES = 32 << 20
 """What the file may grow to."""
@@ -50,17 +50,19 @@ def format_line(backend: str, server: str, seconds: float, when: float, *, faile
     return f"{backend} {server} {seconds:.6f} {when:.3f}".encode() + (FAILED_MARK if failed else b"") + b"\n"
 
 
-def append(path: str, backend: str, server: str, seconds: float, when: float, *, failed: bool = False) -> None:
-    """Add one sample, making the file where there is none. Raises SampleFileError, and then nothing was added."""
-    append_lines(path, format_line(backend, server, seconds, when, failed=failed))
+def append(
+    path: str, backend: str, server: str, seconds: float, when: float, *, failed: bool = False, wait: float = LOCK_WAIT
+) -> None:
+    """Add one sample, as `append_lines` does."""
+    append_lines(path, format_line(backend, server, seconds, when, failed=failed), wait)
 
 
-def append_lines(path: str, lines: bytes) -> tuple[os.stat_result, os.stat_result]:
-    """Add lines as `format_line` gives them; return the file's state before and after.
+def append_lines(path: str, lines: bytes, wait: float = LOCK_WAIT) -> tuple[os.stat_result, os.stat_result]:
+    """Add lines as `format_line` gives them, to a new file where there is none; return its state before and after.
 
-    Raises SampleFileError, and then nothing was added.
+    Raises LockedError after `wait` seconds, and SampleFileError. Then nothing was added.
     """
-    fd = lock(path, LOCK_WAIT, create=True)
+    fd = lock(path, wait, create=True)
     try:
         try:
             before = os.fstat(fd)
