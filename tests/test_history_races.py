@@ -99,7 +99,7 @@ def trim_and_be_killed(path: str) -> None:
     assert process.stdout
     with process.stdout as ready:
         ready.readline()
-        time.sleep(random.uniform(0, 0.2))
+        time.sleep(random.uniform(0, 0.4))
         assert process.poll() is None, "the trimmer failed"
         process.send_signal(signal.SIGKILL)
         process.wait()

@@ -75,6 +75,7 @@ class Handshakes:
         target = probe.Target("tls", server.address, int(server.port), host, ca_file=ca_file)
         try:
             result = probe.probe(target, min(PATIENCE, left))
+            result.close()
         except SettingError as error:
             return str(error).partition(": ")[2]
         if result.error is None:

@@ -84,10 +84,11 @@ def _failure(server: Server, pid: int, sources: Sources, user: User | None, *, a
     try:
         target, values = as_checked(server, sources)
         result = probe.probe(target, min(values.timeout, PROBE_TIME), values.clock)
+        result.close()
     except (SettingError, check.UsageError) as error:
         return str(error)
     used = _used(target.scheme, server, sources)
-    if result.rtt is not None:
+    if result.seconds is not None:
         return f"{target} is up from here with {used}: its check may have other settings; {reason}"
     return f"{target}: {result.error}{_remedy(str(result.error), server, sources)}; asked with {used}"
 
