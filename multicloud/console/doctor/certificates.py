@@ -11,12 +11,13 @@ import re
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from multicloud import check, probe
+from multicloud import probe
 from multicloud.console import parser
 from multicloud.console.doctor.checks import as_checked
 from multicloud.console.doctor.finding import checks_of, ok, problem, some, unknown
 from multicloud.console.instance import PASSED
 from multicloud.console.problems import samples_of
+from multicloud.light import UsageError
 from multicloud.runtime import MAINT
 from multicloud.settings import SettingError
 
@@ -149,7 +150,7 @@ def _terms_of_check(server: Server, sources: Sources) -> Terms | None:
     """What a check of the server asks; None where it asks no certificate."""
     try:
         target, _ = as_checked(server, sources)
-    except (SettingError, check.UsageError):
+    except UsageError:
         return None
     return Terms(not target.insecure, target.ca_file, target.host) if target.scheme in ("tls", "https") else None
 

@@ -9,8 +9,8 @@ from multicloud import check, probe, settings
 from multicloud.console.doctor.finding import ok, problem, unexplained
 from multicloud.console.instance import EXIT_CODES, PASSED, TIMED_OUT, where_reasons_are
 from multicloud.console.problems import SAMPLES, samples_of
+from multicloud.light import UsageError
 from multicloud.runtime import MAINT
-from multicloud.settings import SettingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,7 +85,7 @@ def _failure(server: Server, pid: int, sources: Sources, user: User | None, *, a
         target, values = as_checked(server, sources)
         result = probe.probe(target, min(values.timeout, PROBE_TIME), values.clock)
         result.close()
-    except (SettingError, check.UsageError) as error:
+    except UsageError as error:
         return str(error)
     used = _used(target.scheme, server, sources)
     if result.seconds is not None:
@@ -94,7 +94,7 @@ def _failure(server: Server, pid: int, sources: Sources, user: User | None, *, a
 
 
 def as_checked(server: Server, sources: Sources) -> tuple[probe.Target, Settings]:
-    """What a check of the server probes, and its settings. Raises SettingError and UsageError."""
+    """What a check of the server probes, and its settings. Raises UsageError."""
     environ = told_of(server)
     values = sources.read(settings.CHECK, server.backend, server.name)
     return check.haproxy_target((), environ, values), values
