@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from typing import TYPE_CHECKING
 
-from multicloud import reweigh, run, scores
+from multicloud import reweigh, run, scores, sharing
 from multicloud.console.instance import (
     EXIT_CODES,
     EXTERNAL,
@@ -216,7 +217,10 @@ def _unweighed(backend: str, members: list[Server], found: Samples, sources: Sou
     late = -1
     for ago in range(0, int(known) + 1, STEP):
         then = {key: [sample for sample in newest if (sample.time or 0) <= now - ago] for key, newest in series.items()}
-        if not changes(reweigh.decide(members, reweigh.score(then, sources, now - ago), sources)):
+        share = functools.partial(
+            sharing.share, samples=then, users={}, again=dict, elapsed=0.0
+        )  # who shares still does
+        if not changes(reweigh.decide(members, reweigh.score(then, sources, now - ago), sources, share)):
             break
         late = ago
     if late < PATIENCE:
