@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from typing import TYPE_CHECKING
 from weakref import WeakSet
@@ -10,7 +11,6 @@ from multicloud.demo import regions as simulated
 from tests.ports import free_port
 
 if TYPE_CHECKING:
-    import asyncio
     import socket
     from collections.abc import Iterator, Sequence
 
@@ -20,15 +20,17 @@ class Region(simulated.Region):
 
     Its answers have `status`. With `hangs` N it never answers each Nth request, nor any with an infinite `delay`, until
     the other side goes away. With `stale` N it closes a kept connection at each Nth request that comes over one,
-    unanswered, as a server does whose patience has ended just then; `cut` counts those. `accepted` counts the
-    connections that were made to it.
+    unanswered, as a server does whose patience has ended just then; `cut` counts those. With `workers` only so many
+    requests are served at once, each for the `delay`; `waited` counts those that had to wait in line. `accepted` counts
+    the connections that were made to it.
     """
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.port = free_port()  # nobody takes it while the region is stopped
         self.hangs = self.stale = 0
-        self.accepted = self.cut = 0
+        self.accepted = self.cut = self.waited = 0
+        self.workers: asyncio.Semaphore | None = None
         self._asked = self._kept = 0
         self._used: WeakSet[asyncio.StreamReader] = WeakSet()
         self._frozen: list[socket.socket] = []
@@ -65,7 +67,12 @@ class Region(simulated.Region):
         if math.isinf(self.delay) or (self.hangs and self._asked % self.hangs == 0):
             await reader.read()
             raise ConnectionError
-        await super()._work(reader)
+        if not self.workers:
+            await super()._work(reader)
+            return
+        self.waited += self.workers.locked()
+        async with self.workers:
+            await super()._work(reader)
 
 
 class Regions(simulated.Regions):
