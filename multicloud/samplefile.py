@@ -158,6 +158,7 @@ def _flock(fd: int, path: str) -> None:
 def open_file(path: str, flags: int) -> int:
     """Open a regular file that is there. Raises FileNotFoundError and SampleFileError."""
     try:
+        os.lstat(path)  # on a frozen disk, to open for writing what the kernel has not looked up yet would wait
         fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             found = os.fstat(fd)
