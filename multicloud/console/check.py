@@ -54,7 +54,9 @@ def resolve(url: str, connect: str | None, values: Settings) -> tuple[probe.Targ
         reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise ResolveError(f"{name}: {reason}; --connect ADDR goes to an address of your choice") from None
     seconds = time.monotonic() - start
-    return checks.target_of(scheme, address, port, values.host or host, values), seconds
+    target = checks.target_of(scheme, address, port, values.host or host, values)
+    target.path = path
+    return target, seconds
 
 
 def _host_and_port(text: str) -> tuple[str, int | None]:

@@ -141,7 +141,9 @@ def check(url: str | None, connect: str | None, count: int, record: bool, form: 
     try:
         if connect is not None and not url:
             raise checks.UsageError("--connect needs a URL")
-        if record and not (os.environ.get("HAPROXY_PROXY_NAME") and os.environ.get("HAPROXY_SERVER_NAME")):
+        if not url and not any(map(os.environ.get, ("HAPROXY_SERVER_ADDR", "HAPROXY_SERVER_NAME"))):
+            raise checks.UsageError(f"no server to probe; give {probes.ACCEPTED}")
+        if record and not all(checks.server_named(os.environ)):
             raise checks.UsageError(
                 "--record needs HAPROXY_PROXY_NAME and HAPROXY_SERVER_NAME, to say whose sample it is"
             )
