@@ -2,35 +2,36 @@
 
 HAProxy says how the last check of a server ended and how long it took, in whole milliseconds, but gives it neither a
 number nor a time. So a check is told from the one before by whatever differs: the status, the duration, the number of
-failures, the server's health, the check's words, or that one was under way and is no longer. Where all that
-is the same for as long as the server's checks usually are apart, another one has ended the same way.
+failures, the server's health, the check's words, or that one was under way and is no longer. Where all that is the same
+for as long as the server's checks usually are apart, another one has ended the same way.
 
-The check after a failed one comes sooner (`fastinter`), so both may end between two looks, and only the last one is
-seen. HAProxy counts those that failed while the server is UP, so the other one counts, too. But not where checks are so
-close together, or looks so far apart, that good ones are passed over as well: then the last one before each look stands
-for all. Of a server that is DOWN, HAProxy says how many checks in a row it has passed: those unseen took as long as the
-last one.
-
-While a server is in maintenance, HAProxy says nothing of its last check, and afterwards says the same of it as before:
-it is not counted a second time.
+- The check after a failed one comes sooner (`fastinter`), so both may end between two looks, and only the last one is
+  seen. HAProxy counts those that failed while the server is UP, so the other one counts, too.
+- That does not hold where checks are so close together, or looks so far apart, that good ones are passed over as well:
+  then the last one before each look stands for all.
+- Of a server that is DOWN, HAProxy says how many checks in a row it has passed: those unseen took as long as the last.
+- While a server is in maintenance, HAProxy says nothing of its last check, and afterwards says the same of it as
+  before: it is not counted a second time.
 
 The words are what the configuration says (`on-success` of `http-check expect`). With a number at their end that always
 differs, `%[date(0,ms)]`, nothing is left to guess. With `%[date(0,us),sub(check.begun)]us@` before it, where the
 variable was set just before the request was sent, they have the microseconds that a user would wait over a kept
-connection: that is the sample then, and not the duration, which has the connection and its TLS handshake in it.
+connection. That is the sample then, and not the duration, which has the connection and its TLS handshake in it. But no
+answer comes sooner than a round trip: one that does was sent before it was asked for.
 """
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # `typing` is not needed at run time
+from typing import TYPE_CHECKING
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from multicloud.runtime import Server
 
-PASSED = ("L4OK", "L6OK", "L7OK")
-TIMED_OUT = ("L4TOUT", "L6TOUT", "L7TOUT")
-FAILED = (*TIMED_OUT, "L4CON", "L6RSP", "L7RSP", "L7STS")
+PASSED_STATUSES = ("L4OK", "L6OK", "L7OK")
+TIMED_OUT_STATUSES = ("L4TOUT", "L6TOUT", "L7TOUT")
+FAILED_STATUSES = (*TIMED_OUT_STATUSES, "L4CON", "L6RSP", "L7RSP", "L7STS")
 """Check statuses (HAProxy's management guide, section 9.1). The others are of no check, or of one that could not begin
 for want of something on this side, or of an external one, whose command records it."""
 
@@ -43,7 +44,7 @@ INTER = 2.0
 UNKNOWN_GAP = 10.0
 """Seconds between checks until they are known: a slow answer that is counted twice could pass for a slowdown."""
 
-APART = 1.5
+MIN_INTERVALS_PER_LOOK = 1.5
 """Of checks that are this many times as far apart as looks are, or more, none that passed goes unseen."""
 
 GAPS = 9
@@ -52,31 +53,31 @@ GAPS = 9
 
 def is_under_way(server: Server) -> bool:
     """Whether a check has begun and not ended: it has no words until then."""
-    return server.busy and not server.words
+    return server.check_running and not server.last_chk
 
 
 def is_numbered(server: Server) -> bool:
     """Whether the last check has words that no other has."""
-    return server.words.rpartition("@")[2].isdigit()
+    return server.last_chk.rpartition("@")[2].isdigit()
 
 
 def request_seconds(server: Server) -> float | None:
     """Seconds from the request to its answer, where the words of the last check have them."""
-    number, unit, _ = server.words.partition("us@")
+    number, unit, _ = server.last_chk.partition("us@")
     return int(number) / 1e6 if unit and number.isascii() and number.isdigit() and len(number) < 12 else None
 
 
-class _Server:
+class CheckHistory:
     """What is known of a server's checks; the times are those of the clock that `ended` is given."""
 
-    __slots__ = ("around", "busy", "changed", "counted", "gaps", "last", "looked", "paused")
+    __slots__ = ("busy", "changed", "counted", "gaps", "last", "looked", "overhead", "paused")
 
     def __init__(self, server: Server, now: float) -> None:
         self.gaps: list[float] = []
         self.changed: float | None = None  # when a check was told from the one before it
         self.counted = self.looked = now
         self.paused = False  # HAProxy says nothing of its checks
-        self.around = 0.0  # seconds of a check that were not its request's
+        self.overhead = 0.0  # seconds of a check that were not its request's
         self.see(server, new=True)
 
     def see(self, server: Server, *, new: bool) -> None:
@@ -87,61 +88,64 @@ class _Server:
 
     def differs(self, server: Server) -> bool:
         """Whether what HAProxy says is of another check than what it said before."""
-        if is_numbered(server) and server.words == self.last.words:  # an operator may have set its health
+        if is_numbered(server) and server.last_chk == self.last.last_chk:  # an operator may have set its health
             return False
-        if self.last.report != server.report or self.last.failures < server.failures:  # fewer: they were cleared
+        more_failures = self.last.failures < server.failures  # fewer: they were cleared
+        if more_failures or self.last.fingerprint != server.fingerprint:
             return True
-        return not is_under_way(server) and (self.busy or self.last.words != server.words)
+        return not is_under_way(server) and (self.busy or self.last.last_chk != server.last_chk)
 
     def resume(self, server: Server, now: float) -> bool:
         """HAProxy speaks of its checks again: whether the last one is not that of before the pause, for certain."""
         self.paused = False
         self.changed, self.counted = None, now
-        return is_numbered(server) and "" != self.last.words != server.words
+        return is_numbered(server) and "" != self.last.last_chk != server.last_chk
 
     def took(self, server: Server) -> float:
         """Seconds of a check that passed: from the request to its answer where the words say that, else all of it.
 
         Where the next check has already begun, the words are gone, which with rounds as far apart as checks may be so
-        each time. Then it is the duration less what was around the last request that was known.
+        each time. Then it is the duration less what was not the last request's that was known.
         """
         whole = max(server.check_seconds or 0.0, LEAST)
-        if is_under_way(server):
-            return max(whole - self.around, LEAST)
         request = request_seconds(server)
-        # Whoever sets the clock meanwhile makes no request longer than its check, whose duration is rounded down.
-        seconds = whole if request is None else min(request, whole + 0.001)
-        self.around = whole - seconds
-        return max(seconds, LEAST)
+        if is_under_way(server):
+            seconds = whole - self.overhead
+        else:
+            # Whoever sets the clock meanwhile makes no request longer than its check, whose duration is rounded down.
+            seconds = whole if request is None else min(request, whole + 0.001)
+            self.overhead = whole - seconds
+        # A connection takes one round trip, and its TLS handshake another one at least.
+        return max(seconds, self.overhead / (1 if server.tls == "0" else 2), LEAST)
 
     def usual_gap(self) -> float | None:
         """Seconds; None where it is not known yet."""
         return sorted(self.gaps)[len(self.gaps) // 2] if len(self.gaps) >= 3 else None
 
 
-class Durations:
+class Checks:
     """Which checks have been counted, server by server."""
 
     def __init__(self) -> None:
-        self._servers: dict[tuple[str, str], _Server] = {}
+        self._servers: dict[tuple[str, str], CheckHistory] = {}
 
     def ended(
-        self, servers: Iterable[Server], measured: Collection[tuple[str, str]], *, now: float, every: float
+        self, servers: Iterable[Server], measured: Collection[tuple[str, str]], *, now: float, interval: float
     ) -> list[tuple[Server, float, bool]]:
         """The checks that have ended since the last call: the server, seconds, and whether it failed.
 
-        Of a server that is seen for the first time the check counts if the server is not in `measured`, else whoever
-        measured it may have counted it, and if no other check is under way. `now` is seconds of any clock that never
-        steps, and `every` the seconds between two calls. A failed check has the seconds that it was allowed, as far as
-        HAProxy tells; those that ended between two calls come before the last one.
+        Of a server that is seen for the first time the last check counts, unless it is under way. It does not count
+        where the server is in `measured`: whoever measured it may have counted that check. `now` is seconds of any
+        clock that never steps, and `interval` the seconds between two calls. A failed check has the seconds that it was
+        allowed, as far as HAProxy tells. Those that ended between two calls come before the last one.
         """
-        found = []
+        ended = []
         seen = {}
         for server in servers:
             before = self._servers.get(server.key)
             new = before is None and server.key not in measured and not is_under_way(server)
-            known = seen[server.key] = before or _Server(server, now)
-            apart, known.looked = now - known.looked, now
+            known = seen[server.key] = before or CheckHistory(server, now)
+            since_look, known.looked = now - known.looked, now
             if not server.check:
                 known.paused = True
                 continue
@@ -153,25 +157,25 @@ class Durations:
                     before.gaps = [*before.gaps[1 - GAPS :], now - before.changed]
                 before.changed = now
             elif before and not is_under_way(server) and not is_numbered(server):
-                new = now - before.counted >= (before.usual_gap() or UNKNOWN_GAP) - every / 2
-            failed, lacked = server.failures - known.last.failures, known.last.lacks
+                new = now - before.counted >= (before.usual_gap() or UNKNOWN_GAP) - interval / 2
+            failed, rise_left = server.failures - known.last.failures, known.last.rise_left
             known.see(server, new=new)
             if new:
                 known.counted = now
                 gap = known.usual_gap()
-                passed = 1 if failed < 0 else max(lacked - server.lacks, 1)  # fewer: perhaps it is a new HAProxy
-                if (gap or INTER) <= APART * apart:
+                passed = 1 if failed < 0 else max(rise_left - server.rise_left, 1)  # fewer: perhaps it is a new HAProxy
+                if (gap or INTER) <= MIN_INTERVALS_PER_LOOK * since_look:
                     failed = 0
-                if server.check in PASSED:
-                    found += [(server, gap or INTER, True)] * failed
-                    found += [(server, known.took(server), False)] * passed
-                elif server.check in FAILED:
-                    found += [(server, _allowed(server, gap), True)] * max(failed, 1)
+                if server.check in PASSED_STATUSES:
+                    ended += [(server, gap or INTER, True)] * failed
+                    ended += [(server, known.took(server), False)] * passed
+                elif server.check in FAILED_STATUSES:
+                    ended += [(server, _allowed(server, gap), True)] * max(failed, 1)
         self._servers = seen
-        return found
+        return ended
 
 
 def _allowed(server: Server, gap: float | None) -> float:
     """Seconds that a failed check was allowed: what it took where time ran out, else as long as until the next one."""
     took = max(server.check_seconds or 0.0, LEAST)
-    return took if server.check in TIMED_OUT else max(took, gap or INTER)
+    return took if server.check in TIMED_OUT_STATUSES else max(took, gap or INTER)

@@ -1,4 +1,4 @@
-"""How the light commands begin and end."""
+"""How commands begin and end, and what they say of what went wrong."""
 
 from __future__ import annotations
 
@@ -13,23 +13,29 @@ if TYPE_CHECKING:
     from typing import NoReturn, TextIO
 
 
-LIFE = 5
-"""Seconds that a process which works apart may take: somebody may never read what it says."""
+CHILD_TIME = 5
+"""Seconds after which a child process is ended that its parent has left alone."""
+
+
+class CommandError(Exception):
+    """An error with a cause outside of the program. A command writes its text as one line, and has its exit code."""
+
+    exit_code = 1
+
+
+class UsageError(CommandError):
+    """Arguments, settings or files that cannot be used. The text says which, and what is accepted."""
+
+    exit_code = 2
 
 
 def run(main: Callable[[], int]) -> NoReturn:
-    """Run `main` and exit with what it returns; with 1 and one line where it fails unexpectedly.
+    """Run a light command and exit with its exit code.
 
     Ends without taking the interpreter apart, which would cost as much as the connection that was timed.
     """
     _open_streams()
-    try:
-        code = main()
-    except KeyboardInterrupt:
-        code = 130
-    except Exception as error:
-        report_bug(error)
-        code = 1
+    code = exit_code(main)
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream:
@@ -39,28 +45,52 @@ def run(main: Callable[[], int]) -> NoReturn:
     os._exit(code)
 
 
-def run_in_child(work: Callable[[], None], patience: float) -> None:
-    """Do `work` in a process of its own, and wait for its end, but not long.
+def exit_code(main: Callable[[], int]) -> int:
+    """Run `main` and return what it returns. Where it fails, write one line and return the exit code that says so."""
+    try:
+        return main()
+    except KeyboardInterrupt:
+        return 130
+    except CommandError as error:
+        warn(f"error: {error}")
+        return error.exit_code
+    except Exception as error:
+        report_bug(error)
+        return 1
 
-    After `patience` seconds it goes on alone, and after LIFE it is ended, unless what it works with, such as a disk, is
-    frozen: then nothing can. Raises OSError where there can be no process, and then it is not done.
+
+def run_in_child(work: Callable[[], None], timeout: float) -> None:
+    """Do `work` in a child process, and wait for its end for at most `timeout` seconds. Raises OSError without a child.
+
+    A child that is not done by then goes on alone, and becomes a zombie where process 1 does not reap. After CHILD_TIME
+    seconds it is ended, unless it waits for a frozen disk: then nothing can end it.
     """
-    done, working = os.pipe()
-    if os.fork() == 0:
-        _signal.alarm(LIFE)  # nobody knows of it who could end it
+    ended, running = os.pipe()  # what the kernel closes when the child ends can be waited for with a timeout
+    child = os.fork()
+    if child == 0:
+        _signal.alarm(CHILD_TIME)
         try:
             work()
         except Exception as error:
             report_bug(error)
         finally:
             os._exit(0)
-    os.close(working)
-    select.select([done], [], [], patience)
+    os.close(running)
+    if select.select([ended], [], [], timeout)[0]:
+        try:
+            os.waitpid(child, 0)
+        except ChildProcessError:  # where SIGCHLD is ignored, the kernel has reaped it
+            return
 
 
 def report_bug(error: Exception) -> None:
     """Write one line, not a traceback, for an error that should not happen."""
     warn(f"error: {type(error).__name__}: {error} ({_place(error)}); please report it")
+
+
+def reason(error: Exception) -> str:
+    """What the system says of an error, to stand within a line."""
+    return (getattr(error, "strerror", None) or str(error)).lower()
 
 
 def warn(line: str) -> None:
@@ -88,7 +118,7 @@ def _write(line: str, stream: TextIO) -> None:
 
 
 def _open_streams() -> None:
-    """A HAProxy in the background closes them; then a file that is opened would become standard error."""
+    """Open the standard streams that a HAProxy in the background has closed: another file would take their place."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from multicloud import ranking, reweigh, scores, settings
+from multicloud import reweigh, runtime, scores
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from multicloud import history, runtime
+    from multicloud.history import Samples
+    from multicloud.runtime import Server
+    from multicloud.scores import Score
     from multicloud.settings import Sources
 
 PERCENTS = (50, 90, 99)
@@ -39,53 +41,46 @@ class Row(NamedTuple):
 
 
 def rows(
-    servers: Iterable[runtime.Server],
-    found: history.Samples,
-    scored: Mapping[tuple[str, str], scores.Score],
-    sources: Sources,
-    now: float,
+    servers: Iterable[Server], samples: Samples, scored: Mapping[tuple[str, str], Score], sources: Sources, now: float
 ) -> tuple[list[Row], dict[str, str]]:
     """A row for each server of each backend that has samples, and the backends that need none.
 
     Those are backends whose servers track others and have the same states and weights: the one that they track, by
     their names. Raises SettingError.
     """
-    everyone = list(servers)
-    routed = {server.backend for server in everyone if server.source in found.series}
-    backends: dict[str, list[runtime.Server]] = {}
-    for server in everyone:
-        if server.backend in routed:
-            backends.setdefault(server.backend, []).append(server)
-    alike = {
-        backend: members[0].source[0]
-        for backend, members in backends.items()
-        if members[0].source != members[0].key and _known(members) == _known(backends.get(members[0].source[0], []))
+    backends = {
+        backend: members
+        for backend, members in runtime.by_backend(servers).items()
+        if any(server.source in samples.series for server in members)
     }
-    shown = [
-        _row(server, found, scored.get(server.source), favorite, now)
+    alike = {
+        backend: tracked
         for backend, members in backends.items()
-        if backend not in alike
-        for favorite in [sources.read(settings.RANKING, *reweigh.sections(members)).favorite]
-        for server in members
-    ]
+        if (tracked := members[0].source[0]) != backend and _seen(members) == _seen(backends.get(tracked, []))
+    }
+    shown = []
+    for backend, members in backends.items():
+        if backend not in alike:
+            favorite = reweigh.settings_of(members, sources).favorite
+            shown += [_row(server, samples, scored.get(server.source), favorite, now) for server in members]
     return shown, alike
 
 
-def _known(servers: Iterable[runtime.Server]) -> list[tuple[str, str, int]]:
+def _seen(servers: Iterable[Server]) -> list[tuple[str, str, int]]:
     return [(server.name, server.state, server.weight) for server in servers]
 
 
-def _row(server: ranking.Server, found: history.Samples, score: scores.Score | None, favorite: int, now: float) -> Row:
-    newest = found.series.get(server.source, [])
-    times = [seconds for seconds, _, failed in score.counted if not failed] if score else []
-    trend = [None if failed else seconds for seconds, _, failed in newest[:TREND]]
-    when = newest[0][1] if newest else None
+def _row(server: Server, samples: Samples, score: Score | None, favorite: int, now: float) -> Row:
+    newest = samples.series.get(server.source, [])
+    times = [sample.seconds for sample in score.counted if not sample.failed] if score else []
+    trend = [None if sample.failed else sample.seconds for sample in newest[:TREND]]
+    when = newest[0].time if newest else None
     return Row(
         server.backend,
         server.name,
         server.state,
         server.weight,
-        server.state == ranking.UP and server.weight == favorite,
+        server.state == runtime.UP and server.weight == favorite,
         len(times),
         score.failed if score else 0,
         tuple(scores.percentiles(times, PERCENTS)) if times else None,

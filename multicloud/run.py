@@ -16,30 +16,23 @@ import socket
 import sys
 import threading
 import time
+from typing import TYPE_CHECKING, NamedTuple
 
-from multicloud import (
-    haproxy_checks,
-    history,
-    light,
-    overview,
-    ranking,
-    reweigh,
-    runtime,
-    samplefile,
-    scores,
-    scrape,
-    settings,
-)
+from multicloud import haproxy_checks, history, light, overview, reweigh, runtime, samplefile, scores, scrape, settings
+from multicloud.light import CommandError, UsageError
 
-TYPE_CHECKING = False  # `typing` is not needed at run time
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from multicloud.reweigh import Outcome
+    from multicloud.runtime import Server
+    from multicloud.settings import Sources
 
 USAGE = "multicloud-run [--metrics [ADDR:]PORT]"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 TRIM_AGAIN = 60
-"""Rounds between two attempts at a trim that failed, which reads the whole file."""
+"""After a trim that failed, which reads the whole file, wait this many rounds."""
 
 BACKEND = "backend "
 """So begin the names of problems that backends have."""
@@ -51,24 +44,9 @@ ALIVE = 5.0
 """Seconds between two signs of life to systemd, at most: rounds may be rarer."""
 
 
-class UsageError(Exception):
-    """Arguments or settings with which there is nothing to do. The text says what to write."""
-
-
-class ListenError(Exception):
-    """The port for scrapers cannot be had. The text says why."""
-
-
 def main() -> int:
     """The light command; return the exit code."""
-    try:
-        return run(settings.Sources(os.environ), address_of(sys.argv[1:]))
-    except (settings.SettingError, UsageError) as error:
-        light.warn(f"error: {error}")
-        return 2
-    except ListenError as error:
-        light.warn(f"error: {error}")
-        return 1
+    return run(settings.Sources(os.environ), address_of(sys.argv[1:]))
 
 
 def address_of(arguments: Sequence[str]) -> str:
@@ -83,10 +61,10 @@ def address_of(arguments: Sequence[str]) -> str:
     raise UsageError(f"usage: {USAGE}")
 
 
-def run(sources: settings.Sources, address: str = "") -> int:
+def run(sources: Sources, address: str = "") -> int:
     """Rounds until SIGTERM or SIGINT; the exit code. Prometheus' metrics are served at `address` where it is not "".
 
-    Raises SettingError, UsageError and ListenError, before the first round.
+    Raises UsageError and CommandError, before the first round.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # before any thread is started, which inherits it
     gc.set_threshold(GARBAGE)
@@ -107,84 +85,62 @@ def run(sources: settings.Sources, address: str = "") -> int:
             return 0
 
 
-class _Last:
-    """What the last round leaves to scrapers, who may come during the next one.
+class _Round(NamedTuple):
+    """What the last round leaves to scrapers, who may come during the next one; `own` are the loop's own metrics."""
 
-    `sources` are the settings of the outcome, and `own` the metrics of the loop.
-    """
-
-    __slots__ = ("outcome", "own", "problems", "servers", "sources")
-
-    def __init__(
-        self,
-        servers: list[runtime.Server],
-        outcome: reweigh.Outcome | None,
-        sources: settings.Sources,
-        problems: int,
-        own: bytes,
-    ) -> None:
-        self.servers = servers
-        self.outcome = outcome
-        self.sources = sources
-        self.problems = problems
-        self.own = own
+    servers: list[Server]
+    outcome: Outcome | None
+    sources: Sources
+    problems: int
+    own: str
 
 
 class Rounds:
-    """What is kept from one round to the next."""
+    """What is kept from one round to the next. `problems` are texts by what they are of."""
 
-    def __init__(self, sources: settings.Sources) -> None:
+    def __init__(self, sources: Sources) -> None:
         self.problems: dict[str, str] = {}
         self.count = self.failures = 0
-        self.measured: set[tuple[str, str]] = set()
-        self.durations = haproxy_checks.Durations()
-        self.found = history.Samples()
-        self.scored: dict[tuple[str, str], scores.Score] = {}
-        self._last = _Last([], None, sources, 0, b"")
+        self.own: set[tuple[str, str]] = set()  # the servers whose checks are recorded here
+        self.checks = haproxy_checks.Checks()
+        self.samples = history.Samples()
+        self._last = _Round([], None, sources, 0, "")
         self._page = self._last, b""
         self._use(sources)
 
-    def _use(self, sources: settings.Sources) -> None:
-        """Work with these settings from now on. Raises SettingError and UsageError, and then nothing has changed."""
+    def _use(self, sources: Sources) -> None:
+        """Work with these settings from now on. Raises UsageError, and then nothing has changed."""
         values = sources.read(settings.RUN)
         if not values.backends:
             raise UsageError(
                 "no backends to measure; name them: MULTICLOUD_BACKENDS=app,api, "
                 f"or `backends = app,api` in {sources.path}"
             )
-        newest = reweigh.longest_window(sources) + scores.RUN
+        newest = reweigh.longest_window(sources) + scores.RECOVERY_RUN
         self.sources, self.values, self.newest = sources, values, newest
 
     def reload(self) -> None:
         """Read the settings file again. Where it cannot be read, the settings stay."""
-        newest = self.newest
         try:
             self._use(settings.Sources(self.sources.environ))
-        except (settings.SettingError, UsageError) as error:
+        except UsageError as error:
             light.warn(f"error: the settings stay as they were: {error}")
             return
-        self.scored = {}
-        if self.newest > newest:
-            self.found.stamp = None  # the file may have more, so it is read as a whole
+        self.samples.stamp = None  # with a longer window the file may have more, so it is read as a whole
         light.print_line("the settings were read again")
 
     def round(self) -> None:
         """Measure, decide and set weights once, and say what has begun or ceased to be wrong."""
         began = time.monotonic()
         problems = dict(self.problems)  # what nobody looks at in this round stays as it was
-        servers, outcome, sources = self._last.servers, self._last.outcome, self._last.sources
         try:
-            found = history.follow(self.values.times, self.newest, self.found, self.measured)
-            if found is not self.found:  # read as a whole: behind a server's newest sample there may be others
-                self.found, self.scored = found, {}
+            self.samples = history.follow(self.values.times, self.newest, self.samples, self.own)
         except samplefile.SampleFileError as error:
             problems["file"] = f"samples are kept in memory only: {error}"
+        servers, outcome, sources = self._last.servers, self._last.outcome, self._last.sources
         try:
-            servers, weighed = self._reweigh(problems)
-            if weighed:
-                outcome, sources = weighed, self.sources
-                problems.pop("settings", None)
-            problems.pop("haproxy", None)
+            servers, outcome = self._reweigh(problems)
+            sources = self.sources
         except settings.SettingError as error:  # of two sections of which each is right by itself
             problems["settings"] = f"no weights are set: {error}"
         except (runtime.RuntimeAPIError, OSError) as error:
@@ -193,83 +149,78 @@ class Rounds:
             servers, outcome = [], None
         self.count += 1
         self._tell(problems)
-        own = scrape.rounds(self.count, self.failures, time.monotonic() - began, time.time()).encode()
-        self._last = _Last(servers, outcome, sources, len(problems), own)
+        own = scrape.rounds(self.count, self.failures, time.monotonic() - began, time.time())
+        self._last = _Round(servers, outcome, sources, len(problems), own)
 
-    def _reweigh(self, problems: dict[str, str]) -> tuple[list[runtime.Server], reweigh.Outcome | None]:
-        """HAProxy's servers and what became of them, None where another reweigh is at work.
+    def _reweigh(self, problems: dict[str, str]) -> tuple[list[Server], Outcome]:
+        """HAProxy's servers, with the weights that they have now, and what was decided of them.
 
         Raises RuntimeAPIError, SettingError and OSError.
         """
-        taken: list[bytes] = []
-        outcome = None
-        turn = reweigh.turn_of(self.values)
+        lines: list[bytes] = []
         try:
             with runtime.RuntimeAPI(self.values.socket) as api:
                 servers = api.servers()
+                problems.pop("haproxy", None)
                 for name in [name for name in problems if name.startswith(BACKEND)]:
                     del problems[name]
                 problems |= unmeasured(servers, self.values.backends)
-                taken = self._take(servers)
-                if turn:
-                    outcome = reweigh.weigh(api, servers, self.found, self.sources, known=self.scored)
-                    self.scored = outcome.scores
+                lines = self._take(servers)
+                outcome = reweigh.weigh(api, servers, self.samples, self.sources)
         finally:
-            if turn:
-                turn.close()
-            self._record(taken, problems)  # last, since no weight should wait for it
-        if outcome:
-            for change in outcome.changes:
-                server = change.server
-                light.print_line(f"{server.backend}/{server.name}: weight {server.weight} -> {change.weight}")
-                server.weight = change.weight
-            problems.pop("refused", None)
-            if outcome.refusals:
-                problems["refused"] = reweigh.refused(outcome)
+            self._record(lines, problems)  # last, since no weight should wait for it
+        problems.pop("settings", None)
+        problems.pop("refused", None)
+        if outcome.refusals:
+            problems["refused"] = reweigh.refused(outcome)
+        reweigh.print_changes(outcome.changes)
+        by_key = {server.key: server for server in servers}
+        for change in outcome.changes:
+            by_key[change.server.key].weight = change.weight
         return servers, outcome
 
-    def _take(self, servers: Sequence[runtime.Server]) -> list[bytes]:
+    def _take(self, servers: Sequence[Server]) -> list[bytes]:
         """Add the checks that have ended to the samples; return their lines for the file."""
         measured = [
             server
             for server in servers
             if server.backend in self.values.backends and server.source == server.key and settings.is_name(server.name)
         ]
-        self.measured = {server.key for server in measured}
+        self.own = {server.key for server in measured}
         now = round(time.time(), 3)  # as in the file
-        ended = self.durations.ended(measured, self.found.series, now=time.monotonic(), every=self.values.interval)
+        interval = self.values.interval
+        ended = self.checks.ended(measured, self.samples.series, now=time.monotonic(), interval=interval)
+        lines = []
         for server, seconds, failed in ended:
-            self.found.add(server.backend, server.name, history.Sample(round(seconds, 6), now, failed), self.newest)
-        return [
-            samplefile.format_line(server.backend, server.name, seconds, now, failed=failed)
-            for server, seconds, failed in ended
-        ]
+            sample = history.Sample(round(seconds, 6), now, failed)
+            self.samples.add(server.backend, server.name, sample, self.newest)
+            lines.append(samplefile.format_line(server.backend, server.name, seconds, now, failed=failed))
+        return lines
 
-    def _record(self, taken: Sequence[bytes], problems: dict[str, str]) -> None:
+    def _record(self, lines: Sequence[bytes], problems: dict[str, str]) -> None:
         """Append samples to the file, and trim it where it is long."""
-        if taken:
+        if lines:
             try:
-                self.found.record(self.values.times, taken)
+                self.samples.record(self.values.times, lines)
                 problems.pop("file", None)
             except samplefile.SampleFileError as error:
                 problems["file"] = f"samples are kept in memory only: {error}"
         if "trim" not in problems or self.count % TRIM_AGAIN == 0:
             try:
-                reweigh.trim_if_long(self.sources, max(history.KEEP, self.newest), self.found)
+                reweigh.trim_if_long(self.sources, max(history.KEEP, self.newest), self.samples)
                 problems.pop("trim", None)
             except samplefile.SampleFileError as error:
                 problems["trim"] = f"the sample file is not trimmed: {error}"
 
     def _tell(self, problems: dict[str, str]) -> None:
-        told = dict(self.problems)
+        """Say what has begun, what has another reason than before, and what is over."""
         for name, text in self.problems.items():
-            if name not in problems or (name.startswith(BACKEND) and problems[name] != text):  # or it is another one
-                light.warn(f"over: {told.pop(name)}")
+            if name not in problems:
+                light.warn(f"over: {text}")
         for name, text in problems.items():
-            if name not in told:
+            if self.problems.get(name) != text:
                 light.warn(f"warning: {text}")
-        # What was said when it began is what is over in the end.
-        self.problems = {name: told.get(name, text) for name, text in problems.items()}
+        self.problems = problems
 
     def page(self) -> bytes:
         """What a scraper reads of the last round, made when the first one asks for it."""
@@ -280,11 +231,11 @@ class Rounds:
                 rows, _ = overview.rows(
                     last.servers, last.outcome.samples, last.outcome.scores, last.sources, time.time()
                 )
-            self._page = last, scrape.prometheus(rows, last.problems).encode() + last.own
+            self._page = last, (scrape.prometheus(rows, last.problems) + last.own).encode()
         return self._page[1]
 
 
-def unmeasured(servers: Sequence[runtime.Server], backends: Sequence[str]) -> dict[str, str]:
+def unmeasured(servers: Sequence[Server], backends: Sequence[str]) -> dict[str, str]:
     """The backends of which HAProxy's checks give no samples, with what to write."""
     problems = {}
     external = {server.key for server in servers if server.check.startswith("PROC")}  # they record by themselves
@@ -294,9 +245,9 @@ def unmeasured(servers: Sequence[runtime.Server], backends: Sequence[str]) -> di
         strangers = [
             server
             for server in everyone
-            if server.source[0] not in backends and server.state != ranking.MAINT and server.source not in external
+            if server.source[0] not in backends and server.state != runtime.MAINT and server.source not in external
         ]
-        bare = [server.name for server in members if not server.check and server.state != ranking.MAINT]
+        bare = [server.name for server in members if not server.check and server.state != runtime.MAINT]
         if not everyone:
             known = ", ".join(dict.fromkeys(server.backend for server in servers)) or "none at all"
             text = (
@@ -353,4 +304,4 @@ def _listen(address: str) -> socket.socket:
         raise UsageError(f"--metrics: cannot read {address!r}; accepted: [ADDR:]PORT, 127.0.0.1:9101") from None
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        raise ListenError(f"--metrics {address}: {reason.lower()}") from None
+        raise CommandError(f"--metrics {address}: {reason.lower()}") from None

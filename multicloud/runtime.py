@@ -13,12 +13,18 @@ import socket
 from operator import itemgetter
 from time import monotonic, sleep
 
-from multicloud import ranking, settings
-from multicloud.ranking import DOWN, DRAIN, MAINT, UP
+from multicloud import settings
+from multicloud.light import CommandError
 
 TYPE_CHECKING = False  # `typing` is not needed at run time
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from multicloud.ranking import Decision
+
+    Row = Mapping[str, str]
+
+UP, DOWN, MAINT, DRAIN = "UP", "DOWN", "MAINT", "DRAIN"
 
 TIMEOUT = 1.5
 """Seconds for all that is said over one connection: less than HAProxy gives the check that this is."""
@@ -33,8 +39,8 @@ DRAIN_BITS = 0x08 | 0x10  # forced, inherited
 STOPPED, STOPPING = 0, 3
 
 STATE_COLUMNS = (
-    *("be_name", "srv_name", "srv_op_state", "srv_admin_state"),
-    *("srv_uweight", "srv_addr", "srv_port", "srv_fqdn"),
+    *("be_name", "srv_name", "srv_op_state", "srv_admin_state", "srv_uweight"),
+    *("srv_addr", "srv_port", "srv_fqdn", "srv_agent_addr", "srv_agent_port"),
 )
 STAT_COLUMNS = (
     *("pxname", "svname", "tracked", "lastchg", "check_status", "check_code", "check_duration", "mode"),
@@ -43,37 +49,57 @@ STAT_COLUMNS = (
 QUOTED = re.compile('"(?:[^"]|"")*"')
 
 
-class RuntimeAPIError(Exception):
+class RuntimeAPIError(CommandError):
     """HAProxy cannot be reached or refused a command. The text says which and why."""
 
 
-class Server(ranking.Server):
+class Server:
     """All that HAProxy says of a server, read once.
 
-    `address`, `port` and `tls` ("1", "0", or "" where HAProxy does not say) are what it tells a check of it. `mode` is
-    its backend's. `since_change` and `check_seconds` are seconds, None where there was no check; `check` is the status
-    of the last check, "" without one, and `code` its exit code or status. `host` is the name that HAProxy finds the
-    address by, "" where it is told the address.
-
-    `report` has what may differ from one check to the next, as HAProxy writes it: status, duration and the server's
-    health. `failures` counts the checks that failed while it was UP, and `lacks` those that it has yet to pass in a row
-    to be UP. `words` are the last check's, "" where they are quoted or another check is under way, which `busy` says.
+    - `key` is its (backend, name), which no other server has; `source` is the key of the server whose samples score
+      it: its own, or that of the server that it tracks.
+    - `state` is UP, DOWN, MAINT or DRAIN, and `state_age` the seconds since it changed; `weight` is 0 to 256.
+      `unresolved`: it is in maintenance because its name does not resolve, which was not set by an operator.
+    - `address`, `port` and `tls` ("1", "0", or "" where HAProxy does not say) are what it tells a check of the server.
+      `host` is the name that HAProxy finds the address by, "" where it is told the address. `mode` is its backend's.
+    - `check` is the status of the last check, "" without one, `code` its exit code or HTTP status, `check_seconds` its
+      duration and `last_chk` its words, "" where they are quoted or the next check is under way, as `check_running`
+      says. `fingerprint` has what may differ from one check to the next: status, duration and health.
+    - `failures` counts the checks that failed while the server was UP, and `rise_left` those that it has yet to pass in
+      a row to be UP.
+    - `agent` is the status of its agent's last check, and `agent_address` and `agent_port` are where that is.
     """
 
     __slots__ = (
-        *("address", "agent", "busy", "check", "check_seconds", "code", "failures", "host", "lacks", "mode", "port"),
-        *("report", "since_change", "tls", "words"),
+        *("address", "agent", "agent_address", "agent_port", "backend", "check", "check_running", "check_seconds"),
+        *("code", "failures", "fingerprint", "host", "key", "last_chk", "mode", "name", "port", "rise_left", "source"),
+        *("state", "state_age", "tls", "unresolved", "weight"),
     )
 
     def __init__(self, backend: str, name: str, state: str, weight: int, *, unresolved: bool = False) -> None:
-        super().__init__(backend, name, state, weight, unresolved=unresolved)
-        self.address = self.host = self.port = self.tls = self.check = self.code = self.words = self.agent = ""
-        self.report: tuple[str, ...] = ()
-        self.failures = self.lacks = 0
-        self.busy = False
+        self.backend = backend
+        self.name = name
+        self.key = self.source = backend, name
+        self.state = state
+        self.state_age = 0.0
+        self.weight = weight
+        self.unresolved = unresolved
+        self.address = self.port = self.tls = self.host = ""
         self.mode = "http"
-        self.since_change = 0.0
+        self.check = self.code = self.last_chk = ""
         self.check_seconds: float | None = None
+        self.check_running = False
+        self.fingerprint: tuple[str, ...] = ()
+        self.failures = self.rise_left = 0
+        self.agent = self.agent_address = self.agent_port = ""
+
+
+def by_backend(servers: Iterable[Server]) -> dict[str, list[Server]]:
+    """The servers of each backend, in their order."""
+    backends: dict[str, list[Server]] = {}
+    for server in servers:
+        backends.setdefault(server.backend, []).append(server)
+    return backends
 
 
 class RuntimeAPI:
@@ -133,23 +159,24 @@ class RuntimeAPI:
             servers = [_server(row) for row in rows(states, " ", STATE_COLUMNS, ("srv_use_ssl",))]
         except ValueError as error:
             raise RuntimeAPIError(f"{self.address}: no server states in the answer: {str(error)[:100]!r}") from None
+        by_key = {server.key: server for server in servers}
+        tracked: dict[tuple[str, str], tuple[str, str]] = {}
         try:
-            known = {server.key: server for server in servers}
-            tracked = {}
-            for backend, name, track, *row in rows(self.lines("show stat -1 4 -1"), ",", STAT_COLUMNS):
-                if (backend, name) in known:
-                    _add_stat(known[backend, name], row)
-                if track:
-                    other, _, its_name = track.partition("/")
-                    tracked[backend, name] = other, its_name
-            for server in servers if tracked else ():
-                while server.source in tracked:  # which may track another in turn; HAProxy refuses circles
-                    server.source = tracked[server.source]
+            for row in rows(self.lines("show stat -1 4 -1"), ",", STAT_COLUMNS):
+                key = row["pxname"], row["svname"]
+                if key in by_key:
+                    _add_stat(by_key[key], row)
+                if row["tracked"]:
+                    backend, _, name = row["tracked"].partition("/")
+                    tracked[key] = backend, name
         except ValueError as error:
             raise RuntimeAPIError(f"{self.address}: no statistics in the answer: {str(error)[:100]!r}") from None
+        for server in servers if tracked else ():
+            while server.source in tracked:  # which may track another in turn; HAProxy refuses circles
+                server.source = tracked[server.source]
         return servers
 
-    def set_weights(self, changes: Iterable[ranking.Decision]) -> tuple[list[ranking.Decision], list[str]]:
+    def set_weights(self, changes: Iterable[Decision]) -> tuple[list[Decision], list[str]]:
         """Set each weight. Returns the changes that were accepted, and what was said to the others.
 
         Where HAProxy is lost on the way, that is said to the first of those that are left, and no more is sent.
@@ -183,15 +210,13 @@ class RuntimeAPI:
         return RuntimeAPIError(f"{self.address}: {reason}; is it the `stats socket` of a running HAProxy?")
 
 
-def set_weight(change: ranking.Decision) -> str:
+def set_weight(change: Decision) -> str:
     """The Runtime API's command, as it is sent and as a dry run shows it."""
     return f"set server {change.server.backend}/{change.server.name} weight {change.weight}"
 
 
-def rows(
-    lines: Iterable[str], separator: str, columns: Sequence[str], optional: Sequence[str] = ()
-) -> Iterator[tuple[str, ...]]:
-    """The named columns of each row of a table whose first line has their names behind a `#`.
+def rows(lines: Iterable[str], separator: str, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Row]:
+    """The named columns of each row of a table whose first line has their names behind a `#`, by their names.
 
     An `optional` column that is not there is "". A quoted field, which only HAProxy's texts for people are, is "" too,
     and it may have line's ends in it. Raises ValueError with the line that is none of such a table.
@@ -199,7 +224,8 @@ def rows(
     lines = iter(lines)
     header = next(lines, "")
     names = header.removeprefix("# ").split(separator)
-    places = [names.index(name) if name in names else -1 for name in (*columns, *optional)]
+    wanted = *columns, *optional
+    places = [names.index(name) if name in names else -1 for name in wanted]
     if -1 in places[: len(columns)]:
         raise ValueError(header)
     width = max(places) + 1
@@ -215,36 +241,38 @@ def rows(
         if len(fields) < width:
             raise ValueError(line)
         fields.append("")
-        yield pick(fields)
+        yield dict(zip(wanted, pick(fields), strict=True))
 
 
-def _server(row: Sequence[str]) -> Server:
-    backend, name, op_state, admin_state, weight, address, port, host, tls = row
-    bits = int(admin_state)
+def _server(row: Row) -> Server:
+    bits = int(row["srv_admin_state"])
     server = Server(
-        backend,
-        name,
-        _state(int(op_state), bits),
-        int(weight),
+        row["be_name"],
+        row["srv_name"],
+        _state(int(row["srv_op_state"]), bits),
+        int(row["srv_uweight"]),
         # One that tracks another whose name does not resolve has inherited that maintenance, beside its own.
         unresolved=bool(bits & UNRESOLVED_BIT and not bits & MAINT_BITS & ~INHERITED_BIT),
     )
-    server.address, server.port, server.tls = address, port, tls
-    server.host = host.removeprefix("-")  # which stands for none
+    server.address, server.port, server.tls = row["srv_addr"], row["srv_port"], row["srv_use_ssl"]
+    server.host = row["srv_fqdn"].removeprefix("-")  # which stands for none
+    server.agent_address, server.agent_port = row["srv_agent_addr"].removeprefix("-"), row["srv_agent_port"]
     return server
 
 
-def _add_stat(server: Server, row: Sequence[str]) -> None:
-    since_change, check, server.code, duration, server.mode, *counts, server.words, server.agent = row
-    failures, observed, health, rise = counts
-    server.since_change = float(since_change or 0)
+def _add_stat(server: Server, row: Row) -> None:
+    check, duration, health = row["check_status"], row["check_duration"], row["check_health"]
+    server.state_age = float(row["lastchg"] or 0)
+    server.mode = row["mode"]
     server.check = check.removeprefix("* ")
-    server.busy = server.check != check
-    server.report = server.check, duration, health  # not its code, which is 0 as soon as the next one begins
-    if not server.agent:  # whose `down` HAProxy counts, too; `observed` has what `observe` saw in users' requests
-        server.failures = int(failures or 0) - int(observed or 0)
-    server.lacks = max(int(rise or 0) - int(health or 0), 0)
+    server.check_running = server.check != check
     server.check_seconds = float(duration) / 1000 if duration else None
+    server.code, server.last_chk = row["check_code"], row["last_chk"]
+    server.fingerprint = server.check, duration, health  # not its code, which is 0 as soon as the next one begins
+    server.agent = row["agent_status"]
+    if not server.agent:  # whose `down` HAProxy counts, too; `hanafail` has what `observe` saw in users' requests
+        server.failures = int(row["chkfail"] or 0) - int(row["hanafail"] or 0)
+    server.rise_left = max(int(row["check_rise"] or 0) - int(health or 0), 0)
 
 
 def _state(op_state: int, admin_state: int) -> str:

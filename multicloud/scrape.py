@@ -10,15 +10,16 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-from multicloud import light, ranking, settings
+from multicloud import light, settings
 from multicloud.overview import PERCENTS
+from multicloud.runtime import DOWN, DRAIN, MAINT, UP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from multicloud.overview import Row
 
-STATES = (ranking.UP, ranking.DOWN, ranking.MAINT, ranking.DRAIN)
+STATES = (UP, DOWN, MAINT, DRAIN)
 
 PATHS = (b"/metrics", b"/")
 
@@ -35,7 +36,7 @@ PAUSE = 0.01
 def prometheus(rows: Sequence[Row], problems: int) -> str:
     """Prometheus' text format, version 0.0.4. Of the newest sample it has the time, from which an alert has its age."""
     gauges: list[tuple[str, str, Callable[[Row], float | None]]] = [
-        ("up", "Whether HAProxy says that the server is UP.", lambda row: row.state == ranking.UP),
+        ("up", "Whether HAProxy says that the server is UP.", lambda row: row.state == UP),
         ("weight", "The server's weight in HAProxy, 0 to 256.", lambda row: row.weight),
         ("favorite", "Whether the server is UP and has the favourite's weight.", lambda row: row.favorite),
         ("samples", "Checks of the server that count and succeeded.", lambda row: row.samples),

@@ -24,9 +24,9 @@ import yaml
 
 from multicloud import haproxy_cfg
 from multicloud.console import config
-from multicloud.demo.regions import Regions
 from tests.edge import regions_at, wait_until
 from tests.machine import Machine
+from tests.regions import Regions
 from tests.test_drop_in import DELAYS, shell_version
 from tests.test_traffic import failures
 from tests.traffic import Traffic

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from multicloud.haproxy_checks import INTER, LEAST, Durations
-from multicloud.ranking import UP
-from multicloud.runtime import Server
+from multicloud.haproxy_checks import INTER, LEAST, Checks
+from multicloud.runtime import UP, Server
 
 
 def says(
@@ -16,23 +15,23 @@ def says(
     busy: bool = False,
     words: str = "",
     failures: int = 0,
-    lacks: int = 0,
+    rise_left: int = 0,
 ) -> Server:
     """A server with what HAProxy says of its last check."""
     server = Server("app", "eu", UP, 1)
-    server.check, server.check_seconds, server.busy = check, milliseconds / 1000, busy
-    server.words = "" if busy else words
-    server.report = check, str(milliseconds), "4"
-    server.failures, server.lacks = failures, lacks
+    server.check, server.check_seconds, server.check_running = check, milliseconds / 1000, busy
+    server.last_chk = "" if busy else words
+    server.fingerprint = check, str(milliseconds), "4"
+    server.failures, server.rise_left = failures, rise_left
     return server
 
 
 def counted(*looks: Server, every: float = 1.0, measured: tuple[tuple[str, str], ...] = ()) -> list[float]:
     """The seconds of the checks that are counted, of a look every so many seconds."""
-    durations = Durations()
+    checks = Checks()
     found = []
     for number, server in enumerate(looks):
-        found += durations.ended([server], measured, now=1000 + number * every, every=every)
+        found += checks.ended([server], measured, now=1000 + number * every, interval=every)
     return [seconds for _, seconds, _ in found]
 
 
@@ -46,7 +45,7 @@ def test_a_check_counts_once_however_often_it_is_seen() -> None:
 def test_checks_that_failed_between_two_looks_count_too() -> None:
     looks = says(words="1"), says(words="3", failures=1), says("L7TOUT", 2000, failures=3), says(words="6", failures=3)
     assert counted(*looks) == [0.030, INTER, 0.030, 2.0, 2.0, 0.030]
-    assert [failed for *_, failed in Durations().ended([says(failures=7)], (), now=1000, every=1)] == [False]
+    assert [failed for *_, failed in Checks().ended([says(failures=7)], (), now=1000, interval=1)] == [False]
 
 
 def test_failures_before_the_counters_were_cleared_do_not_count_again() -> None:
@@ -60,24 +59,24 @@ def test_where_good_checks_go_unseen_so_do_failed_ones() -> None:
 
 
 def test_checks_that_brought_a_server_back_count_though_only_the_last_one_was_seen() -> None:
-    down = says("L4CON", 0, lacks=3)
+    down = says("L4CON", 0, rise_left=3)
     assert counted(down, says(milliseconds=30)) == [INTER] + [0.030] * 3
-    assert counted(down, says(milliseconds=30, lacks=2), says(milliseconds=31)) == [INTER, 0.030, 0.031, 0.031]
-    assert counted(down, says(milliseconds=30, lacks=1), says(milliseconds=31)) == [INTER, 0.030, 0.030, 0.031]
-    assert counted(says(milliseconds=30, lacks=2)) == [0.030]
+    assert counted(down, says(milliseconds=30, rise_left=2), says(milliseconds=31)) == [INTER, 0.030, 0.031, 0.031]
+    assert counted(down, says(milliseconds=30, rise_left=1), says(milliseconds=31)) == [INTER, 0.030, 0.030, 0.031]
+    assert counted(says(milliseconds=30, rise_left=2)) == [0.030]
 
 
 def test_a_health_that_an_operator_sets_is_no_check() -> None:
     raised = says(words="1")
-    raised.report = "L7OK", "30", "3"
-    assert counted(says(words="1", lacks=10), raised) == [0.030]
+    raised.fingerprint = "L7OK", "30", "3"
+    assert counted(says(words="1", rise_left=10), raised) == [0.030]
 
 
 def test_a_check_from_before_a_pause_is_not_counted_again_after_it() -> None:
     paused = says("", 0)
     for words in ("1", ""):
         before, after = says(words=words), says(words=words)
-        after.report = "L7OK", "30", "2"  # HAProxy has set its health
+        after.fingerprint = "L7OK", "30", "2"  # HAProxy has set its health
         assert counted(before, paused, paused, after, after) == [0.030]
     assert counted(says(words="1"), paused, says(milliseconds=31, words="2")) == [0.030, 0.031]
     assert counted(says(words="1"), paused, says(busy=True), says(words="2")) == [0.030] * 2
@@ -86,14 +85,14 @@ def test_a_check_from_before_a_pause_is_not_counted_again_after_it() -> None:
 
 
 def test_after_a_long_time_without_looks_the_last_check_stands_for_all() -> None:
-    durations = Durations()
+    checks = Checks()
     looks = [(1000, says(words="1")), (1002, says(words="2")), (1600, says(words="3", failures=20))]
-    found = [each for now, server in looks for each in durations.ended([server], (), now=now, every=1.0)]
+    found = [each for now, server in looks for each in checks.ended([server], (), now=now, interval=1.0)]
     assert [(seconds, failed) for _, seconds, failed in found] == [(0.030, False)] * 3
 
 
 def test_the_first_check_of_a_new_haproxy_counts_once() -> None:
-    down = says("L4CON", 0, failures=3, lacks=10)
+    down = says("L4CON", 0, failures=3, rise_left=10)
     assert counted(down, says(milliseconds=30)) == [INTER, 0.030]
 
 
@@ -104,6 +103,15 @@ def test_a_check_counts_when_it_is_seen_first_unless_the_server_was_measured_bef
 
 def test_one_that_was_under_way_and_is_no_longer_is_another_one() -> None:
     assert counted(says(), says(), says(busy=True), says(), says()) == [0.030, 0.030]
+
+
+def test_an_answer_that_came_sooner_than_a_round_trip_was_sent_before_it_was_asked_for() -> None:
+    early = says(milliseconds=100, words="500us@1")
+    assert counted(early, says(milliseconds=100, busy=True), says(milliseconds=101, words="500us@2")) == pytest.approx(
+        [0.04975, 0.05025]
+    ), "a connection and its TLS handshake take two"
+    early.tls = "0"
+    assert counted(early) == pytest.approx([0.0995])
 
 
 def test_what_was_seen_first_while_another_was_under_way_is_left_to_the_next() -> None:
@@ -118,7 +126,7 @@ def test_one_that_has_ended_and_whose_connection_is_being_closed_counts_once() -
     closing = says("L4OK", 31, busy=True)
     assert counted(says("L4OK", 30), closing, says("L4OK", 31)) == [0.030, 0.031]
     closing = says(milliseconds=31)
-    closing.busy, closing.words = True, "2"
+    closing.check_running, closing.last_chk = True, "2"
     assert counted(says(words="1"), closing, says(milliseconds=31, words="2")) == [0.030, 0.031]
 
 
@@ -183,7 +191,7 @@ def test_a_check_of_no_time_takes_half_a_millisecond() -> None:
 )
 def test_a_failed_check_has_the_time_that_it_was_allowed(check: str, milliseconds: float, expected: float) -> None:
     server = says(check, milliseconds)
-    assert Durations().ended([server], (), now=0.0, every=1.0) == [(server, expected, True)]
+    assert Checks().ended([server], (), now=0.0, interval=1.0) == [(server, expected, True)]
 
 
 def test_a_failed_check_was_allowed_as_long_as_the_checks_are_apart() -> None:

@@ -16,8 +16,9 @@ import pytest
 
 from multicloud import ranking, runtime, settings
 from tests import servers
-from tests.edge import free_ports, wait_until
+from tests.edge import wait_until
 from tests.haproxy import haproxy, listening, recording, tell, weights
+from tests.ports import free_port
 from tests.servers import frozen
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def set_weights(address: str, changes: dict[str, int], backend: str = "upstream"
     """Set weights; what was refused of them. The others, and no more, count as accepted."""
     with runtime.RuntimeAPI(address) as api:
         wanted = [
-            ranking.Decision(ranking.Server(backend, name, "UP", 1), weight, ranking.Reason.FASTEST)
+            ranking.Decision(runtime.Server(backend, name, "UP", 1), weight, ranking.Reason.FASTEST)
             for name, weight in changes.items()
         ]
         accepted, refusals = api.set_weights(wanted)
@@ -59,7 +60,7 @@ def set_weights(address: str, changes: dict[str, int], backend: str = "upstream"
 
 
 def test_servers_come_with_state_and_weight_in_the_order_of_the_configuration() -> None:
-    (port,) = free_ports(1)
+    port = free_port()
     with (
         socket.create_server(("127.0.0.1", 0)) as serving,
         haproxy(
@@ -140,7 +141,7 @@ backend more
 
         def slow_since() -> float:
             server = found()["b", "slow"]
-            return server.since_change if server.state == "DOWN" else 0
+            return server.state_age if server.state == "DOWN" else 0
 
         wait_until(lambda: slow_since() >= 1, 20, "the slow server is DOWN for a second")
         tell(address, "set server once/c state maint")
@@ -192,13 +193,14 @@ backend stopping
 
 def test_a_table_that_lacks_an_optional_column_has_it_empty() -> None:
     lines = ["# a b c", '1 "2 2" 3', "4 5 6", ""]
-    assert list(runtime.rows(lines, " ", ("c", "b"), ("a",))) == [("3", "", "1"), ("6", "5", "4")]
-    assert list(runtime.rows(lines, " ", ("a",), ("d",))) == [("1", ""), ("4", "")]
+    found = list(runtime.rows(lines, " ", ("c", "b"), ("a",)))
+    assert found == [{"c": "3", "b": "", "a": "1"}, {"c": "6", "b": "5", "a": "4"}]
+    assert list(runtime.rows(lines, " ", ("a",), ("d",))) == [{"a": "1", "d": ""}, {"a": "4", "d": ""}]
 
 
 def test_a_quoted_field_may_have_lines_ends_in_it() -> None:
     lines = ["# a b c", '1 "2', '> ""x', "", '"" " 3', "4 5 6"]
-    assert list(runtime.rows(lines, " ", ("a", "c"))) == [("1", "3"), ("4", "6")]
+    assert list(runtime.rows(lines, " ", ("a", "c"))) == [{"a": "1", "c": "3"}, {"a": "4", "c": "6"}]
     with pytest.raises(ValueError, match="1"):
         list(runtime.rows(lines[:2], " ", ("a", "c")))
 
@@ -218,20 +220,26 @@ def test_a_server_that_tracks_one_of_a_disabled_backend_is_as_any_other() -> Non
         found = {server.key: server for server in api.servers()}
     assert ("b", "a") in found
     unsaid = found.get(("d", "a"), runtime.Server("d", "a", "UP", 1))
-    assert (unsaid.mode, unsaid.check, unsaid.code, unsaid.since_change) == ("http", "", "", 0)
+    assert (unsaid.mode, unsaid.check, unsaid.code, unsaid.state_age) == ("http", "", "", 0)
     assert unsaid.check_seconds is None
 
 
-def test_a_check_that_is_under_way_hides_not_the_last_one() -> None:
+def with_stat(**columns: str) -> runtime.Server:
+    """A server of which `show stat` says this."""
     server = runtime.Server("b", "a", "UP", 1)
-    runtime._add_stat(server, ("", "* L7TOUT", "", "25", "http", "3", "1", "1", "3", "", ""))
-    assert (server.check, server.check_seconds, server.since_change) == ("L7TOUT", 0.025, 0)
-    assert (server.failures, server.lacks) == (2, 2)
+    runtime._add_stat(server, dict.fromkeys(runtime.STAT_COLUMNS, "") | columns)
+    return server
+
+
+def test_a_check_that_is_under_way_hides_not_the_last_one() -> None:
+    counters = {"chkfail": "3", "hanafail": "1", "check_health": "1", "check_rise": "3"}
+    server = with_stat(check_status="* L7TOUT", check_duration="25", **counters)
+    assert (server.check, server.check_seconds, server.state_age) == ("L7TOUT", 0.025, 0)
+    assert (server.failures, server.rise_left) == (2, 2)
 
 
 def test_failures_beside_an_agent_are_not_known_since_haproxy_counts_its_too() -> None:
-    server = runtime.Server("b", "a", "UP", 1)
-    runtime._add_stat(server, ("", "L7OK", "", "25", "http", "3", "1", "3", "3", "", "L7STS"))
+    server = with_stat(check_status="L7OK", chkfail="3", agent_status="L7STS")
     assert (server.agent, server.failures) == ("L7STS", 0)
 
 
@@ -265,7 +273,7 @@ def test_each_command_has_a_line_of_its_own_and_all_share_a_connection() -> None
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "::1"])
 def test_the_runtime_api_can_be_a_host_and_a_port(host: str) -> None:
-    (port,) = free_ports(1)
+    port = free_port()
     try:
         socket.create_server(("::1", port), family=socket.AF_INET6).close()
     except OSError:
@@ -295,13 +303,13 @@ def test_a_socket_that_is_missing_or_that_nobody_listens_at_is_an_error(
     with socket.socket(socket.AF_UNIX) as left_behind:
         left_behind.bind(path)
     assert fail(lambda: told(path)) == f"{path}: connection refused; {asks}"
-    (port,) = free_ports(1)
+    port = free_port()
     assert fail(lambda: told(f"127.0.0.1:{port}")) == f"127.0.0.1:{port}: connection refused; {asks}"
     too_long = "/" + "x" * 200
     assert fail(lambda: told(too_long)) == f"{too_long}: af_unix path too long; {asks}"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+@pytest.mark.root("be another user")
 def test_a_socket_of_another_user_is_an_error(router: str) -> None:
     os.chmod(os.path.dirname(router), 0o755)
     os.seteuid(65534)
@@ -380,7 +388,8 @@ def test_a_host_that_cannot_be_looked_up_is_an_error() -> None:
 
 
 PROMPT = b"\n> "
-HEADER = b"1\n# be_name srv_name srv_addr srv_port srv_fqdn srv_op_state srv_admin_state srv_uweight\n"
+HEADER = b"1\n# be_name srv_name srv_addr srv_port srv_fqdn srv_agent_addr srv_agent_port "
+HEADER += b"srv_op_state srv_admin_state srv_uweight\n"
 
 
 def script(*answers: bytes) -> Callable[[socket.socket], None]:
@@ -419,12 +428,15 @@ def never_stop(connection: socket.socket) -> None:
         (script(b"master> "), "HAProxy closed the connection at 'prompt'"),
         (lambda _: None, "HAProxy closed the connection at 'prompt'|connection reset by peer|broken pipe"),
         (script(PROMPT), "HAProxy closed the connection at 'show servers state'|connection reset by peer|broken pipe"),
-        (script(PROMPT, HEADER + b"upstream eu - - - 2"), "HAProxy closed the connection at 'show servers state'"),
+        (script(PROMPT, HEADER + b"upstream eu - - - - 0 2"), "HAProxy closed the connection at 'show servers state'"),
         (script(PROMPT, PROMPT), "no server states in the answer: ''"),
         (script(PROMPT, b"2" + HEADER[1:] + PROMPT), "no server states in the answer: '2"),
-        (script(PROMPT, HEADER + b"upstream eu - - - 2 0" + PROMPT), "no server states in the answer: 'upstream eu"),
         (
-            script(PROMPT, HEADER + b"upstream eu - - - 2 0 many" + PROMPT),
+            script(PROMPT, HEADER + b"upstream eu - - - - 0 2 0" + PROMPT),
+            "no server states in the answer: 'upstream eu",
+        ),
+        (
+            script(PROMPT, HEADER + b"upstream eu - - - - 0 2 0 many" + PROMPT),
             "no server states in the answer: .*'many'",
         ),
         (

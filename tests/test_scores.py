@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multicloud.scores import CALM, CHANGE, RUN, SLOW, Score, percentiles, scores
+from multicloud.history import Sample
+from multicloud.scores import CHANGE, RECOVERY_RUN, SLOWDOWN_BASE, SLOWDOWN_RUN, Score, percentiles, scores
 
 EU = ("upstream", "eu")
 NOW = 1_763_870_000.0
@@ -18,7 +19,7 @@ level = st.floats(min_value=0.0301, max_value=0.0399)  # times of which none is 
 
 def score(newest_first: list[float], **settings: float) -> float:
     """The score of a server with these samples."""
-    return scores({EU: [(value, NOW, False) for value in newest_first]}, now=NOW, **settings)[EU].seconds  # type: ignore[arg-type]
+    return scores({EU: [Sample(value, NOW) for value in newest_first]}, now=NOW, **settings)[EU].seconds  # type: ignore[arg-type]
 
 
 def seconds_of(scored: dict[tuple[str, str], Score]) -> dict[tuple[str, str], float]:
@@ -44,10 +45,10 @@ def test_the_mean_scores_up_to_the_minimum_of_samples(values: list[float]) -> No
 def since_change(newest_first: list[float], window: int) -> list[float]:
     """The samples since the last change, by its definition."""
     for size in range(1, len(newest_first)):
-        four, four_before = newest_first[max(0, size - RUN) : size], newest_first[size : size + RUN]
-        two, all_before = newest_first[max(0, size - SLOW) : size], newest_first[size:window]
-        recovered = len(four) == len(four_before) == RUN and max(four) < CHANGE * min(four_before)
-        slowed = len(two) == SLOW and len(all_before) >= CALM and CHANGE * min(two) > max(all_before)
+        four, four_before = newest_first[max(0, size - RECOVERY_RUN) : size], newest_first[size : size + RECOVERY_RUN]
+        two, all_before = newest_first[max(0, size - SLOWDOWN_RUN) : size], newest_first[size:window]
+        recovered = len(four) == len(four_before) == RECOVERY_RUN and max(four) < CHANGE * min(four_before)
+        slowed = len(two) == SLOWDOWN_RUN and len(all_before) >= SLOWDOWN_BASE and CHANGE * min(two) > max(all_before)
         if recovered or slowed:
             return newest_first[:size]
     return newest_first
@@ -55,7 +56,7 @@ def since_change(newest_first: list[float], window: int) -> list[float]:
 
 @given(st.lists(st.sampled_from([0.02, 0.021, 0.027, 0.03, 0.3]), min_size=1, max_size=60), st.integers(1, 50))
 def test_only_what_was_measured_since_the_last_change_counts(values: list[float], window: int) -> None:
-    available = values[: window + RUN]
+    available = values[: window + RECOVERY_RUN]
     since = since_change(available, window)
     counted = since[:window]
     few = len(counted) <= 3 and len(since) == len(available)
@@ -66,7 +67,7 @@ def test_only_what_was_measured_since_the_last_change_counts(values: list[float]
 @pytest.mark.parametrize("window", [21, 30, 60])
 @pytest.mark.parametrize("percentile", [50, 90, 99])
 def test_four_fast_samples_are_a_recovery_and_it_is_never_taken_back(window: int, percentile: float) -> None:
-    for fast in range(RUN, 100):
+    for fast in range(RECOVERY_RUN, 100):
         assert score([0.02] * fast + [0.3] * 70, window=window, percentile=percentile) == pytest.approx(0.02)
 
 
@@ -87,7 +88,7 @@ def test_less_is_no_recovery(newest_first: list[float]) -> None:
 @pytest.mark.parametrize("fast", [8, 17, 28])
 def test_two_samples_that_are_slower_than_all_before_are_a_slowdown(fast: int) -> None:
     assert score([0.3, 0.02] + [0.02] * fast) < 0.05
-    for slow in range(SLOW, 10):
+    for slow in range(SLOWDOWN_RUN, 10):
         assert score([0.3] * slow + [0.02] * fast) == pytest.approx(0.3)
 
 
@@ -102,7 +103,7 @@ def test_two_samples_that_are_slower_than_all_before_are_a_slowdown(fast: int) -
     ids=["too few before", "not in a row", "not by a third", "there was one as slow"],
 )
 def test_less_is_no_slowdown(newest_first: list[float]) -> None:
-    counted = scores({EU: [(value, NOW, False) for value in newest_first]}, now=NOW)[EU]
+    counted = scores({EU: [Sample(value, NOW) for value in newest_first]}, now=NOW)[EU]
     assert (len(counted.counted), counted.since) == (min(30, len(newest_first)), None)
 
 
@@ -120,12 +121,12 @@ def test_less_is_no_slowdown(newest_first: list[float]) -> None:
     ],
 )
 def test_the_least_that_is_a_change_and_the_most_that_is_none(newest_first: list[float], counting: int) -> None:
-    counted = scores({EU: [(value, NOW, False) for value in newest_first]}, now=NOW)[EU]
+    counted = scores({EU: [Sample(value, NOW) for value in newest_first]}, now=NOW)[EU]
     assert (len(counted.counted), counted.since) == (counting, None if counting == 30 else NOW)
 
 
 def test_a_score_says_since_when_it_counts() -> None:
-    newest_first = [(0.3 if age < 3 else 0.02, NOW - age, False) for age in range(30)]
+    newest_first = [Sample(0.3 if age < 3 else 0.02, NOW - age) for age in range(30)]
     scored = scores({EU: newest_first}, now=NOW)[EU]
     assert (scored.counted, scored.percentile, scored.since) == (newest_first[:3], 90, NOW - 2)
 
@@ -141,7 +142,7 @@ def test_the_twenty_first_sample_changes_from_the_mean_to_the_percentile() -> No
 )
 def test_samples_count_for_their_age(age: float | None, counts: bool) -> None:
     when = None if age is None else NOW - age
-    assert seconds_of(scores({EU: [(0.1, when, False)]}, now=NOW)) == ({EU: 0.1} if counts else {})
+    assert seconds_of(scores({EU: [Sample(0.1, when)]}, now=NOW)) == ({EU: 0.1} if counts else {})
 
 
 def test_a_server_without_samples_has_no_score() -> None:
@@ -150,7 +151,7 @@ def test_a_server_without_samples_has_no_score() -> None:
 
 @given(st.dictionaries(st.text(max_size=3), st.lists(seconds, max_size=40), max_size=8))
 def test_a_server_is_scored_alike_alone_and_among_others(samples: dict[str, list[float]]) -> None:
-    series = {("b", name): [(value, NOW, False) for value in values] for name, values in samples.items()}
+    series = {("b", name): [Sample(value, NOW) for value in values] for name, values in samples.items()}
     together = seconds_of(scores(series, now=NOW))
     alone: dict[tuple[str, str], float] = {}
     for server, values in series.items():
@@ -158,58 +159,15 @@ def test_a_server_is_scored_alike_alone_and_among_others(samples: dict[str, list
     assert together == pytest.approx(alone)
 
 
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(["eu", "us"]),
-            st.sampled_from([0.02, 0.021, 0.05, 2.0]),
-            st.sampled_from([0, 1, 2, 40, 299, -400]) | st.none(),
-            st.booleans(),
-            st.booleans(),
-        ),
-        max_size=60,
-    )
-)
-def test_what_is_known_from_before_changes_no_score(steps: list[tuple[str, float, int | None, bool, bool]]) -> None:
-    series: dict[tuple[str, str], list[tuple[float, float | None, bool]]] = {}
-    now = NOW
-    known: dict[tuple[str, str], Score] = {}
-    for name, value, pause, failed, more in steps:
-        now += pause or 1
-        series.setdefault(("upstream", name), []).insert(0, (value, None if pause is None else now, failed))
-        if more:
-            continue
-        known = scores(series, now=now, window=8, min_samples=4, known=known)
-        anew = scores(series, now=now, window=8, min_samples=4)
-        assert {server: facts(score) for server, score in known.items()} == {
-            server: facts(score) for server, score in anew.items()
-        }
-
-
-def test_what_is_known_is_worked_out_again_only_where_a_sample_came_or_grew_too_old() -> None:
-    series = {EU: [(0.02, NOW, False)], ("upstream", "us"): [(0.03, NOW - 100, False)]}
-    known = scores(series, now=NOW)
-    series[EU].insert(0, (0.04, NOW + 1, False))
-    again = scores(series, now=NOW + 200, known=known)
-    assert again[EU].seconds == pytest.approx(0.03)
-    assert again["upstream", "us"] is known["upstream", "us"]
-    assert scores(series, now=NOW + 200.1, known=again) == {EU: again[EU]}
-
-
-def facts(score: Score) -> tuple[object, ...]:
-    """All that a score says."""
-    return score.seconds, list(score.counted), score.failed, score.percentile, score.since
-
-
 def test_what_counts_is_the_window_of_what_is_fresh() -> None:
-    newest_first = [(1.0, NOW, False), (2.0, NOW - 301, False), (3.0, NOW - 2, False), (4.0, NOW - 3, False)]
+    newest_first = [Sample(1.0, NOW), Sample(2.0, NOW - 301), Sample(3.0, NOW - 2), Sample(4.0, NOW - 3)]
     scored = scores({EU: newest_first}, now=NOW, window=2, max_age=300)[EU]
     assert (scored.counted, scored.percentile, scored.since) == ([newest_first[0], newest_first[2]], None, None)
 
 
 def test_a_sample_of_exactly_the_maximum_age_counts_where_others_are_too_old() -> None:
     ages = [0, 300, 301]
-    scored = scores({EU: [(0.1, NOW - age, False) for age in ages]}, now=NOW, max_age=300)[EU]
+    scored = scores({EU: [Sample(0.1, NOW - age) for age in ages]}, now=NOW, max_age=300)[EU]
     assert [NOW - (when or 0) for _, when, _ in scored.counted] == [0, 300]
 
 
@@ -223,7 +181,7 @@ def test_percentiles_are_measured_values() -> None:
 
 def outcome(newest_first: str, **settings: float) -> Score:
     """The score of a server after these checks: `.` is 20 ms, `s` 300 ms, and `x` a failure, which had 2 s."""
-    samples = [({".": 0.02, "s": 0.3, "x": 2.0}[check], NOW, check == "x") for check in newest_first]
+    samples = [Sample({".": 0.02, "s": 0.3, "x": 2.0}[check], NOW, check == "x") for check in newest_first]
     return scores({EU: samples}, now=NOW, **settings)[EU]  # type: ignore[arg-type]
 
 
@@ -304,7 +262,7 @@ def test_a_slowdown_hides_no_failure_where_there_are_two(slow: str) -> None:
 
 def test_a_change_before_what_counts_is_none() -> None:
     for good in (30, 31, 40):
-        newest_first = [(0.02, NOW - age, False) for age in range(good)]
-        newest_first += [(2.0, NOW - good - age, True) for age in range(4)]
+        newest_first = [Sample(0.02, NOW - age) for age in range(good)]
+        newest_first += [Sample(2.0, NOW - good - age, failed=True) for age in range(4)]
         score = scores({EU: newest_first}, now=NOW)[EU]
         assert (len(score.counted), score.since) == (30, NOW - 29 if good == 30 else None)

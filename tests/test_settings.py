@@ -182,9 +182,9 @@ def test_the_narrower_section_of_the_file_wins(conf: Path) -> None:
     found = sources(conf, FILE)
     everywhere = found.read(settings.ALL)
     assert (everywhere.path, everywhere.window, everywhere.hysteresis, everywhere.host) == ("/all?a=b", 10, 10, "")
-    eu = found.read(settings.CHECK, "api/eu1", "api")
+    eu = found.read(settings.CHECK, "api", "eu1")
     assert (eu.path, eu.host, eu.expect) == ("/healthz", "eu.example.com", (range(200, 201), range(204, 205)))
-    us = found.read(settings.CHECK, "api/us1", "api")
+    us = found.read(settings.CHECK, "api", "us1")
     assert (us.path, us.host) == ("/healthz", "")
     assert found.read(settings.RANKING, "api").hysteresis == 20
     assert found.backends() == ["api", "other"]
@@ -192,17 +192,17 @@ def test_the_narrower_section_of_the_file_wins(conf: Path) -> None:
 
 def test_the_environment_wins_over_the_file(conf: Path) -> None:
     found = sources(conf, FILE, MULTICLOUD_PATH="/here", MULTICLOUD_HOST="")
-    values = found.read(settings.CHECK, "api/eu1", "api")
+    values = found.read(settings.CHECK, "api", "eu1")
     assert (values.path, values.host) == ("/here", "eu.example.com")
 
 
 def test_it_is_known_where_a_value_stands(conf: Path) -> None:
     found = sources(conf, FILE, MULTICLOUD_WINDOW="5")
-    assert found.where(settings.PATH, "api/eu1", "api") == f"{conf}:6: path"
+    assert found.where(settings.PATH, "api", "eu1") == f"{conf}:6: path"
     assert found.where(settings.PATH) == f"{conf}:2: path"
     assert found.where(settings.WINDOW, "api") == "MULTICLOUD_WINDOW"
     assert found.where(settings.CLOCK, "api") == "default"
-    assert found.text(settings.PATH, "api/eu1", "api") == "/healthz"
+    assert found.text(settings.PATH, "api", "eu1") == "/healthz"
 
 
 def test_an_empty_value_in_the_file_is_the_default(conf: Path) -> None:
@@ -237,7 +237,7 @@ def test_what_cannot_be_read_in_the_file_is_named_with_its_line(conf: Path, text
 def test_a_value_of_the_file_that_cannot_be_read_is_an_error_for_who_uses_it_alone(conf: Path) -> None:
     found = sources(conf, "[api]\nexpect = ok\nhysteresis = much\n[other]\nclock = \xe9\n")
     with pytest.raises(settings.SettingError) as caught:
-        found.read(settings.CHECK, "api/eu1", "api")
+        found.read(settings.CHECK, "api", "eu1")
     assert str(caught.value) == (
         f"{conf}:2: expect: cannot read 'ok'; accepted: status codes: 200 or 200,204 or 200-399"
     )
@@ -291,7 +291,7 @@ def test_a_file_that_is_named_must_be_there_and_be_a_file(tmp_path: Path) -> Non
     (tmp_path / "file").touch()
     for path, said in (
         (tmp_path / "none", "no such file"),
-        (tmp_path, "not a regular file"),
+        (tmp_path, "is a directory"),
         (tmp_path / "fifo", "not a regular file"),
         (tmp_path / "file" / "in it", ": not a directory; accepted: a file to be read"),
     ):

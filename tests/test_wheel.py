@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.command import BARE
-from tests.edge import demo_ports
+from tests.ports import demo_ports
 
 ROOT = Path(__file__).parent.parent
 

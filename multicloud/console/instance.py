@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from multicloud import installed, runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection
 
     from multicloud.runtime import RuntimeAPI, Server
 
@@ -27,9 +27,6 @@ REWEIGH_SERVER = "multicloud-reweigh"
 
 PASSED, TIMED_OUT, EXTERNAL = "PROCOK", "PROCTOUT", "PROC"
 """Check statuses of external checks, and how they all begin."""
-
-AGENT_PLACE = ("srv_agent_addr", "srv_agent_port")
-"""Columns of `show servers state`."""
 
 NAMESERVER = re.compile(r"^ nameserver (\S+):\n  sent: +[1-9]", re.MULTILINE)
 """A name server in `show resolvers` to which HAProxy has sent queries."""
@@ -84,33 +81,13 @@ class Instance(NamedTuple):
         return not backends or any(server.check.startswith(EXTERNAL) for server in self.servers)
 
 
-class Agent(NamedTuple):
-    """What HAProxy asks besides its check of a server (`agent-check`): `address` and `port` of an agent."""
-
-    server: Server
-    address: str
-    port: int
-
-
 def ask(api: RuntimeAPI) -> Instance:
     """Ask HAProxy. Raises RuntimeAPIError."""
     info = dict(line.split(": ", 1) for line in api.ask("show info").splitlines() if ": " in line)
-    backends = runtime.rows(api.lines("show stat -1 2 -1"), ",", ("pxname", "algo"))
-    algorithms = {backend: algorithm for backend, algorithm in backends if algorithm}
+    rows = runtime.rows(api.lines("show stat -1 2 -1"), ",", ("pxname", "algo"))
+    algorithms = {row["pxname"]: row["algo"] for row in rows if row["algo"]}
     asked = tuple(dict.fromkeys(NAMESERVER.findall(api.ask("show resolvers"))))
     return Instance(info["Version"], int(info["Pid"]), api.ask("show cli level"), api.servers(), algorithms, asked)
-
-
-def agents_of(api: RuntimeAPI, servers: Sequence[Server]) -> list[Agent]:
-    """The agents of the servers, which HAProxy may ask for their weights, too. Raises RuntimeAPIError."""
-    table = api.ask("show servers state").split("\n")[1:]
-    places = {row[:2]: row[2:] for row in runtime.rows(table, " ", ("be_name", "srv_name"), AGENT_PLACE)}
-    found = []
-    for server in servers:
-        address, port = places.get(server.key, ("", ""))
-        if server.agent and port.isdigit():
-            found.append(Agent(server, server.address if address in ("", "-") else address, int(port)))
-    return found
 
 
 def where_reasons_are(pid: int, user: User | None) -> str:

@@ -12,6 +12,7 @@ from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud.console.conditions import Blocks
+from multicloud.light import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -30,7 +31,7 @@ WORD_OR_COMMENT = re.compile(f"(?:{PART})+|#.*")
 VARIABLE = re.compile(r"\$(?:(?P<bare>\w+)|\{(?P<name>\w+)(?:-(?P<default>[^}]*))?\})")
 
 
-class ConfigurationError(Exception):
+class ConfigurationError(UsageError):
     """A configuration file that cannot be read. The text says which and why."""
 
 

@@ -16,7 +16,8 @@ from multicloud.console.instance import (
     user_of,
     where_reasons_are,
 )
-from multicloud.ranking import DOWN, MAINT, UP, changes
+from multicloud.ranking import changes
+from multicloud.runtime import DOWN, MAINT, UP
 from multicloud.settings import BACKENDS, TIMES
 
 if TYPE_CHECKING:
@@ -155,10 +156,10 @@ def _unmeasured(members: list[Server], found: Samples, now: float, sources: Sour
 
 def _missing(server: Server, found: Samples, now: float) -> str:
     """That samples of a server are missing, and since when; "" where they are not, or need not be there."""
-    if server.state != UP or server.since_change < PATIENCE or server.source != server.key:
+    if server.state != UP or server.state_age < PATIENCE or server.source != server.key:
         return ""
     newest = found.series.get(server.key, [])
-    times = [when for _, when, _ in newest if when is not None]
+    times = [sample.time for sample in newest if sample.time is not None]
     if not newest:
         return f"no samples for {server.name}, which is UP"
     if times and now - times[0] > max(PATIENCE, 3 * _usual_gap(times)):
@@ -168,11 +169,11 @@ def _missing(server: Server, found: Samples, now: float) -> str:
 
 def _unrecorded(own: list[Server], found: Samples, now: float, path: str) -> list[str]:
     """Whether nobody records what HAProxy's own checks of any server say: then no `multicloud run` sets weights."""
-    steady = [server for server in own if server.state == UP and server.since_change >= PATIENCE]
+    steady = [server for server in own if server.state == UP and server.state_age >= PATIENCE]
     if not steady or not all(_missing(server, found, now) for server in steady):
         return []
     backends = ", ".join(dict.fromkeys(server.backend for server in steady))
-    last = max(found.series[server.key][0][1] or 0.0 if server.key in found.series else 0.0 for server in steady)
+    last = max(found.series[server.key][0].time or 0.0 if server.key in found.series else 0.0 for server in steady)
     since = f" since {_clock(last)} ({now - last:.0f} s)" if last else ""
     return [
         f"HAProxy's own checks of {backends} have not been recorded in {path}{since}: is `multicloud run` at work, "
@@ -209,13 +210,13 @@ def _unweighed(backend: str, members: list[Server], found: Samples, sources: Sou
     samples have no time.
     """
     series = {server.source: found.series[server.source] for server in members if server.source in found.series}
-    if any(when is None for newest in series.values() for _, when, _ in newest):
+    if any(sample.time is None for newest in series.values() for sample in newest):
         return []
-    known = min(LOOK_BACK, *(server.since_change for server in members))
+    known = min(LOOK_BACK, *(server.state_age for server in members))
     late = -1
     for ago in range(0, int(known) + 1, STEP):
-        then = {key: [sample for sample in newest if (sample[1] or 0) <= now - ago] for key, newest in series.items()}
-        if not changes(reweigh.rank(members, reweigh.score(then, sources, now - ago), sources)):
+        then = {key: [sample for sample in newest if (sample.time or 0) <= now - ago] for key, newest in series.items()}
+        if not changes(reweigh.decide(members, reweigh.score(then, sources, now - ago), sources)):
             break
         late = ago
     if late < PATIENCE:

@@ -9,7 +9,7 @@ import time
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-from multicloud import history, overview, ranking, reweigh, runtime, scores, settings
+from multicloud import history, overview, reweigh, runtime, scores, settings
 from multicloud.console import problems
 from multicloud.console.instance import ask
 from multicloud.overview import PERCENTS, Row
@@ -68,7 +68,7 @@ def table(status: Status, *, color: bool = False, width: int = 80) -> str:
         shown = [[seconds for seconds in row.trend[-trend:] if seconds is not None] for row in members]
         scale = max((scores.percentiles(times, (90,))[0] for times in shown if times), default=0.0)
         for row in members:
-            code = GREEN if row.favorite else RED if row.state == ranking.DOWN else DIM if not row.weight else ""
+            code = GREEN if row.favorite else RED if row.state == runtime.DOWN else DIM if not row.weight else ""
             mark = "*" if row.favorite else " "
             times = row.percentiles or (None,) * len(PERCENTS)
             line = (

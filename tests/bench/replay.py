@@ -27,8 +27,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from multicloud import history, settings
-from multicloud.ranking import DOWN, UP, Server, changes, rank
-from multicloud.scores import RUN, fresh, percentiles, scores
+from multicloud.history import Sample
+from multicloud.ranking import changes, rank
+from multicloud.runtime import DOWN, UP, Server
+from multicloud.scores import RECOVERY_RUN, fresh, percentiles, scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
     Key = tuple[str, str]
-    Sample = tuple[float, float | None, bool]
     Estimator = Callable[..., dict[Key, float]]
 
 ALLOWED = 10.0
@@ -199,8 +200,8 @@ def decisions(stream: Stream, values: Mapping[str, float], estimator: Estimator)
     for now, drawn in zip(stream.times.tolist(), stream.samples.T.tolist(), strict=True):
         for index, (server, seconds) in enumerate(zip(servers, drawn, strict=True)):
             seen[index] = 0 if isnan(seconds) else seen[index] + 1
-            sample = (seconds, now, False) if seen[index] else (ALLOWED, now, True)
-            series[server.key] = [sample, *series.get(server.key, ())][: window + RUN]
+            sample = Sample(seconds, now) if seen[index] else Sample(ALLOWED, now, failed=True)
+            series[server.key] = [sample, *series.get(server.key, ())][: window + RECOVERY_RUN]
             server.state = UP if seen[index] > 1 else server.state if seen[index] else DOWN
         scored = estimator(
             series,
@@ -290,8 +291,8 @@ def herd(tolerance: float, load: float, *, hours: float = 2.0, seed: int = 0) ->
         means.append(float((shares * latency).sum()))
         favorites.append((weights == weights.max()).tolist())
         for server, seconds in zip(servers, latency * np.maximum(0.1, random.normal(1, 0.1, len(IDLE))), strict=True):
-            series[server.key].insert(0, (float(seconds), now, False))
-            del series[server.key][int(DEFAULTS["window"]) + RUN :]
+            series[server.key].insert(0, Sample(float(seconds), now))
+            del series[server.key][int(DEFAULTS["window"]) + RECOVERY_RUN :]
         for change in changes(rank(servers, shipped(series, now=now), tolerance=tolerance)):
             change.server.weight = change.weight
     return statistics.fmean(means), sum(before != after for before, after in pairwise(favorites)) / hours

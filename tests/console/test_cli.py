@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from multicloud import history, probe, ranking, reweigh, settings
-from multicloud.check import UsageError
 from multicloud.console import check as probes
 from multicloud.console import explain
+from multicloud.console.cli import cli
 from multicloud.demo.router import haproxy_binary
-from multicloud.ranking import DOWN, DRAIN, MAINT, UP, Server
+from multicloud.history import Sample
+from multicloud.light import UsageError
+from multicloud.runtime import DOWN, DRAIN, MAINT, UP, Server
 from tests.command import BARE, PROGRAM, Terminal, run
 from tests.edge import Edge, edge, wait_until
 from tests.haproxy import haproxy as running_haproxy
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 GREEN = "\x1b[32m"
-COMMANDS = ("check", "reweigh", "status", "doctor", "plot", "demo")
 CHECK = settings.Sources({}).read(settings.CHECK)
 
 
@@ -56,12 +57,12 @@ def haproxy(router: Edge, name: str, **more: str) -> dict[str, str]:
 # All commands
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", cli.commands)
 def test_each_command_has_help_with_examples(command: str) -> None:
     shown = run(command, "--help")
     assert shown.returncode == 0
     assert f"Examples:\n    multicloud {command}" in shown.stdout
-    assert "[MULTICLOUD_" in shown.stdout or command == "demo"
+    assert "[MULTICLOUD_" in shown.stdout or command in ("config", "demo")
 
 
 def test_the_version_is_the_packages_and_that_of_the_haproxy_which_is_found(tmp_path: Path) -> None:
@@ -96,6 +97,7 @@ def test_the_shells_get_completion(shell: str) -> None:
         (("status", "--socket", "localhost:port"), "MULTICLOUD_SOCKET"),
         (("doctor", "--percentile", "101"), "MULTICLOUD_PERCENTILE"),
         (("plot", "--max-age", "soon"), "MULTICLOUD_MAX_AGE"),
+        (("run", "--interval", "never"), "MULTICLOUD_INTERVAL"),
     ],
 )
 def test_a_setting_that_cannot_be_read_is_one_line_and_exit_code_2(arguments: tuple[str, ...], variable: str) -> None:
@@ -251,7 +253,7 @@ def test_with_haproxys_environment_and_record_it_does_what_haproxys_call_does(
         assert [line.endswith(" failed") for line in lines] == [code == 1] * recorded
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root's file would be in the way")
+@pytest.mark.root("make a file that is in the way")
 def test_root_makes_no_sample_file_where_haproxys_user_would(router: Edge, tmp_path: Path) -> None:
     tmp_path.chmod(0o1777)
     times = tmp_path / "times.txt"
@@ -478,9 +480,9 @@ def test_every_decision_is_explained(
     found = history.Samples()
     for server, time_ms in zip(servers, milliseconds, strict=True):
         if time_ms is not None:
-            found.series[server.key] = [(time_ms / 1000, now, False)]
+            found.series[server.key] = [Sample(time_ms / 1000, now)]
     scored = reweigh.score(found.series, sources, now)
-    decisions = reweigh.rank(servers, scored, sources)
+    decisions = reweigh.decide(servers, scored, sources)
     outcome = reweigh.Outcome(found, scored, decisions, ranking.changes(decisions), [])
     lines = explain.explain(outcome, sources)
     assert lines[0] == "upstream:"
@@ -491,9 +493,9 @@ def test_every_decision_is_explained(
 def test_a_score_is_said_to_be_made_of_what_came_after_a_recovery() -> None:
     sources = settings.Sources({})
     found = history.Samples()
-    found.series["upstream", "a"] = [(0.02 if age < 6 else 0.3, 1763870000.0 - age, False) for age in range(30)]
+    found.series["upstream", "a"] = [Sample(0.02 if age < 6 else 0.3, 1763870000.0 - age) for age in range(30)]
     scored = reweigh.score(found.series, sources, 1763870000.0)
-    decisions = reweigh.rank([Server("upstream", "a", UP, 256)], scored, sources)
+    decisions = reweigh.decide([Server("upstream", "a", UP, 256)], scored, sources)
     lines = explain.explain(reweigh.Outcome(found, scored, decisions, [], []), sources)
     since = time.strftime("%H:%M:%S", time.localtime(1763869995))
     assert f"of 6 since {since}: 20.0 ms" in lines[1]
@@ -502,20 +504,20 @@ def test_a_score_is_said_to_be_made_of_what_came_after_a_recovery() -> None:
 def test_a_name_that_does_not_resolve_is_not_taken_for_an_operators_word() -> None:
     sources = settings.Sources({})
     found = history.Samples()
-    found.series["upstream", "a"] = found.series["upstream", "b"] = [(0.02, None, False)]
+    found.series["upstream", "a"] = found.series["upstream", "b"] = [Sample(0.02)]
     servers = [Server("upstream", "a", UP, 256), Server("upstream", "b", MAINT, 1, unresolved=True)]
     scored = reweigh.score(found.series, sources, 0.0)
-    lines = explain.explain(reweigh.Outcome(found, scored, reweigh.rank(servers, scored, sources), [], []), sources)
+    lines = explain.explain(reweigh.Outcome(found, scored, reweigh.decide(servers, scored, sources), [], []), sources)
     assert lines[2].endswith("left alone: its name does not resolve, so HAProxy has put it into maintenance")
 
 
 def test_samples_that_are_too_old_are_said_to_be() -> None:
     sources = settings.Sources({})
     found = history.Samples()
-    found.series["upstream", "a"] = [(0.02, 1000.0, False)]
+    found.series["upstream", "a"] = [Sample(0.02, 1000.0)]
     servers = [Server("upstream", "a", UP, 1), Server("other", "b", UP, 1)]
     scored = reweigh.score(found.series, sources, 2000.0)
-    outcome = reweigh.Outcome(found, scored, reweigh.rank(servers, scored, sources), [], [])
+    outcome = reweigh.Outcome(found, scored, reweigh.decide(servers, scored, sources), [], [])
     lines = explain.explain(outcome, sources)
     assert lines == [
         "upstream:",

@@ -11,6 +11,7 @@ import pytest
 
 from multicloud import settings
 from multicloud.console import plot
+from multicloud.history import Sample
 from tests.command import BARE, run
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ WITHOUT = "import sys; sys.modules['matplotlib'] = None; from multicloud.console
 
 
 @pytest.fixture
-def times(tmp_path: Path) -> Path:
+def times(times: Path) -> Path:
     """A sample file with two backends, and a line without a time."""
     now = time.time()
     lines = [
@@ -28,9 +29,8 @@ def times(tmp_path: Path) -> Path:
         for i in range(100)
         for backend, server in (("upstream", "eu"), ("upstream", "us"), ("databases", "db"))
     ]
-    path = tmp_path / "times.txt"
-    path.write_text("upstream eu 0.020000\n" + "\n".join(lines) + "\n")
-    return path
+    times.write_text("upstream eu 0.020000\n" + "\n".join(lines) + "\n")
+    return times
 
 
 @pytest.mark.parametrize(("name", "magic"), [("latency.png", b"\x89PNG\r\n"), ("latency.svg", b"<?xml ")])
@@ -45,7 +45,7 @@ def test_a_picture_is_drawn(times: Path, tmp_path: Path, name: str, magic: bytes
 
 def test_the_score_that_is_drawn_is_the_one_that_decided_then() -> None:
     sources = settings.Sources({"MULTICLOUD_MIN_SAMPLES": "2", "MULTICLOUD_MAX_AGE": "50"})
-    timed = [(0.040, 100.0, False), (0.020, 2.0, False), (0.030, 1.0, False), (0.010, 0.0, False)]
+    timed = [Sample(0.040, 100.0), Sample(0.020, 2.0), Sample(0.030, 1.0), Sample(0.010, 0.0)]
     assert plot.running_scores(timed, "upstream", sources) == pytest.approx([40, 30, 20, 10])
 
 

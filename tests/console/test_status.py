@@ -20,10 +20,10 @@ from multicloud import history, overview, scrape, settings
 from multicloud.console import problems, status
 from multicloud.console.instance import PASSED, REWEIGH_SERVER, Instance
 from multicloud.console.terminal import ENTER, HOME, LEAVE
-from multicloud.ranking import DOWN, MAINT, UP
-from multicloud.runtime import Server
+from multicloud.runtime import DOWN, MAINT, UP, Server
 from tests.command import BARE, PROGRAM, Terminal, run
-from tests.edge import Edge, edge, free_ports, wait_until
+from tests.edge import Edge, edge, wait_until
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -206,7 +206,7 @@ def test_prometheus_labels_are_escaped() -> None:
 def instance(*servers: Server, since: float = 100.0, check: str = PASSED) -> Instance:
     """What a HAProxy whose process is not here says of these servers."""
     for server in servers:
-        server.since_change, server.check, server.code, server.check_seconds = since, check, "0", 0.1
+        server.state_age, server.check, server.code, server.check_seconds = since, check, "0", 0.1
     return Instance("2.8.25", 0, "admin", list(servers), {"upstream": "roundrobin"})
 
 
@@ -214,7 +214,7 @@ def measured(*milliseconds: float, now: float, last: float = 0.0, every: float =
     """Samples of servers a, b, c … every so many seconds, the newest `last` seconds ago."""
     found = history.Samples()
     for name, time_ms in zip("abc", milliseconds, strict=False):
-        found.series["upstream", name] = [(time_ms / 1000, now - last - every * i, False) for i in range(90)]
+        found.series["upstream", name] = [history.Sample(time_ms / 1000, now - last - every * i) for i in range(90)]
     return found
 
 
@@ -257,7 +257,8 @@ def test_a_weight_that_a_reweigh_would_just_have_changed_is_no_problem() -> None
     servers = [Server("upstream", "a", UP, 256), Server("upstream", "b", UP, 1)]
     found = measured(20, 40, now=now)
     found.series["upstream", "a"] = [
-        (9.0 if now - when < 4 else seconds, when, False) for seconds, when, _ in found.series["upstream", "a"] if when
+        sample._replace(seconds=9.0) if now - (sample.time or 0) < 4 else sample
+        for sample in found.series["upstream", "a"]
     ]
     eager = settings.Sources({"MULTICLOUD_WINDOW": "1"})
     assert problems.problems(instance(*servers), found, eager, now) == []
@@ -345,7 +346,7 @@ def test_the_demo_shows_the_same_table_and_leaves_nothing_when_its_terminal_is_c
 def free_port_pairs() -> tuple[int, int]:
     """Two ports of which the next one is free too."""
     while True:
-        first, second = free_ports(2)
+        first, second = free_port(), free_port()
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             for port in (first, first + 1, second, second + 1):
                 stack.enter_context(socket.create_server(("127.0.0.1", port)))

@@ -21,13 +21,13 @@ from multicloud.console.doctor.finding import Finding, unknown
 from multicloud.console.doctor.hosts import hosts
 from multicloud.console.doctor.running import process, unreachable
 from multicloud.console.doctor.weights import weights
-from multicloud.console.instance import agents_of, ask, user_of
+from multicloud.console.instance import ask, user_of
 from multicloud.console.parser import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from multicloud.console.instance import Agent, Instance
+    from multicloud.console.instance import Instance
     from multicloud.settings import Sources
 
 __all__ = ["ConfigurationError", "Finding", "examine"]
@@ -40,11 +40,9 @@ def examine(sources: Sources, files: Sequence[str]) -> list[Finding]:
     findings: list[Finding] = []
     instance: Instance | None = None
     environ = dict(os.environ)
-    asked: list[Agent] = []
     try:
         with runtime.RuntimeAPI(values.socket) as api:
             instance = ask(api)
-            asked = agents_of(api, instance.checked() + instance.own_checked(values.backends))
             if instance.level != "user":
                 environ = dict(line.split("=", 1) for line in api.ask("show env").splitlines() if "=" in line)
     except runtime.RuntimeAPIError as error:
@@ -66,7 +64,7 @@ def examine(sources: Sources, files: Sequence[str]) -> list[Finding]:
         findings += own_checks(instance, values.backends, sources.path)
         findings += checks(instance, sources, user, _explained(findings))
         findings += hosts(instance, found)
-        findings += agents(asked)
+        findings += agents(instance.checked() + instance.own_checked(values.backends))
     findings += weights(instance, sources, user, _explained(findings))
     if found is None:
         findings.append(unknown("the configuration was not looked at: name it with -f haproxy.cfg"))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from multicloud.console.doctor.finding import Finding
-    from multicloud.console.instance import Agent
+    from multicloud.runtime import Server
 
 ASKED, PATIENCE = 4, 1.0
 """How many agents are asked, and for how many seconds each."""
@@ -21,11 +21,11 @@ WEIGHT = re.compile(r"(?:^|[\s,])(\d+%|weight:\d+%?)(?=[\s,]|$)")
 """A word that sets a weight, among those that HAProxy reads (its configuration manual, `agent-check`)."""
 
 
-def agents(found: Sequence[Agent]) -> Iterator[Finding]:
-    """What the agents of servers say that are weighed."""
-    for number, agent in enumerate(found):
-        name = f"{agent.server.backend}/{agent.server.name}"
-        said = _ask(agent) if number < ASKED else None
+def agents(servers: Sequence[Server]) -> Iterator[Finding]:
+    """What the agents of these servers say, which are weighed."""
+    for number, server in enumerate(server for server in servers if server.agent and server.agent_port.isdigit()):
+        name = f"{server.backend}/{server.name}"
+        said = _ask(server) if number < ASKED else None
         if said is None:
             yield unknown(
                 f"{name} has an `agent-check`, whose agent was not heard from here: if it says a weight, it and the "
@@ -40,10 +40,11 @@ def agents(found: Sequence[Agent]) -> Iterator[Finding]:
             yield ok(f"the agent of {name} says no weight")
 
 
-def _ask(agent: Agent) -> str | None:
+def _ask(server: Server) -> str | None:
     """The line that an agent says, as far as it comes at once; None where none does."""
     try:
-        with socket.create_connection((agent.address, agent.port), PATIENCE) as connection:
+        place = server.agent_address or server.address, int(server.agent_port)
+        with socket.create_connection(place, PATIENCE) as connection:
             connection.settimeout(PATIENCE)
             said = connection.recv(1 << 12)
     except OSError:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from multicloud import haproxy_checks
 from multicloud.console.doctor.finding import ok, problem, some
 from multicloud.console.problems import SAMPLES
-from multicloud.ranking import MAINT
+from multicloud.runtime import MAINT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,11 +32,11 @@ def own_checks(instance: Instance, backends: Sequence[str], path: str) -> Iterat
     """
     own = instance.own_checked(backends)
     for server in own:
-        if server.check in haproxy_checks.FAILED and server.state != MAINT:
+        if server.check in haproxy_checks.FAILED_STATUSES and server.state != MAINT:
             code = f" {server.code}" if server.code not in ("", "0") else ""
             remedy = next(text for start, text in REMEDIES if server.check.startswith(start))
             yield problem(f"HAProxy's check of {server.backend}/{server.name} fails ({server.check}{code}): {remedy}")
-    if own and all(server.check in haproxy_checks.PASSED for server in own):
+    if own and all(server.check in haproxy_checks.PASSED_STATUSES for server in own):
         yield ok(f"HAProxy's own checks of all {len(own)} servers pass")
     if not backends and not instance.checked():
         found = {server.backend for server in instance.servers}

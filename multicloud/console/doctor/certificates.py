@@ -11,13 +11,14 @@ import re
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from multicloud import check, probe
+from multicloud import probe
 from multicloud.console import parser
 from multicloud.console.doctor.checks import as_checked
 from multicloud.console.doctor.finding import checks_of, ok, problem, some, unknown
 from multicloud.console.instance import PASSED
 from multicloud.console.problems import samples_of
-from multicloud.ranking import MAINT
+from multicloud.light import UsageError
+from multicloud.runtime import MAINT
 from multicloud.settings import SettingError
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class Handshakes:
         target = probe.Target("tls", server.address, int(server.port), host, ca_file=ca_file)
         try:
             result = probe.probe(target, min(PATIENCE, left))
+            result.close()
         except SettingError as error:
             return str(error).partition(": ")[2]
         if result.error is None:
@@ -148,7 +150,7 @@ def _terms_of_check(server: Server, sources: Sources) -> Terms | None:
     """What a check of the server asks; None where it asks no certificate."""
     try:
         target, _ = as_checked(server, sources)
-    except (SettingError, check.UsageError):
+    except UsageError:
         return None
     return Terms(not target.insecure, target.ca_file, target.host) if target.scheme in ("tls", "https") else None
 

@@ -9,8 +9,8 @@ from multicloud import check, probe, settings
 from multicloud.console.doctor.finding import ok, problem, unexplained
 from multicloud.console.instance import EXIT_CODES, PASSED, TIMED_OUT, where_reasons_are
 from multicloud.console.problems import SAMPLES, samples_of
-from multicloud.ranking import MAINT
-from multicloud.settings import SettingError
+from multicloud.light import UsageError
+from multicloud.runtime import MAINT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,18 +84,19 @@ def _failure(server: Server, pid: int, sources: Sources, user: User | None, *, a
     try:
         target, values = as_checked(server, sources)
         result = probe.probe(target, min(values.timeout, PROBE_TIME), values.clock)
-    except (SettingError, check.UsageError) as error:
+        result.close()
+    except UsageError as error:
         return str(error)
     used = _used(target.scheme, server, sources)
-    if result.rtt is not None:
+    if result.seconds is not None:
         return f"{target} is up from here with {used}: its check may have other settings; {reason}"
     return f"{target}: {result.error}{_remedy(str(result.error), server, sources)}; asked with {used}"
 
 
 def as_checked(server: Server, sources: Sources) -> tuple[probe.Target, Settings]:
-    """What a check of the server probes, and its settings. Raises SettingError and UsageError."""
+    """What a check of the server probes, and its settings. Raises UsageError."""
     environ = told_of(server)
-    values = sources.read(settings.CHECK, *check.sections(environ))
+    values = sources.read(settings.CHECK, server.backend, server.name)
     return check.haproxy_target((), environ, values), values
 
 
@@ -119,12 +120,11 @@ def by_hand(server: Server, user: User | None) -> str:
 
 def _used(scheme: str, server: Server, sources: Sources) -> str:
     """The settings that were used: the path and the statuses, and all others that are not the defaults."""
-    sections = check.sections(told_of(server))
     shown = []
     for setting in (settings.SCHEME, settings.TIMEOUT, *USED[scheme]):
-        where = sources.where(setting, *sections)
+        where = sources.where(setting, server.backend, server.name)
         if where != "default" or setting in (settings.PATH, settings.EXPECT):
-            text = sources.text(setting, *sections)
+            text = sources.text(setting, server.backend, server.name)
             shown.append(f"{setting.name} = {text} ({where.removesuffix(f': {setting.name}')})")
     return ", ".join(shown) or "all defaults"
 
@@ -133,6 +133,6 @@ def _remedy(error: str, server: Server, sources: Sources) -> str:
     """The settings that may mend it, where some may, and the section for them."""
     group = next((group for part, group in REMEDIES if part in error), ())
     names = " or ".join(f"`{setting.name}`" for setting in group)
-    own, section = check.sections(told_of(server))
-    section = own if own in sources.sections else section
+    own = f"{server.backend}/{server.name}"
+    section = own if own in sources.sections else server.backend
     return f": if the server is well, set {names} in [{section}] of {sources.path}" if names else ""
