@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from multicloud.console import conditions, parser
+from multicloud.console import parser
 from multicloud.demo.router import haproxy_binary
 from tests.command import Terminal, run
 from tests.edge import Edge, edge, wait_until
@@ -392,7 +392,7 @@ def test_blocks_are_decided_as_far_as_the_version_and_the_environment_tell(
     path = tmp_path / "haproxy.cfg"
     path.write_text(BLOCKS.format(condition))
     found = parser.read([str(path)], {"HERE": ""}, version)
-    assert [word for (word,) in found.process().lines] == lines
+    assert [word for (word,) in found.global_section().lines] == lines
     assert found.undecided == undecided
 
 
@@ -412,7 +412,7 @@ def test_a_condition_is_decided_as_haproxy_decides_it(tmp_path: Path, condition:
         [haproxy_binary(), "-c", "-f", str(path)], env=environ, capture_output=True, text=True, check=False
     ).stderr
     shown = subprocess.run([haproxy_binary(), "-v"], capture_output=True, text=True, check=True).stdout
-    assert conditions.decide(condition, environ, shown.split()[2]) == ("this-one" in said)
+    assert parser.holds(condition, environ, shown.split()[2]) == ("this-one" in said)
 
 
 def test_a_proxy_inherits_from_its_defaults(tmp_path: Path) -> None:

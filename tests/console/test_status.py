@@ -283,15 +283,6 @@ def test_wrong_weights_follow_from_a_reweigh_that_does_not_run(state: str, said:
     assert said in line
 
 
-def test_what_was_told_with_its_cause_is_not_told_again() -> None:
-    now = time.time()
-    servers = [Server("upstream", name, UP, weight) for name, weight in (("a", 1), ("z", 256))]
-    asked = instance(*servers), measured(20, now=now), SOURCES, now
-    assert len(problems.problems(*asked)) == 2
-    told = {problems.REWEIGH, problems.samples_of(servers[1])}
-    assert problems.problems(*asked, told) == []
-
-
 def test_a_reweigh_under_another_name_needs_no_samples() -> None:
     now = time.time()
     servers = [Server("upstream", "a", UP, 256), Server("reweigh", "other-name", UP, 1)]
