@@ -47,7 +47,7 @@ RUN set -eu; \
 
 FROM python AS package
 WORKDIR /src
-COPY pyproject.toml README.md haproxy.cfg deploy/start.sh ./
+COPY pyproject.toml README.md deploy/start.sh ./
 COPY multicloud multicloud
 RUN set -eu; \
     lib=/package/usr/lib/python3.13; \

@@ -1,8 +1,9 @@
-"""HAProxy's `external-check command` for each server: probe once, and append what came of it to the sample file.
+"""HAProxy's `external-check command` for each server: probe it once, and append a sample to the sample file.
 
 HAProxy starts it with four arguments (proxy address and port, server address and port) and variables of the same
 meaning (its configuration manual, `external-check command`). The exit code is the verdict: 0 up, 1 down, 2 settings
-that cannot be read. Whether a sample can be recorded never changes it, nor makes HAProxy wait for it.
+that cannot be read. Whether a sample can be recorded never changes it. A child process records, so that a frozen disk
+holds up no verdict.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import sys
 import time
 
-from multicloud import light, probe, samplefile, settings, turn
+from multicloud import light, probe, samplefile, settings
 
 TYPE_CHECKING = False  # `typing` costs a check more than this whole module does
 if TYPE_CHECKING:
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
 
 USAGE = "multicloud-check [proxy_addr proxy_port server_addr server_port]"
 
-PATIENCE = 0.1
-"""Seconds for which the verdict waits for the sample file, at most: who runs this by hand looks there next."""
+LOCK_WAIT, RECORD_TIME = 0.1, 0.2
+"""Seconds that a check waits for the sample file's lock, and that the verdict waits for the child which records.
+
+Whoever finds the file locked has ended before the verdict, and only who waits for a frozen disk itself is left alone.
+"""
 
 DEFAULT_PORTS = {"http": 80, "https": 443, "tls": 443}
 
@@ -36,38 +40,37 @@ def main() -> int:
     try:
         values = settings.Sources(os.environ).read(settings.CHECK, *server_named(os.environ))
         target = haproxy_target(sys.argv[1:], os.environ, values)
-        result = _judge(target, values)
+        result = _probe(target, values)
     except (settings.SettingError, UsageError) as error:
         light.warn(f"error: {error}")
         return 2
     if result.error is not None:
         light.warn(f"error: {target}: {result.error}")
-
     allowed = time.monotonic() - began if result.stopped else values.timeout
+    result.close()
 
     def work() -> None:
-        result.finish()
-        warning = record_in_turn(os.environ, values.times, result.rtt, allowed)
+        warning = record(os.environ, values.times, result.seconds, allowed)
         if warning and result.error is None:  # else there is a line already
             light.warn(f"warning: not recorded: {warning}")
 
     try:
-        light.run_in_child(work, PATIENCE)
+        light.run_in_child(work, RECORD_TIME)
     except OSError as error:
         light.warn(f"warning: not recorded: {(error.strerror or str(error)).lower()}")
     return 0 if result.error is None else 1
 
 
-def _judge(target: probe.Target, values: settings.Settings) -> probe.Probe:
-    """What comes of a probe, also where HAProxy sends SIGTERM, as it does when the time is over that it allows."""
+def _probe(target: probe.Target, values: settings.Settings) -> probe.Probe:
+    """Probe once. HAProxy sends SIGTERM when the time is over that it allows; that is a result, too."""
 
     def stop(*_: object) -> None:
         raise probe.StoppedError
 
     _signal.signal(_signal.SIGTERM, stop)
     try:
-        return probe.judge(target, values.timeout, values.clock)
-    except probe.StoppedError:  # right before its own care for that, or after
+        return probe.probe(target, values.timeout, values.clock)
+    except probe.StoppedError:  # before the probe has begun, or when it had ended
         result = probe.Probe()
         result.stopped, result.error = True, "stopped in its last moment"
         return result
@@ -76,7 +79,7 @@ def _judge(target: probe.Target, values: settings.Settings) -> probe.Probe:
 
 
 def server_named(environ: Mapping[str, str]) -> tuple[str, str]:
-    """The backend and the server that HAProxy named."""
+    """The backend and the server that HAProxy named, "" for a name that it did not give."""
     return environ.get("HAPROXY_PROXY_NAME", ""), environ.get("HAPROXY_SERVER_NAME", "")
 
 
@@ -86,9 +89,9 @@ def haproxy_target(arguments: Sequence[str], environ: Mapping[str, str], values:
         raise UsageError(f"usage: {USAGE}")
     address = arguments[2] if arguments else environ.get("HAPROXY_SERVER_ADDR", "")
     port_text = arguments[3] if arguments else environ.get("HAPROXY_SERVER_PORT", "")
+    _, name = server_named(environ)
     if "@" in address.partition("/")[0]:
         raise UsageError(f"cannot probe {address!r}; give an IP address, or the path of a UNIX socket")
-    name = environ.get("HAPROXY_SERVER_NAME", "")
     if not address:
         named = f" of {name!r} (HAProxy gives none of one such as abns@name)" if name else ""
         raise UsageError(f"no server address, neither as an argument nor in HAPROXY_SERVER_ADDR{named}; usage: {USAGE}")
@@ -102,16 +105,12 @@ def haproxy_target(arguments: Sequence[str], environ: Mapping[str, str], values:
         port = _port(port_text) or DEFAULT_PORTS.get(scheme)
         if port is None:
             raise UsageError(f"no server port for {scheme}, neither as an argument nor in HAPROXY_SERVER_PORT")
-    return probe.Target(
-        scheme,
-        address,
-        port,
-        values.host or name or address,
-        path=values.path,
-        expect=values.expect,
-        ca_file=values.ca_file,
-        insecure=values.insecure,
-    )
+    return target_of(scheme, address, port, values.host or name or address, values)
+
+
+def target_of(scheme: str, address: str, port: int | None, host: str, values: settings.Settings) -> probe.Target:
+    """A target, to be probed as the settings say."""
+    return probe.Target(scheme, address, port, host, values.path, values.expect, values.ca_file, values.insecure)
 
 
 def auto_scheme(environ: Mapping[str, str]) -> str:
@@ -122,30 +121,20 @@ def auto_scheme(environ: Mapping[str, str]) -> str:
     return "https" if tls else "http"
 
 
-def record(environ: Mapping[str, str], path: str, rtt: float | None, allowed: float) -> str | None:
+def record(environ: Mapping[str, str], path: str, seconds: float | None, allowed: float) -> str | None:
     """Append a sample for the server that HAProxy named; return why it could not be, or None.
 
-    Both are seconds; without an `rtt` the check failed, and `allowed` is what it had.
+    `seconds` is None where the check failed, and `allowed` the seconds that it had.
     """
-    backend, server = environ.get("HAPROXY_PROXY_NAME"), environ.get("HAPROXY_SERVER_NAME")
+    backend, server = server_named(environ)
     if not backend or not server:
         return "HAPROXY_PROXY_NAME and HAPROXY_SERVER_NAME do not name a server"
+    counts = allowed if seconds is None else seconds
     try:
-        samplefile.append(path, backend, server, allowed if rtt is None else rtt, time.time(), failed=rtt is None)
+        samplefile.append(path, backend, server, counts, time.time(), failed=seconds is None, wait=LOCK_WAIT)
     except samplefile.SampleFileError as error:
         return str(error)
     return None
-
-
-def record_in_turn(environ: Mapping[str, str], path: str, rtt: float | None, allowed: float) -> str | None:
-    """As `record`, but where a check before still waits for the file, as on a frozen disk, not to wait with it."""
-    taken = turn.take(f"{path} {'/'.join(server_named(environ))}", {turn.CROWDED}, wait=samplefile.LOCK_WAIT)
-    if taken is None:
-        return f"{path}: the check before still waits for it: is its disk frozen?"
-    try:
-        return record(environ, path, rtt, allowed)
-    finally:
-        taken.close()
 
 
 def _port(text: str) -> int | None:

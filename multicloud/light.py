@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from typing import NoReturn, TextIO
 
 
-LIFE = 5
-"""Seconds that a process which works apart may take: somebody may never read what it says."""
+CHILD_TIME = 5
+"""Seconds after which a child process is ended that its parent has left alone."""
 
 
 def run(main: Callable[[], int]) -> NoReturn:
@@ -39,23 +39,28 @@ def run(main: Callable[[], int]) -> NoReturn:
     os._exit(code)
 
 
-def run_in_child(work: Callable[[], None], patience: float) -> None:
-    """Do `work` in a process of its own, and wait for its end, but not long.
+def run_in_child(work: Callable[[], None], timeout: float) -> None:
+    """Do `work` in a child process, and wait for its end for at most `timeout` seconds. Raises OSError without a child.
 
-    After `patience` seconds it goes on alone, and after LIFE it is ended, unless what it works with, such as a disk, is
-    frozen: then nothing can. Raises OSError where there can be no process, and then it is not done.
+    A child that is not done by then goes on alone, and becomes a zombie where process 1 does not reap. After CHILD_TIME
+    seconds it is ended, unless it waits for a frozen disk: then nothing can end it.
     """
-    done, working = os.pipe()
-    if os.fork() == 0:
-        _signal.alarm(LIFE)  # nobody knows of it who could end it
+    ended, running = os.pipe()  # what the kernel closes when the child ends can be waited for with a timeout
+    child = os.fork()
+    if child == 0:
+        _signal.alarm(CHILD_TIME)
         try:
             work()
         except Exception as error:
             report_bug(error)
         finally:
             os._exit(0)
-    os.close(working)
-    select.select([done], [], [], patience)
+    os.close(running)
+    if select.select([ended], [], [], timeout)[0]:
+        try:
+            os.waitpid(child, 0)
+        except ChildProcessError:  # where SIGCHLD is ignored, the kernel has reaped it
+            return
 
 
 def report_bug(error: Exception) -> None:
@@ -88,7 +93,7 @@ def _write(line: str, stream: TextIO) -> None:
 
 
 def _open_streams() -> None:
-    """A HAProxy in the background closes them; then a file that is opened would become standard error."""
+    """Open the standard streams that a HAProxy in the background has closed: another file would take their place."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)

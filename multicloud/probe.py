@@ -1,10 +1,13 @@
 """One probe: open tcp, tls, http or https to an address, time it, judge the answer.
 
-The clock stops at the first byte of the answer (http, https), when the handshake is done (tls) or when the connection
-stands (tcp). It starts with the request, since users wait for no more where connections are kept, or else with the
-connection. What has nothing to do with the distance to the server stays outside of it: certificates are loaded before,
-and the rest of the answer is read after. One deadline bounds it all, so that a server that sends a byte a second cannot
-hold a probe. What goes wrong with the server is part of the result, never an exception.
+The clock starts with the request, since users wait for no more where connections are kept, or else with the connection.
+It stops at the first byte of the answer (http, https), when the handshake is done (tls), or when the connection stands
+(tcp). What has nothing to do with the distance to the server is outside of it: certificates are loaded before, and the
+rest of the answer is read after.
+
+An answer that is there before it was asked for is a failure, and none counts as faster than the connection was made.
+One deadline bounds it all, so that a server that sends a byte a second cannot hold a probe. What goes wrong with the
+server is part of the result, never an exception.
 
 The HTTP spoken is RFC 9112, as little of it as a health check needs: one GET, and the head of the answer.
 """
@@ -28,11 +31,11 @@ if TYPE_CHECKING:
 MAX_HEAD = 64 * 1024
 """Bytes of status line and headers that an answer may have."""
 
-MAX_DRAIN = 64 * 1024
-"""Bytes of an answer's body that are read, so that closing the connection resets nothing that a server still sends."""
+DRAIN_BYTES = 64 * 1024
+"""Bytes of the rest of an answer that are read."""
 
-DRAIN_TIME = 0.5
-"""Seconds that draining may take."""
+DRAIN_TIME = 0.1
+"""Seconds that this may take: the verdict waits for it."""
 
 CHUNK = 64 * 1024
 
@@ -55,20 +58,13 @@ class Target:
         address: str,
         port: int | None,
         host: str,
-        *,
         path: str = "/",
         expect: tuple[range, ...] = (range(200, 201),),
         ca_file: str = "",
         insecure: bool = False,
     ) -> None:
-        self.scheme = scheme
-        self.address = address
-        self.port = port
-        self.host = host.rstrip(".")
-        self.path = path
-        self.expect = expect
-        self.ca_file = ca_file
-        self.insecure = insecure
+        self.scheme, self.address, self.port, self.host = scheme, address, port, host.rstrip(".")
+        self.path, self.expect, self.ca_file, self.insecure = path, expect, ca_file, insecure
 
     def __str__(self) -> str:
         if self.port is None:
@@ -80,31 +76,49 @@ class StoppedError(Exception):
     """Somebody wants the probe to end now. Whoever handles the signal raises it."""
 
 
-class Probe:
-    """The result of a probe.
+class ProbeError(Exception):
+    """The server is not up. The text says why."""
 
-    `rtt` is the time that counts, in seconds, and `error` None, if the server is up; else `error` says what came back.
-    `phases` has the seconds that each phase took, of those that were completed: connect, tls, first_byte (from the
-    request to the first byte of the answer). `status` is the HTTP status; `tls_version` and `certificate` (as
-    ssl.SSLSocket.getpeercert gives it) are those of the connection. `finish` does what no verdict needs to wait for,
-    and must be called once. `stopped` tells that the probe had no time left of what somebody else allowed.
+
+class Probe:
+    """The result of a probe. Whoever asked for it must `close` it.
+
+    - `seconds`: the time that counts; None if the server is not up.
+    - `error`: what came back if it is not up, else None.
+    - `phases`: the seconds of each phase that was completed: connect, tls, first_byte (from the request to the first
+      byte of the answer).
+    - `status`: the HTTP status.
+    - `tls_version`, and `certificate` as ssl.SSLSocket.getpeercert gives it.
+    - `stopped`: whether StoppedError ended the probe.
     """
 
-    __slots__ = ("certificate", "error", "finish", "phases", "rtt", "status", "stopped", "tls_version")
+    __slots__ = ("certificate", "connection", "error", "phases", "seconds", "status", "stopped", "tls_version")
 
     def __init__(self) -> None:
-        self.rtt: float | None = None
+        self.seconds: float | None = None
         self.error: str | None = None
         self.phases: dict[str, float] = {}
         self.status: int | None = None
         self.tls_version: str | None = None
         self.certificate: Mapping[str, object] | None = None
         self.stopped = False
-        self.finish: Callable[[], None] = lambda: None
+        self.connection: _Connection | None = None
 
+    def close(self) -> None:
+        """Read the rest of an answer as far as it is short and comes soon, and close the connection.
 
-class ProbeError(Exception):
-    """The server is not up. The text says why."""
+        A connection that is closed before would be reset by what the server still sends. Takes DRAIN_TIME at most.
+        """
+        if self.connection is None:
+            return
+        left = 0 if self.status is None else DRAIN_BYTES
+        self.connection.deadline = monotonic() + DRAIN_TIME
+        try:
+            while left > 0 and (chunk := self.connection.receive()):
+                left -= len(chunk)
+        except OSError:
+            pass
+        self.connection.close()
 
 
 def probe(target: Target, timeout: float, clock: str = "request") -> Probe:
@@ -112,27 +126,17 @@ def probe(target: Target, timeout: float, clock: str = "request") -> Probe:
 
     That is "connection" or, for http and https, "request". Raises SettingError where the CA bundle cannot be loaded.
     """
-    result = judge(target, timeout, clock)
-    result.finish()
-    return result
-
-
-def judge(target: Target, timeout: float, clock: str) -> Probe:
-    """As `probe`, but to be finished by the caller, as soon as everybody has the verdict who waits for it."""
     result = Probe()
     start = monotonic()
     try:
         context = tls_context(target) if target.scheme in ("tls", "https") else None
-        deadline = monotonic() + timeout
-        plain = _connect(target, deadline, result)
-        result.finish = plain.close
-        connection: socket.socket | _TLS = plain
+        result.connection = _Connection(target, monotonic() + timeout)
+        result.connection.connect(target, result)
         if context is not None:
-            connection = _TLS(plain, context, target.host)
-            result.finish = connection.close
-            _shake_hands(connection, deadline, result)
+            result.connection = tls = _TLS(result.connection, context, target.host)
+            tls.shake_hands(result)
         if target.scheme in ("http", "https"):
-            _ask(connection, target, deadline, result)
+            _ask(result.connection, target, result)
     except ProbeError as error:
         result.error = str(error)
     except StoppedError:
@@ -143,124 +147,149 @@ def judge(target: Target, timeout: float, clock: str) -> Probe:
     except OSError as error:
         result.error = f"{_reason(error)}, {_stage(target, result)}"
     else:
-        request = result.phases.get("first_byte") if clock == "request" else None
-        result.rtt = request or sum(result.phases.values())
+        phases = result.phases
+        if clock == "request" and "first_byte" in phases:
+            # No answer comes sooner than a round trip. One that does was sent before it was asked for.
+            result.seconds = max(phases["first_byte"], phases["connect"])
+        else:
+            result.seconds = sum(phases.values())
     return result
 
 
-class _TLS:
-    """TLS over a connection, for what is done with a socket.
+class _Connection:
+    """A connection to the target. Its methods raise OSError, and TimeoutError where they would end after `deadline`."""
+
+    __slots__ = ("deadline", "socket")
+
+    def __init__(self, target: Target, deadline: float) -> None:
+        self.deadline = deadline
+        if target.port is None:
+            self.socket = socket.socket(socket.AF_UNIX)
+        else:
+            self.socket = socket.socket(socket.AF_INET6 if ":" in target.address else socket.AF_INET)
+            # Else the request would wait for the server's acknowledgement of what ended the handshake.
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def connect(self, target: Target, result: Probe) -> None:
+        start = monotonic()
+        address = target.address if target.port is None else (target.address, target.port)
+        while True:
+            try:
+                self.in_time().connect(address)
+                break
+            except BlockingIOError:  # a UNIX socket's queue is full, for which the kernel does not wait as in TCP
+                sleep(min(0.005, _remaining(self.deadline)))
+        result.phases["connect"] = monotonic() - start
+
+    def in_time(self) -> socket.socket:
+        """The socket, which waits no longer than until the deadline."""
+        self.socket.settimeout(_remaining(self.deadline))
+        return self.socket
+
+    def send(self, data: bytes) -> None:
+        self.in_time().sendall(data)
+
+    def receive(self) -> bytes:
+        """What comes next; b"" at the end."""
+        return self.in_time().recv(CHUNK)
+
+    def received(self) -> bytes:
+        """What has come already; b"" where nothing has."""
+        self.socket.settimeout(0)
+        try:
+            return self.socket.recv(CHUNK)
+        except BlockingIOError:
+            return b""
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+class _TLS(_Connection):
+    """TLS over a connection.
 
     What comes is given to OpenSSL piece by piece. From a socket it would read on for as long as key updates or session
     tickets follow each other, and come back to nobody who could see that the time is over.
     """
 
-    __slots__ = ("_deadline", "_incoming", "_outgoing", "_socket", "_ssl", "object")
+    __slots__ = ("incoming", "object", "outgoing", "ssl")
 
-    def __init__(self, connection: socket.socket, context: ssl.SSLContext, host: str) -> None:
+    def __init__(self, plain: _Connection, context: ssl.SSLContext, host: str) -> None:
         import ssl
 
-        self._ssl = ssl
-        self._socket = connection
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.ssl = ssl
+        self.socket, self.deadline = plain.socket, plain.deadline
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         # As bytes where it can be: of a string, even an ASCII one, Python makes IDNA with three more modules.
         name = host.encode() if host.isascii() else host
         try:
-            self.object = context.wrap_bio(self._incoming, self._outgoing, server_hostname=name)
+            self.object = context.wrap_bio(self.incoming, self.outgoing, server_hostname=name)
         except ValueError:
             raise ProbeError(f"{host!r} cannot be a TLS server name; set MULTICLOUD_HOST") from None
 
-    def settimeout(self, seconds: float) -> None:
-        """The time for all that follows, until it is set again."""
-        self._deadline = monotonic() + seconds
-
-    def do_handshake(self) -> None:
+    def shake_hands(self, result: Probe) -> None:
+        start = monotonic()
         self._until_done(self.object.do_handshake)
+        result.phases["tls"] = monotonic() - start
+        result.tls_version = self.object.version()
+        result.certificate = self.object.getpeercert()
 
-    def sendall(self, data: bytes) -> None:
+    def send(self, data: bytes) -> None:
         self._until_done(self.object.write, data)
 
-    def recv(self, size: int) -> bytes:
+    def receive(self) -> bytes:
         try:
-            return self._until_done(self.object.read, size)
-        except self._ssl.SSLEOFError:  # without a goodbye
+            return self._until_done(self.object.read, CHUNK)
+        except self.ssl.SSLEOFError:  # without a goodbye
+            return b""
+
+    def received(self) -> bytes:
+        self.incoming.write(super().received())
+        try:
+            return self.object.read(CHUNK)
+        except self.ssl.SSLWantReadError:  # session tickets, if anything
             return b""
 
     def close(self) -> None:
         """Say goodbye, without waiting for the answer, where there is a connection to say it on."""
         try:
-            self._socket.settimeout(0)
+            self.socket.settimeout(0)
             self.object.unwrap()
         except (OSError, ValueError):
             pass
         try:
-            said = self._outgoing.read()  # the goodbye, or what was wrong with the handshake
-            self._socket.send(said)
+            said = self.outgoing.read()  # the goodbye, or what was wrong with the handshake
+            self.socket.send(said)
         except OSError:
             pass
-        self._socket.close()
+        self.socket.close()
 
     def _until_done(self, do: Callable[..., T], *arguments: object) -> T:
         while True:
             try:
                 done = do(*arguments)
-            except self._ssl.SSLWantReadError:
+            except self.ssl.SSLWantReadError:
                 self._flush()
             else:
                 self._flush()
                 return done
-            self._socket.settimeout(_remaining(self._deadline))
-            received = self._socket.recv(CHUNK)
+            received = super().receive()
             if received:
-                self._incoming.write(received)
+                self.incoming.write(received)
             else:
-                self._incoming.write_eof()
+                self.incoming.write_eof()
 
     def _flush(self) -> None:
-        if self._outgoing.pending:
-            self._socket.settimeout(_remaining(self._deadline))
-            self._socket.sendall(self._outgoing.read())
+        if self.outgoing.pending:
+            super().send(self.outgoing.read())
 
 
-def _connect(target: Target, deadline: float, result: Probe) -> socket.socket:
-    if target.port is None:
-        connection = socket.socket(socket.AF_UNIX)
-        address: str | tuple[str, int] = target.address
-    else:
-        connection = socket.socket(socket.AF_INET6 if ":" in target.address else socket.AF_INET)
-        # Else the request would wait for the server's acknowledgement of what ended the handshake.
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        address = target.address, target.port
+def _ask(connection: _Connection, target: Target, result: Probe) -> None:
+    """Send the request, time the answer and judge its status."""
+    if early := connection.received():
+        raise ProbeError(f"answered before it was asked: {_excerpt(early)}")
     start = monotonic()
-    try:
-        connection.settimeout(_remaining(deadline))
-        while True:
-            try:
-                connection.connect(address)
-                break
-            except BlockingIOError:  # a UNIX socket's queue is full, for which the kernel does not wait as in TCP
-                sleep(min(0.005, _remaining(deadline)))
-    except BaseException:
-        connection.close()
-        raise
-    result.phases["connect"] = monotonic() - start
-    return connection
-
-
-def _shake_hands(connection: _TLS, deadline: float, result: Probe) -> None:
-    start = monotonic()
-    connection.settimeout(_remaining(deadline))
-    connection.do_handshake()
-    result.phases["tls"] = monotonic() - start
-    result.tls_version = connection.object.version()
-    result.certificate = connection.object.getpeercert()
-
-
-def _ask(connection: socket.socket | _TLS, target: Target, deadline: float, result: Probe) -> None:
-    """Send the request, time the answer, drain it and judge its status."""
-    start = monotonic()
-    connection.settimeout(_remaining(deadline))
-    connection.sendall(
+    connection.send(
         f"GET {target.path} HTTP/1.1\r\n"
         f"Host: {_in_brackets(target.host)}\r\n"
         "User-Agent: multicloud-check\r\n"
@@ -277,7 +306,7 @@ def _ask(connection: socket.socket | _TLS, target: Target, deadline: float, resu
             status = _status(answer)
             if status == 101 or status >= 200:
                 break
-            answer = answer[end:]
+            answer = answer[end:]  # after an interim response the answer is still to come
             if answer:
                 result.phases["first_byte"] = monotonic() - start
             else:
@@ -285,7 +314,7 @@ def _ask(connection: socket.socket | _TLS, target: Target, deadline: float, resu
         elif received > MAX_HEAD:
             raise ProbeError(f"headers of more than {MAX_HEAD // 1024} KiB")
         else:
-            chunk = _receive(connection, deadline)
+            chunk = connection.receive()
             if not chunk:
                 raise ProbeError(f"closed the connection {'in the headers' if answer else 'without an answer'}")
             if not answer:
@@ -293,12 +322,6 @@ def _ask(connection: socket.socket | _TLS, target: Target, deadline: float, resu
             answer += chunk
             received += len(chunk)
     result.status = status
-
-    def finish() -> None:
-        _drain(connection, deadline, status, answer[:end], answer[end:])
-        connection.close()
-
-    result.finish = finish
     if not any(status in accepted for accepted in target.expect):
         raise ProbeError(f"status {status}, expected {_list(target.expect)}")
 
@@ -314,32 +337,6 @@ def _status(answer: bytes) -> int:
     if version not in (b"HTTP/1.1", b"HTTP/1.0") or len(status) != 3 or not status.isdigit() or status < b"100":
         raise ProbeError(f"not an HTTP answer: {_excerpt(answer)}")
     return int(status)
-
-
-def _drain(connection: socket.socket | _TLS, deadline: float, status: int, head: bytes, body: bytes) -> None:
-    """Read the rest of the answer as far as it is short and comes soon. Never fails."""
-    left = MAX_DRAIN
-    if status in (204, 304):
-        left = 0
-    for line in head.lower().split(b"\n"):
-        name, _, value = line.partition(b":")
-        value = value.strip()
-        if name == b"content-length" and value.isdigit():
-            left = min(left, int(value[:20]))  # Python refuses thousands of digits
-    deadline = min(deadline, monotonic() + DRAIN_TIME)
-    try:
-        while len(body) < left and not body.endswith(b"0\r\n\r\n"):
-            chunk = _receive(connection, deadline)
-            if not chunk:
-                return
-            body += chunk
-    except OSError:
-        return
-
-
-def _receive(connection: socket.socket | _TLS, deadline: float) -> bytes:
-    connection.settimeout(_remaining(deadline))
-    return connection.recv(CHUNK)
 
 
 def _remaining(deadline: float) -> float:
@@ -362,8 +359,6 @@ def tls_context(target: Target) -> ssl.SSLContext:
         context.verify_mode = ssl.CERT_NONE
     elif target.ca_file:
         try:
-            if os.path.exists(target.ca_file) and not os.path.isfile(target.ca_file):
-                raise OSError("not a regular file")  # which could make it wait
             context.load_verify_locations(cafile=target.ca_file)
         except OSError as error:
             raise SettingError(f"{CA_FILE.variable}: cannot load {target.ca_file!r}: {_reason(error)}") from None

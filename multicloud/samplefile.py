@@ -7,6 +7,10 @@ A check that failed has the seconds that it was allowed. Whoever holds the file'
 turns with each other and with a trim (history.py). A writer that waited for the lock makes sure that the file it holds
 is still the one at the path. A line is written in one piece, and what follows the last newline is not a line yet.
 
+A disk can be frozen. Then opening a file that is there and locking it do not wait, but making a file and writing do. So
+nobody makes or writes a file without a lock, the directory's or the file's: one process waits for the disk, and all
+others find it locked.
+
 Others may write where the file lies, so it must be a regular file, and is not followed through a symbolic or a hard
 link.
 """
@@ -25,7 +29,7 @@ FAILED_MARK = b" failed"
 """How the line of a check ends that failed."""
 
 LOCK_WAIT = 0.5
-"""Seconds to wait for the lock: less than HAProxy gives a check, and far more than a trim holds it."""
+"""Seconds to wait for the lock, far more than a trim holds it. A trim beside dozens of writers needs as many."""
 
 MAX_BYTES = 32 << 20
 """What the file may grow to."""
@@ -46,17 +50,19 @@ def format_line(backend: str, server: str, seconds: float, when: float, *, faile
     return f"{backend} {server} {seconds:.6f} {when:.3f}".encode() + (FAILED_MARK if failed else b"") + b"\n"
 
 
-def append(path: str, backend: str, server: str, seconds: float, when: float, *, failed: bool = False) -> None:
-    """Add one sample, making the file where there is none. Raises SampleFileError, and then nothing was added."""
-    append_lines(path, format_line(backend, server, seconds, when, failed=failed))
+def append(
+    path: str, backend: str, server: str, seconds: float, when: float, *, failed: bool = False, wait: float = LOCK_WAIT
+) -> None:
+    """Add one sample, as `append_lines` does."""
+    append_lines(path, format_line(backend, server, seconds, when, failed=failed), wait)
 
 
-def append_lines(path: str, lines: bytes) -> tuple[os.stat_result, os.stat_result]:
-    """Add lines as `format_line` gives them; return the file's state before and after.
+def append_lines(path: str, lines: bytes, wait: float = LOCK_WAIT) -> tuple[os.stat_result, os.stat_result]:
+    """Add lines as `format_line` gives them, to a new file where there is none; return its state before and after.
 
-    Raises SampleFileError, and then nothing was added.
+    Raises LockedError after `wait` seconds, and SampleFileError. Then nothing was added.
     """
-    fd = lock(path, LOCK_WAIT, create=True)
+    fd = lock(path, wait, create=True)
     try:
         try:
             before = os.fstat(fd)
@@ -86,28 +92,34 @@ def lock(path: str, wait: float, *, create: bool) -> int:
     """
     deadline = time.monotonic() + wait
     while True:
-        fd = open_file(path, os.O_RDWR | os.O_APPEND, create=create)
-        mine = False
         try:
-            mine = _locked(fd) and _is_at(path, fd)
-        except OSError as error:
-            raise unusable(path, error) from None
-        finally:
-            if not mine:
-                os.close(fd)
-        if mine:
-            return fd
-        if time.monotonic() >= deadline:
-            raise LockedError(f"{path}: locked by another process for more than {wait} s")
+            return _open_locked(path, create)
+        except LockedError as error:
+            if time.monotonic() >= deadline:
+                raise LockedError(f"{error} for more than {wait} s: is its disk frozen?") from None
         time.sleep(0.002)
 
 
-def _locked(fd: int) -> bool:
+def _open_locked(path: str, create: bool) -> int:
+    """One attempt of `lock`."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        fd = open_file(path, os.O_RDWR | os.O_APPEND)
+    except FileNotFoundError:
+        if not create:
+            raise
+        fd = _create(path)
+    mine = False
+    try:
+        _flock(fd, path)
+        mine = _is_at(path, fd)
+    except OSError as error:
+        raise unusable(path, error) from None
+    finally:
+        if not mine:
+            os.close(fd)
+    if not mine:
+        raise LockedError(f"{path}: replaced by another process")
+    return fd
 
 
 def _is_at(path: str, fd: int) -> bool:
@@ -117,17 +129,36 @@ def _is_at(path: str, fd: int) -> bool:
         return False
 
 
-def open_file(path: str, flags: int, *, create: bool = False) -> int:
-    """Open a regular file. Raises FileNotFoundError unless `create`, and SampleFileError."""
-    flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+def _create(path: str) -> int:
+    """Make the file and open it for appending, while its directory is locked. Raises SampleFileError."""
+    directory = os.path.dirname(path) or "."
     try:
+        held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            fd = os.open(path, flags)
-        except FileNotFoundError:
-            if not create:
-                raise
-            # Never O_CREAT alone: in /tmp the kernel refuses it, to root too, where the file is somebody else's.
-            fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o640)
+            _flock(held, directory)
+            return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+        finally:
+            os.close(held)
+    except FileExistsError:
+        raise LockedError(f"{path}: replaced by another process") from None
+    except FileNotFoundError:
+        raise SampleFileError(f"{path}: no such directory") from None
+    except OSError as error:
+        raise unusable(path, error) from None
+
+
+def _flock(fd: int, path: str) -> None:
+    """Lock what is open there, without waiting. Raises LockedError and OSError."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise LockedError(f"{path}: locked by another process") from None
+
+
+def open_file(path: str, flags: int) -> int:
+    """Open a regular file that is there. Raises FileNotFoundError and SampleFileError."""
+    try:
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode):
@@ -138,17 +169,14 @@ def open_file(path: str, flags: int, *, create: bool = False) -> int:
             os.close(fd)
             raise
         return fd
-    except FileExistsError:  # somebody else made it in between, and may have removed it since
-        return open_file(path, flags, create=create)
     except FileNotFoundError:
-        if create:
-            raise SampleFileError(f"{path}: no such directory") from None
         raise
     except OSError as error:
         raise unusable(path, error) from None
 
 
 def unusable(path: str, error: OSError) -> SampleFileError:
+    """What the system said of the file, in words."""
     if error.errno == errno.ELOOP:
         return SampleFileError(f"{path}: a symbolic link, which is not followed")
     return SampleFileError(f"{path}: {(error.strerror or str(error)).lower()}")

@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from multicloud.console import config, template
-from multicloud.demo.regions import Regions
+from multicloud import haproxy_cfg
+from multicloud.console import config
 from tests.edge import regions_at, wait_until
 from tests.machine import Machine
+from tests.regions import Regions
 from tests.test_drop_in import DELAYS, shell_version
 from tests.test_traffic import failures
 from tests.traffic import Traffic
@@ -298,7 +299,7 @@ def test_docker_stop_is_quick_with_the_loop_beside_it(regions: Regions) -> None:
 
 @pytest.mark.parametrize("mounted", [False, True])
 def test_a_reload_keeps_the_samples_and_leaves_no_dead_process(regions: Regions, mounted: bool) -> None:
-    text = template.configuration(config.servers(servers(regions)), (3, 0, 0)) if mounted else ""
+    text = haproxy_cfg.configuration(haproxy_cfg.Plan(config.servers(servers(regions)), (3, 0, 0))) if mounted else ""
     with router(regions, mounted=text) as running:
         old = running.processes("haproxy")
         os.kill(running.pid, signal.SIGUSR2)

@@ -4,46 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import socket
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from multicloud import runtime
-from multicloud.demo.regions import Regions
-from multicloud.demo.router import BESIDE, Router, configuration
+from multicloud.demo import router as demo
+from tests.ports import free_port
+from tests.regions import Regions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback address that nobody listens on."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
-def demo_ports() -> tuple[int, int]:
-    """Two ports whose next ports are free, too, as the demo needs them."""
-    while True:
-        port, stats_port = free_ports(2)
-        with socket.socket() as first, socket.socket() as second:
-            try:
-                first.bind(("127.0.0.1", port + 1))
-                second.bind(("127.0.0.1", stats_port + 1))
-            except OSError:
-                continue
-        return port, stats_port
-
-
 def listen_anywhere(authority: Path) -> dict[str, str]:
     """Variables for the shipped configuration: free ports of loopback, and whom to trust with its servers."""
     names = ("PORT", "PROXY_PORT", "STATS_PORT", "STATS_PROXY_PORT", "RELAY_PORT")
-    ports = dict(zip(names, map(str, free_ports(len(names))), strict=True))
+    ports = {name: str(free_port()) for name in names}
     return {"ADDRESS": "127.0.0.1", **ports, "UPSTREAM_CA": str(authority)}
 
 
@@ -53,6 +31,22 @@ def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         time.sleep(0.05)
+
+
+class Router(demo.Router):
+    """A router that can be reloaded and restarted."""
+
+    def reload(self) -> None:
+        """Let a new HAProxy take over from the running one, as `systemctl reload haproxy` does."""
+        before = self._pid()
+        self._start("-x", self.settings["MULTICLOUD_SOCKET"], "-sf", str(self._processes[-1].pid))
+        wait_until(lambda: self._pid() not in ("", before), 10, "the new HAProxy answers")
+
+    def restart(self) -> None:
+        """End HAProxy, and start a new one."""
+        self._processes[-1].terminate()
+        self._processes[-1].wait()
+        self._start()
 
 
 class Edge:
@@ -98,12 +92,12 @@ class Edge:
 
     def servers(self) -> list[runtime.Server]:
         """All servers."""
-        with runtime.RuntimeAPI(self.router.settings["MULTICLOUD_SOCKET"]) as api:
+        with runtime.RuntimeAPI(self.router.settings["MULTICLOUD_SOCKET"], timeout=30) as api:
             return api.servers()
 
     def tell(self, command: str) -> str:
         """Give HAProxy a command as an operator does."""
-        with runtime.RuntimeAPI(self.router.settings["MULTICLOUD_SOCKET"]) as api:
+        with runtime.RuntimeAPI(self.router.settings["MULTICLOUD_SOCKET"], timeout=30) as api:
             return api.ask(command)
 
     def times(self) -> list[str]:
@@ -114,6 +108,16 @@ class Edge:
     def log(self) -> str:
         """What HAProxy, its checks and multicloud-run said."""
         return (self.router.directory / "haproxy.log").read_text()
+
+
+def measured(delays: Mapping[str, float], count: int) -> str:
+    """A sample file's text: so many samples of each region until now, as its checks would have made them."""
+    now = time.time()
+    return "".join(
+        f"upstream {name} {delay:.6f} {now - 2 * before:.3f}\n"
+        for before in range(count, 0, -1)
+        for name, delay in delays.items()
+    )
 
 
 @contextlib.contextmanager
@@ -151,8 +155,8 @@ def edge(
         listening = listen_anywhere(authority)
         router = Router(
             directory,
-            configure(configuration(regions, beside=beside)),
-            commands={"MULTICLOUD_CA_FILE": str(authority), **(BESIDE if beside else {}), **(commands or {})},
+            configure(demo.configuration(regions, beside=beside)),
+            commands={"MULTICLOUD_CA_FILE": str(authority), **(demo.BESIDE if beside else {}), **(commands or {})},
             environ={
                 **listening,
                 "MULTICLOUD_INTER": interval,

@@ -17,20 +17,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.edge import demo_ports, free_ports, regions_at, wait_until
+from tests.edge import regions_at, wait_until
 from tests.machine import PATH, Machine
+from tests.ports import demo_ports, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from multicloud.demo.regions import Regions
+    from tests.regions import Regions
 
 ROOT = Path(os.environ["MACHINE_ROOT"])
 PACKAGE = Path(os.environ["PACKAGE"])
 CONFIGURATION = "/etc/haproxy/haproxy.cfg"
 DELAYS = {"eu.example.com": 0.0, "us.example.com": 0.1, "ap.example.com": 0.2}
 WEIGHTS = dict(zip(DELAYS, (256, 1, 0), strict=True))
-WEB, API = free_ports(2)
+WEB, API = free_port(), free_port()
 
 
 def named(ports: dict[str, int]) -> str:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     Behaviour = Callable[["Connection"], None]
 
-PATIENCE = 30.0
+TIMEOUT = 30.0
 """Seconds after which a server gives up on a client: no test waits for it unless something hangs."""
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -105,7 +105,7 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join(PATIENCE)
+        self._thread.join(TIMEOUT)
         assert not self._thread.is_alive()
         self._listener.close()
 
@@ -119,9 +119,9 @@ class Server:
                 self.endings.append(self._serve(accepted))
 
     def _serve(self, accepted: socket.socket) -> str:
-        accepted.settimeout(PATIENCE)
+        accepted.settimeout(TIMEOUT)
         raw = accepted.dup()  # what is left of the connection where TLS fails
-        raw.settimeout(PATIENCE)
+        raw.settimeout(TIMEOUT)
         try:
             if self._tls:
                 accepted = self._tls.wrap_socket(accepted, server_side=True)
@@ -242,28 +242,67 @@ def key_updates(keys: Path) -> Behaviour:
 
     def behave(connection: Connection) -> None:
         connection.request()
-        logged = [line.split() for line in keys.read_text().splitlines()]
-        secret = bytes.fromhex(next(line[2] for line in logged if line[0] == "SERVER_TRAFFIC_SECRET_0"))
-        records = _key_updates(secret)
+        records = _key_updates(_first_secret(keys))
         for _ in range(2000):  # more than a client reads in many seconds
             socket.socket.sendall(connection.socket, b"".join(itertools.islice(records, 256)))
 
     return behave
 
 
+TICKET = b"\x04\0\0\x15" + b"\0\0\x1c\x20" + b"\0" * 4 + b"\0" + b"\0\x08" + b"x" * 8 + b"\0\0"
+"""A session ticket (RFC 8446, section 4.6.1)."""
+
+
+def speaks_with_finished(tls: ssl.SSLContext, keys: Path, kind: bytes, said: bytes) -> Behaviour:
+    """Sends a record of TLS 1.3 right behind its Finished, in one piece, and hears and answers the request then.
+
+    `kind` is the record's: 0x16 for messages of the handshake, 0x17 for an answer. `tls` and `keys` are as for
+    `key_updates`; the server itself speaks no TLS.
+    """
+
+    def behave(connection: Connection) -> None:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        ours = tls.wrap_bio(incoming, outgoing, server_side=True)
+        incoming.write(connection.socket.recv(65536))
+        with contextlib.suppress(ssl.SSLWantReadError):
+            ours.do_handshake()
+        secret = _first_secret(keys)
+        connection.send(outgoing.read() + _record(secret, 0, kind, said))
+        while received := connection.socket.recv(65536):
+            incoming.write(received)
+            with contextlib.suppress(ssl.SSLWantReadError):
+                ours.do_handshake()
+                if request := ours.read():  # else it is the client's goodbye
+                    connection.requests.append(request)
+                    connection.send(_record(secret, 1, b"\x17", OK))
+
+    return behave
+
+
+def _first_secret(keys: Path) -> bytes:
+    logged = [line.split() for line in keys.read_text().splitlines()]
+    return bytes.fromhex(next(line[2] for line in logged if line[0] == "SERVER_TRAFFIC_SECRET_0"))
+
+
+def _expand(secret: bytes, label: bytes, size: int) -> bytes:
+    """HKDF-Expand-Label (RFC 8446, section 7.1)."""
+    info = struct.pack("!HB", size, 6 + len(label)) + b"tls13 " + label + b"\0\1"
+    return hmac.digest(secret, info, "sha256" if len(secret) == 32 else "sha384")[:size]
+
+
+def _record(secret: bytes, number: int, kind: bytes, content: bytes) -> bytes:
+    """The record with that number of those that are encrypted with the secret (RFC 8446, section 5)."""
+    head = b"\x17\x03\x03" + struct.pack("!H", len(content) + 1 + 16)
+    nonce = (int.from_bytes(_expand(secret, b"iv", 12)) ^ number).to_bytes(12)
+    key = _expand(secret, b"key", 16 if len(secret) == 32 else 32)
+    return head + AESGCM(key).encrypt(nonce, content + kind, head)
+
+
 def _key_updates(secret: bytes) -> Iterator[bytes]:
     """Records of one KeyUpdate each, encrypted with one key after the other, from the server's first secret on."""
-    digest, key_size = ("sha256", 16) if len(secret) == 32 else ("sha384", 32)
-
-    def expand(label: bytes, size: int) -> bytes:
-        info = struct.pack("!HB", size, 6 + len(label)) + b"tls13 " + label + b"\0\1"
-        return hmac.digest(secret, info, digest)[:size]
-
-    head = b"\x17\x03\x03" + struct.pack("!H", 6 + 16)
     while True:
-        key_update = b"\x18\0\0\1\0" + b"\x16"  # the message, and its record's real type
-        yield head + AESGCM(expand(b"key", key_size)).encrypt(expand(b"iv", 12), key_update, head)
-        secret = expand(b"traffic upd", len(secret))
+        yield _record(secret, 0, b"\x16", b"\x18\0\0\1\0")
+        secret = _expand(secret, b"traffic upd", len(secret))
 
 
 @contextlib.contextmanager

@@ -34,18 +34,6 @@ FAILED = re.compile(rf"upstream {re.escape(EU)} \d+\.\d{{6}} \d+\.\d{{3}} failed
 SAMPLES = re.compile(f"({SAMPLE.pattern}|{FAILED.pattern})*")
 
 
-@pytest.fixture
-def times(tmp_path: Path) -> Path:
-    return tmp_path / "times.txt"
-
-
-@pytest.fixture(scope="session")
-def ca_file(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("authority") / "ca.pem"
-    servers.AUTHORITY.cert_pem.write_to_path(str(path))
-    return str(path)
-
-
 def environment(address: str, port: int | None, **variables: str | None) -> dict[str, str]:
     """What HAProxy 2.6 and newer give a check of a server without TLS. None takes a variable away."""
     everything: dict[str, str | None] = {
@@ -531,7 +519,7 @@ def frozen_disk(directory: Path) -> Iterator[Path]:
         run(["umount", "--lazy", str(disk)], dict(os.environ))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+@pytest.mark.root("mount a disk")
 def test_on_a_frozen_disk_a_check_has_its_verdict_and_only_one_waits_for_the_disk(tmp_path: Path) -> None:
     with servers.Server(status(200)) as server, frozen_disk(tmp_path) as disk:
         path = disk / "times.txt"
@@ -558,7 +546,7 @@ def test_a_verdict_does_not_wait_for_the_lock_of_the_sample_file(times: Path) ->
     wait_until(lambda: SAMPLE.fullmatch(times.read_text()) is not None, 30, "the sample")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be a user who has too many processes")
+@pytest.mark.root("be a user who has too many processes")
 def test_where_there_can_be_no_other_process_the_verdict_is_given_all_the_same(times: Path) -> None:
     nobody = ["setpriv", "--reuid=65533", "--clear-groups", "prlimit", "--nproc=0"]
     if not all(map(shutil.which, ("setpriv", "prlimit"))) or run([*nobody, CHECK], {}).returncode == 126:

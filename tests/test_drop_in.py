@@ -22,12 +22,13 @@ import pytest
 
 from multicloud import history, runtime
 from multicloud.demo.router import haproxy_binary
-from tests.edge import free_ports, regions_at, wait_until
+from tests.edge import regions_at, wait_until
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from multicloud.demo.regions import Regions
+    from tests.regions import Regions
 
 DELAYS = {"eu": 0.02, "us": 0.3, "asia": 0.6, "africa": 0.9}
 
@@ -89,7 +90,7 @@ NAMESPACES = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-eu", "-
 def test_a_configuration_for_the_shell_version_runs_unchanged() -> None:
     if not shutil.which("unshare") or subprocess.run([*NAMESPACES, "mount -t tmpfs none /tmp"], check=False).returncode:
         pytest.skip("mount namespaces are not permitted here")
-    port = free_ports(1)[0]
+    port = free_port()
     with tempfile.TemporaryDirectory() as name, regions_at(DELAYS) as regions:
         root = Path(name)
         for each in ("tmp", "run", "scripts"):

@@ -46,18 +46,18 @@ TRIMMER = """
 import sys
 from multicloud import history, samplefile
 path, keep = sys.argv[1], int(sys.argv[2])
-print(flush=True)
 while True:
     try:
         history.trim(path, keep)
+        print(flush=True)
     except samplefile.LockedError:
         pass
 """
 
 
 @pytest.fixture
-def times(tmp_path: Path) -> str:
-    return str(tmp_path / "times.txt")
+def times(times: Path) -> str:
+    return str(times)  # as the package takes it
 
 
 def write_lines(path: str, writers: int, count: int) -> None:
@@ -94,7 +94,7 @@ def again_and_again(action: Callable[[], None]) -> Iterator[list[int]]:
 
 
 def trim_and_be_killed(path: str) -> None:
-    """Start a process that trims without a pause, and kill it at a moment that nobody chose."""
+    """Start a process that trims without a pause, and kill it at a moment that nobody chose after the first time."""
     process = subprocess.Popen([sys.executable, "-c", TRIMMER, path, str(KEEP)], stdout=subprocess.PIPE)
     assert process.stdout
     with process.stdout as ready:

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 import multicloud
-from multicloud.demo.regions import Regions
 from tests.edge import edge
+from tests.regions import Regions
 
 OURS = {"multicloud"} | {f"multicloud.{name}" for name in ("light", "samplefile", "settings")}
-CHECK = OURS | {"multicloud.check", "multicloud.probe", "multicloud.turn"}
+CHECK = OURS | {"multicloud.check", "multicloud.probe"}
 REWEIGH = OURS | {f"multicloud.{name}" for name in ("history", "reweigh", "ranking", "runtime", "scores")}
 RUN = REWEIGH | {"multicloud.run", "multicloud.haproxy_checks", "multicloud.overview", "multicloud.scrape"}
 

@@ -16,8 +16,9 @@ import pytest
 
 from multicloud import ranking, runtime, settings
 from tests import servers
-from tests.edge import free_ports, wait_until
+from tests.edge import wait_until
 from tests.haproxy import haproxy, listening, recording, tell, weights
+from tests.ports import free_port
 from tests.servers import frozen
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def set_weights(address: str, changes: dict[str, int], backend: str = "upstream"
 
 
 def test_servers_come_with_state_and_weight_in_the_order_of_the_configuration() -> None:
-    (port,) = free_ports(1)
+    port = free_port()
     with (
         socket.create_server(("127.0.0.1", 0)) as serving,
         haproxy(
@@ -272,7 +273,7 @@ def test_each_command_has_a_line_of_its_own_and_all_share_a_connection() -> None
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "::1"])
 def test_the_runtime_api_can_be_a_host_and_a_port(host: str) -> None:
-    (port,) = free_ports(1)
+    port = free_port()
     try:
         socket.create_server(("::1", port), family=socket.AF_INET6).close()
     except OSError:
@@ -302,13 +303,13 @@ def test_a_socket_that_is_missing_or_that_nobody_listens_at_is_an_error(
     with socket.socket(socket.AF_UNIX) as left_behind:
         left_behind.bind(path)
     assert fail(lambda: told(path)) == f"{path}: connection refused; {asks}"
-    (port,) = free_ports(1)
+    port = free_port()
     assert fail(lambda: told(f"127.0.0.1:{port}")) == f"127.0.0.1:{port}: connection refused; {asks}"
     too_long = "/" + "x" * 200
     assert fail(lambda: told(too_long)) == f"{too_long}: af_unix path too long; {asks}"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+@pytest.mark.root("be another user")
 def test_a_socket_of_another_user_is_an_error(router: str) -> None:
     os.chmod(os.path.dirname(router), 0o755)
     os.seteuid(65534)

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.command import BARE
-from tests.edge import demo_ports
+from tests.ports import demo_ports
 
 ROOT = Path(__file__).parent.parent
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]  # which is built once
 
 
 ENVIRON = {**BARE, "MULTICLOUD_CONF": "/dev/null", "MULTICLOUD_SOCKET": "/none"}

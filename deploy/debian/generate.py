@@ -27,7 +27,7 @@ PROGRAMS = sorted(Path("multicloud", "bin").iterdir())
 """The commands that HAProxy or systemd starts."""
 
 GROUPS = {
-    "Where things are. Before the first section only": settings.WHOLE,
+    "Where things are. Before the first section only": settings.GLOBAL_ONLY,
     "How a server is checked. Also in [backend] and in [backend/server]": settings.CHECK,
     "How servers are ranked. Also in [backend]": settings.ALL,
 }

@@ -54,16 +54,8 @@ def resolve(url: str, connect: str | None, values: Settings) -> tuple[probe.Targ
         reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise ResolveError(f"{name}: {reason}; --connect ADDR goes to an address of your choice") from None
     seconds = time.monotonic() - start
-    target = probe.Target(
-        scheme,
-        address,
-        port,
-        values.host or host,
-        path=path,
-        expect=values.expect,
-        ca_file=values.ca_file,
-        insecure=values.insecure,
-    )
+    target = checks.target_of(scheme, address, port, values.host or host, values)
+    target.path = path
     return target, seconds
 
 
@@ -110,21 +102,24 @@ def _phase(phase: str, seconds: float) -> str:
 
 def one_line(number: int, result: probe.Probe) -> str:
     """One probe of several."""
-    if result.rtt is None:
+    if result.seconds is None:
         return f"{number:>5}  down          {light.printable(result.error or '')}"
     phases = "  ".join(f"{phase.replace('_', ' ')} {seconds * 1000:.1f}" for phase, seconds in result.phases.items())
-    return f"{number:>5}  up {result.rtt * 1000:9.1f} ms  {phases}"
+    return f"{number:>5}  up {result.seconds * 1000:9.1f} ms  {phases}"
 
 
 def verdict(result: probe.Probe) -> str:
     """Of a probe that found the server up, the time that counts, and the other one where there are two."""
-    counts, whole = result.rtt or 0.0, sum(result.phases.values())
-    connection = f"{whole * 1000:.1f} ms from the start of the connection"
-    if "first_byte" not in result.phases:
+    phases, counts = result.phases, result.seconds
+    connection = f"{sum(phases.values()) * 1000:.1f} ms from the start of the connection"
+    if "first_byte" not in phases:
         return f"up: {connection}, which counts"
-    request = f"{result.phases['first_byte'] * 1000:.1f} ms from the request"
-    first, second = (request, connection) if counts < whole else (connection, request)
-    return f"up: {first}, which counts; {second}"
+    request = f"{phases['first_byte'] * 1000:.1f} ms from the request"
+    if counts == phases["first_byte"]:
+        return f"up: {request}, which counts; {connection}"
+    if counts == phases["connect"]:
+        return f"up: {counts * 1000:.1f} ms to connect, which counts, since no answer comes sooner; {request}"
+    return f"up: {connection}, which counts; {request}"
 
 
 def facts(result: probe.Probe) -> list[str]:
@@ -167,7 +162,7 @@ def summary(results: Sequence[probe.Probe]) -> dict[str, float] | None:
     """Seconds of the fastest, the median, the 90th percentile and the slowest probe that found the server up."""
     from multicloud import scores
 
-    times = [result.rtt for result in results if result.rtt is not None]
+    times = [result.seconds for result in results if result.seconds is not None]
     if not times:
         return None
     return dict(zip(("min", "p50", "p90", "max"), scores.percentiles(times, (0, 50, 90, 100)), strict=True))
@@ -185,12 +180,12 @@ def as_json(target: probe.Target, resolved: float | None, results: Sequence[prob
             "port": target.port,
             "path": target.path if target.scheme in ("http", "https") else None,
             "resolve": resolved,
-            "up": all(result.rtt is not None for result in results),
+            "up": all(result.seconds is not None for result in results),
             "rtt": summary(results),
             "probes": [
                 {
-                    "up": result.rtt is not None,
-                    "rtt": result.rtt,
+                    "up": result.seconds is not None,
+                    "rtt": result.seconds,
                     "error": result.error,
                     "phases": result.phases,
                     "status": result.status,

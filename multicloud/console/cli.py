@@ -156,12 +156,13 @@ def check(url: str | None, connect: str | None, count: int, record: bool, form: 
         results = []
         for number in range(1, count + 1):
             result = probe.probe(target, values.timeout, values.clock)
+            result.close()
             results.append(result)
             if form == "text":
                 _show(result, resolved, number if count > 1 else None)
             if record:
                 warning = _not_for_root(values.times) or checks.record(
-                    os.environ, values.times, result.rtt, values.timeout
+                    os.environ, values.times, result.seconds, values.timeout
                 )
                 if warning:
                     light.warn(f"warning: not recorded: {warning}")
@@ -174,7 +175,7 @@ def check(url: str | None, connect: str | None, count: int, record: bool, form: 
     elif count > 1:
         _sum_up(results)
     for result in results:
-        if result.rtt is None:
+        if result.seconds is None:
             raise Failed(f"{target}: {result.error}")
 
 
@@ -198,12 +199,12 @@ def _show(result: probe.Probe, resolved: float | None, number: int | None) -> No
     phases = {"resolve": resolved, **result.phases} if resolved is not None else result.phases
     for line in (*probes.waterfall(phases, shutil.get_terminal_size().columns), *probes.facts(result)):
         click.echo(line)
-    if result.rtt is not None:
+    if result.seconds is not None:
         click.echo(_green(probes.verdict(result)))
 
 
 def _sum_up(results: Sequence[probe.Probe]) -> None:
-    up = sum(result.rtt is not None for result in results)
+    up = sum(result.seconds is not None for result in results)
     times = probes.summary(results) or {}
     figures = "  ".join(f"{name} {seconds * 1000:.1f}" for name, seconds in times.items())
     line = f"{up} of {len(results)} up{': ' if figures else ''}{figures}{' ms' if figures else ''}"
@@ -447,20 +448,20 @@ def config(
 
     Exit code: 0 written, 2 wrong arguments.
     """
+    from multicloud import haproxy_cfg, installed
     from multicloud.console import config as configs
 
     try:
-        text, note = configs.write(
-            light.printable(shlex.join(["multicloud", *sys.argv[1:]])),
-            servers,
-            configs.version(haproxy) if haproxy else configs.installed_version(os.environ),
+        plan = haproxy_cfg.Plan(
+            version=installed.version(haproxy) if haproxy else None,
             backend=backend,
-            tcp=mode == "tcp",
+            http=mode == "http",
             path=path,
             blocks=blocks,
             beside=beside,
         )
-    except configs.ConfigError as error:
+        text, note = configs.write(light.printable(shlex.join(["multicloud", *sys.argv[1:]])), servers, plan)
+    except (configs.ConfigError, installed.InstalledError) as error:
         raise Unusable(str(error)) from None
     click.echo(text, nl=False)
     if note:

@@ -11,16 +11,15 @@ import grp
 import os
 import pwd
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from multicloud import runtime
+from multicloud import installed, runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection
 
     from multicloud.runtime import RuntimeAPI, Server
 
@@ -132,26 +131,11 @@ def where_reasons_are(pid: int, user: User | None) -> str:
     return "its reason is on HAProxy's standard error (`journalctl -u haproxy`)"
 
 
-def find_haproxy(environ: Mapping[str, str]) -> str | None:
-    """HAPROXY_BINARY or, where that is not set, the `haproxy` on PATH or among the system's programs, if any."""
-    path = os.pathsep.join((environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin"))
-    return environ.get("HAPROXY_BINARY") or shutil.which("haproxy", path=path)
-
-
-def version_line(program: str) -> str:
-    """The first line that `PROGRAM -v` prints. Raises OSError."""
-    try:
-        said = subprocess.run([program, "-v"], capture_output=True, text=True, errors="replace", timeout=5, check=False)
-    except subprocess.TimeoutExpired:
-        raise TimeoutError("no answer to -v within 5 seconds") from None
-    return said.stdout.partition("\n")[0]
-
-
 def describe_haproxy() -> str | None:
     """What the HAProxy on this machine says of its version, and where it is; None where there is none."""
-    program = find_haproxy(os.environ)
+    program = installed.find_haproxy(os.environ)
     try:
-        found = re.match(r"HA-?Proxy version (\S+)", version_line(program)) if program else None
+        found = re.match(r"HA-?Proxy version (\S+)", installed.version_line(program)) if program else None
     except OSError:
         return None
     return f"HAProxy {found[1]} at {program}" if found else None

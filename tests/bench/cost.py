@@ -20,9 +20,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from multicloud.demo.regions import Regions
 from tests.bench.pairs import compare, run
 from tests.edge import Edge, edge
+from tests.regions import Regions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

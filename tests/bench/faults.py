@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from random import Random
 
-    from multicloud.demo.regions import Region
     from tests.bench.load import Failure
     from tests.edge import Edge
     from tests.names import NameServer
+    from tests.regions import Region
 
 SLOWEST = 1.0
 """Seconds that a region takes at most: less than a check may."""

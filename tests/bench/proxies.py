@@ -15,15 +15,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from multicloud.demo.router import BESIDE, DemoError, Router
+from multicloud.demo.router import BESIDE, DemoError
 from multicloud.demo.router import configuration as shipped
-from tests.edge import free_ports, listen_anywhere
+from tests.edge import Router, listen_anywhere
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from multicloud.demo.regions import Regions
     from tests.bench.distant import Place
+    from tests.regions import Regions
 
 HAPROXY = """
 global
@@ -148,7 +149,7 @@ def haproxy(policy: Policy, places: Sequence[Place]) -> str:
 
 @contextlib.contextmanager
 def _nginx(balance: str, places: Sequence[Place], authority: bytes) -> Iterator[int]:
-    [port] = free_ports(1)
+    port = free_port()
     with tempfile.TemporaryDirectory(prefix="multicloud-bench-") as name:
         directory = Path(name)
         (directory / "authority.pem").write_bytes(authority)

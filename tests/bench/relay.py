@@ -13,7 +13,8 @@ import statistics
 import sys
 import time
 
-from tests.edge import edge, free_ports
+from tests.edge import edge
+from tests.ports import free_port
 
 REGION = "eu.demo"
 
@@ -21,7 +22,7 @@ REGION = "eu.demo"
 def main() -> None:
     """Measure and print."""
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
-    (direct,) = free_ports(1)
+    direct = free_port()
 
     def more(configuration: str) -> str:
         upstream = configuration.partition("\nbackend upstream from regions\n")[2]

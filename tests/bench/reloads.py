@@ -23,8 +23,8 @@ from tests.bench import distant, proxies, users, wan
 from tests.bench.distant import NAMES
 
 if TYPE_CHECKING:
-    from multicloud.demo.router import Router
     from tests.bench.client import Answer
+    from tests.edge import Router
 
 START_UP = 30.0
 PAUSE = 10.0

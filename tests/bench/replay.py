@@ -200,7 +200,7 @@ def decisions(stream: Stream, values: Mapping[str, float], estimator: Estimator)
     for now, drawn in zip(stream.times.tolist(), stream.samples.T.tolist(), strict=True):
         for index, (server, seconds) in enumerate(zip(servers, drawn, strict=True)):
             seen[index] = 0 if isnan(seconds) else seen[index] + 1
-            sample = (seconds, now, False) if seen[index] else (ALLOWED, now, True)
+            sample = Sample(seconds, now) if seen[index] else Sample(ALLOWED, now, failed=True)
             series[server.key] = [sample, *series.get(server.key, ())][: window + RECOVERY_RUN]
             server.state = UP if seen[index] > 1 else server.state if seen[index] else DOWN
         scored = estimator(

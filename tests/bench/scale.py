@@ -38,7 +38,7 @@ from multicloud import history
 from multicloud.demo.router import Router
 from tests import haproxy
 from tests.command import BARE
-from tests.edge import free_ports
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -168,7 +168,7 @@ def running(
         check=OWN if beside else EXTERNAL + '"${MULTICLOUD_CHECK}"',
         servers=lines,
     )
-    port = free_ports(1)[0]
+    port = free_port()
     with Router(directory, text, commands={"MULTICLOUD_CONF": os.devnull}, environ={}) as router:
         if not beside:
             yield router, None, port

@@ -18,6 +18,7 @@ from multicloud import history, probe, ranking, reweigh, settings
 from multicloud.check import UsageError
 from multicloud.console import check as probes
 from multicloud.console import explain
+from multicloud.console.cli import cli
 from multicloud.demo.router import haproxy_binary
 from multicloud.history import Sample
 from multicloud.runtime import DOWN, DRAIN, MAINT, UP, Server
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 GREEN = "\x1b[32m"
-COMMANDS = ("check", "reweigh", "status", "doctor", "plot", "demo")
 CHECK = settings.Sources({}).read(settings.CHECK)
 
 
@@ -57,12 +57,12 @@ def haproxy(router: Edge, name: str, **more: str) -> dict[str, str]:
 # All commands
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", cli.commands)
 def test_each_command_has_help_with_examples(command: str) -> None:
     shown = run(command, "--help")
     assert shown.returncode == 0
     assert f"Examples:\n    multicloud {command}" in shown.stdout
-    assert "[MULTICLOUD_" in shown.stdout or command == "demo"
+    assert "[MULTICLOUD_" in shown.stdout or command in ("config", "demo")
 
 
 def test_the_version_is_the_packages_and_that_of_the_haproxy_which_is_found(tmp_path: Path) -> None:
@@ -97,6 +97,7 @@ def test_the_shells_get_completion(shell: str) -> None:
         (("status", "--socket", "localhost:port"), "MULTICLOUD_SOCKET"),
         (("doctor", "--percentile", "101"), "MULTICLOUD_PERCENTILE"),
         (("plot", "--max-age", "soon"), "MULTICLOUD_MAX_AGE"),
+        (("run", "--interval", "never"), "MULTICLOUD_INTERVAL"),
     ],
 )
 def test_a_setting_that_cannot_be_read_is_one_line_and_exit_code_2(arguments: tuple[str, ...], variable: str) -> None:
@@ -252,7 +253,7 @@ def test_with_haproxys_environment_and_record_it_does_what_haproxys_call_does(
         assert [line.endswith(" failed") for line in lines] == [code == 1] * recorded
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root's file would be in the way")
+@pytest.mark.root("make a file that is in the way")
 def test_root_makes_no_sample_file_where_haproxys_user_would(router: Edge, tmp_path: Path) -> None:
     tmp_path.chmod(0o1777)
     times = tmp_path / "times.txt"

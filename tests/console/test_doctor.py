@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pwd
 import subprocess
 from pathlib import Path
@@ -18,7 +17,7 @@ from tests.edge import Edge, edge, wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can run HAProxy as somebody else")
+as_root = pytest.mark.root("run HAProxy as somebody else")
 
 GOOD = """
 global

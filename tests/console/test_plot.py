@@ -21,7 +21,7 @@ WITHOUT = "import sys; sys.modules['matplotlib'] = None; from multicloud.console
 
 
 @pytest.fixture
-def times(tmp_path: Path) -> Path:
+def times(times: Path) -> Path:
     """A sample file with two backends, and a line without a time."""
     now = time.time()
     lines = [
@@ -29,9 +29,8 @@ def times(tmp_path: Path) -> Path:
         for i in range(100)
         for backend, server in (("upstream", "eu"), ("upstream", "us"), ("databases", "db"))
     ]
-    path = tmp_path / "times.txt"
-    path.write_text("upstream eu 0.020000\n" + "\n".join(lines) + "\n")
-    return path
+    times.write_text("upstream eu 0.020000\n" + "\n".join(lines) + "\n")
+    return times
 
 
 @pytest.mark.parametrize(("name", "magic"), [("latency.png", b"\x89PNG\r\n"), ("latency.svg", b"<?xml ")])

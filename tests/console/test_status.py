@@ -22,7 +22,8 @@ from multicloud.console.instance import PASSED, REWEIGH_SERVER, Instance
 from multicloud.console.terminal import ENTER, HOME, LEAVE
 from multicloud.runtime import DOWN, MAINT, UP, Server
 from tests.command import BARE, PROGRAM, Terminal, run
-from tests.edge import Edge, edge, free_ports, wait_until
+from tests.edge import Edge, edge, wait_until
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -336,7 +337,7 @@ def test_the_demo_shows_the_same_table_and_leaves_nothing_when_its_terminal_is_c
 def free_port_pairs() -> tuple[int, int]:
     """Two ports of which the next one is free too."""
     while True:
-        first, second = free_ports(2)
+        first, second = free_port(), free_port()
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             for port in (first, first + 1, second, second + 1):
                 stack.enter_context(socket.create_server(("127.0.0.1", port)))

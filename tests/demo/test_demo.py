@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.edge import demo_ports, wait_until
+from tests.edge import wait_until
+from tests.ports import demo_ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,9 +107,7 @@ def test_beside_it_has_no_external_checks_and_measures(temporary: Path) -> None:
 
 def test_a_taken_port_is_one_clear_line(temporary: Path) -> None:
     port, stats_port = demo_ports()
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", port))
-        taken.listen()
+    with socket.create_server(("127.0.0.1", port)):
         demo = start(temporary, "--port", str(port), "--stats-port", str(stats_port))
         out, err = demo.communicate(timeout=30)
     assert demo.returncode == 1

@@ -107,6 +107,7 @@ def refusal(server: Server, terms: Terms, seconds: float = TIMEOUT) -> str | Non
     target = probe.Target("tls", server.address, int(server.port), name, ca_file=terms.ca_file)
     try:
         result = probe.probe(target, min(TIMEOUT, seconds))
+        result.close()
     except SettingError as error:
         return str(error).partition(": ")[2]
     said = (result.error or "").removesuffix(", in the TLS handshake")

@@ -235,6 +235,7 @@ def _why(server: Server, case: Case, line: Terms | None, *, ask: bool) -> tuple[
     try:
         target, values = as_checked(server, case.sources)
         result = probe.probe(target, min(values.timeout, PROBE_TIME), values.clock)
+        result.close()
     except (SettingError, check.UsageError) as error:
         return str(error), "", ""
     used = _used(target.scheme, server, case.sources)

@@ -1,0 +1,43 @@
+"""What several files use, what only root can do, and which tests come first."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import hypothesis
+import pytest
+
+from tests import servers
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# On a busy machine any example can take long.
+hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("busy")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow ones first, so that no worker begins one when the others have nothing left to do."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    marker = item.get_closest_marker("root")
+    if marker and os.geteuid() != 0:
+        pytest.skip(f"only root can {marker.args[0]}")
+
+
+@pytest.fixture
+def times(tmp_path: Path) -> Path:
+    """A place for a sample file, which is not there yet."""
+    return tmp_path / "times.txt"
+
+
+@pytest.fixture(scope="session")
+def ca_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The authority of tests/servers.py."""
+    path = tmp_path_factory.mktemp("authority") / "ca.pem"
+    servers.AUTHORITY.cert_pem.write_to_path(str(path))
+    return str(path)
