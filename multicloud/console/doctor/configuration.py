@@ -177,8 +177,13 @@ def _targets(configuration: Configuration) -> Iterator[Finding]:
                 "`http-send-name-header Host`: write `http-request set-uri %[pathq] if { url -m beg -i http:// "
                 "https:// }` into it"
             )
-        if not any("CONNECT" in word or word == "method" for line in section.lines for word in line):
-            yield problem(f"{section.name} hands CONNECT on: write `http-request deny if METH_CONNECT` into it")
+        ruling = [word for line in rules if "deny" in line for word in line] + [
+            word for line in section.lines if line[0] == "acl" for word in line
+        ]
+        if not any("CONNECT" in word or word == "method" for word in ruling):
+            yield problem(
+                f"{section.name} hands CONNECT on: write `http-request deny deny_status 405 if METH_CONNECT` into it"
+            )
 
 
 def user_in(configuration: Configuration) -> User | None:
