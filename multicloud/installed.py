@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from multicloud import light
+from multicloud.light import UsageError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -18,7 +21,7 @@ CRASHES = (3, 4, 0)
 """It does at start, on any external check."""
 
 
-class InstalledError(Exception):
+class InstalledError(UsageError):
     """There is no HAProxy, or one that cannot be used. The text says what is accepted."""
 
 
@@ -45,7 +48,7 @@ def haproxy_version(environ: Mapping[str, str]) -> tuple[int, int, int]:
     try:
         return version(version_line(found))
     except OSError as error:
-        raise InstalledError(f"{found}: {(error.strerror or str(error)).lower()}; or say --haproxy 2.8") from None
+        raise InstalledError(f"{found}: {light.reason(error)}; or say --haproxy 2.8") from None
 
 
 def version(text: str) -> tuple[int, int, int]:
@@ -57,9 +60,8 @@ def version(text: str) -> tuple[int, int, int]:
     if numbers < OLDEST:
         raise InstalledError(f"HAProxy {found[1]} is too old; accepted: 2.6 and newer")
     if numbers == CRASHES and found[4]:
-        raise InstalledError(
-            f"HAProxy {found[1]} crashes on any external check; accepted: 2.6 and newer, such as 3.4.1"
-        )
+        accepted = "2.6 and newer, such as 3.4.1"
+        raise InstalledError(f"HAProxy {found[1]} crashes on any external check; accepted: {accepted}")
     return numbers
 
 

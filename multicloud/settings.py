@@ -13,6 +13,8 @@ from __future__ import annotations
 import os
 import stat
 
+from multicloud.light import UsageError
+
 TYPE_CHECKING = False  # `typing` costs a check more than this whole module does
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -27,7 +29,7 @@ NAME_CHARACTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01234567
 """What HAProxy allows in the name of a backend or a server (its configuration manual, section 2.2)."""
 
 
-class SettingError(Exception):
+class SettingError(UsageError):
     """A value that cannot be read. The text names the setting, where it stands, and what is accepted."""
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from multicloud import haproxy_cfg, installed, settings
 from multicloud.haproxy_cfg import Server
+from multicloud.light import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?")
 
 
-class ConfigError(Exception):
+class ConfigError(UsageError):
     """An argument that cannot be used. The text says which, and what is accepted."""
 
 

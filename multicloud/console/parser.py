@@ -12,6 +12,8 @@ import re
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
+from multicloud.light import UsageError, reason
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -34,7 +36,7 @@ TAGS = {"dev": 1, "rc": 2, "pre": 2}
 """Before the release of a version come its candidates, and before those what was under development."""
 
 
-class ConfigurationError(Exception):
+class ConfigurationError(UsageError):
     """A configuration file that cannot be read. The text says which and why."""
 
 
@@ -88,7 +90,7 @@ def read(paths: Iterable[str], environ: Mapping[str, str], version: str | None =
             with open(path, encoding="utf-8", errors="replace") as file:
                 lines = file.read().splitlines()
         except OSError as error:
-            raise ConfigurationError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+            raise ConfigurationError(f"{path}: {reason(error)}") from None
         blocks: list[tuple[bool, bool]] = []  # of each open one: whether its branch counts, and whether one was chosen
         for line in lines:
             words = split(line, environ)

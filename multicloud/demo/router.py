@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING
 
 from multicloud import haproxy_cfg, installed, runtime
+from multicloud.light import CommandError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,7 +28,7 @@ BESIDE = {"MULTICLOUD_BACKENDS": "upstream"}
 """With these settings multicloud-run sets the weights of what `configuration` writes."""
 
 
-class DemoError(Exception):
+class DemoError(CommandError):
     """The demo cannot run. The text says why and what to do."""
 
 
@@ -76,7 +77,7 @@ class Router:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in (*([self.beside] if self.beside else []), *self._processes):
+        for process in filter(None, (self.beside, *self._processes)):
             process.terminate()
             try:
                 process.wait(timeout=5)
@@ -88,22 +89,10 @@ class Router:
     def start_beside(self) -> None:
         """Start multicloud-run, where it is wanted."""
         if self._run:
-            with self._log.open("ab") as log:
-                self.beside = subprocess.Popen(
-                    [self._run], stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
-                )
+            self.beside = self._spawn(self._run)
 
     def _start(self, *options: str) -> None:
-        with self._log.open("ab") as log:
-            # In a group of its own, so that Ctrl-C is ours alone, and the checks can be found at the end.
-            process = subprocess.Popen(
-                [haproxy_binary(), "-f", str(self._configuration), *options],
-                env=self._environ,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        process = self._spawn(haproxy_binary(), "-f", self._configuration, *options)
         self._processes.append(process)
         deadline = time.monotonic() + 10
         while not self._pid():
@@ -112,6 +101,13 @@ class Router:
                 alerts = [line for line in self._log.read_text().splitlines() if "[ALERT]" in line]
                 raise DemoError(f"HAProxy did not start: {alerts[0] if alerts else 'it gave no reason'}")
             time.sleep(0.02)
+
+    def _spawn(self, *command: str | Path) -> subprocess.Popen[bytes]:
+        """Start a program in a session of its own: Ctrl-C is ours alone, and its checks are found at the end."""
+        with self._log.open("ab") as log:
+            return subprocess.Popen(
+                command, env=self._environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
 
     def _pid(self) -> str:
         """The process that answers at the Runtime API; "" where none does."""

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from multicloud import history, probe, ranking, reweigh, settings
-from multicloud.check import UsageError
 from multicloud.console import check as probes
 from multicloud.console import explain
 from multicloud.console.cli import cli
 from multicloud.demo.router import haproxy_binary
 from multicloud.history import Sample
+from multicloud.light import UsageError
 from multicloud.runtime import DOWN, DRAIN, MAINT, UP, Server
 from tests.command import BARE, PROGRAM, Terminal, run
 from tests.edge import Edge, edge, wait_until

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.command import run
-from tests.console.patient import GOOD, examine, one, rewrite, say, small, well
+from tests.console.patient import GOOD, examine, one, rewrite, small, well
 from tests.console.test_doctor import doctor
 from tests.edge import Edge, edge, wait_until
 

@@ -12,20 +12,18 @@ from typing import TYPE_CHECKING
 from multicloud import runtime, settings
 from multicloud.console import parser
 from multicloud.console.doctor import certificates, configuration, running, servers
-from multicloud.console.doctor.case import Case, Finding, ok, problem, some, unknown
+from multicloud.console.doctor.case import Case, ok, problem, some, unknown
 from multicloud.console.instance import Instance, ask, user_of
-from multicloud.console.parser import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from multicloud.console.doctor.case import Finding
     from multicloud.settings import Sources
-
-__all__ = ["ConfigurationError", "Finding", "examine"]
 
 
 def examine(sources: Sources, files: Sequence[str]) -> list[Finding]:
-    """All findings. `files` are HAProxy's configuration files, or none. Raises SettingError and ConfigurationError."""
+    """All findings. `files` are HAProxy's configuration files, or none. Raises UsageError."""
     case = _case(sources, files)
     groups = AWAY if case.away else GROUPS
     findings: list[Finding] = []

@@ -17,8 +17,8 @@ from multicloud.console import parser
 from multicloud.console.check import describe
 from multicloud.console.doctor.case import ok, problem, some, unknown
 from multicloud.console.instance import PASSED
+from multicloud.light import UsageError
 from multicloud.runtime import MAINT
-from multicloud.settings import SettingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,7 +108,7 @@ def refusal(server: Server, terms: Terms, seconds: float = TIMEOUT) -> str | Non
     try:
         result = probe.probe(target, min(TIMEOUT, seconds))
         result.close()
-    except SettingError as error:
+    except UsageError as error:
         return str(error).partition(": ")[2]
     said = (result.error or "").removesuffix(", in the TLS handshake")
     if not said or (terms.name is None and said.startswith(tuple(f"{REFUSED}{text}" for text in MISMATCH))):
@@ -127,7 +127,7 @@ def _certificate(server: Server, ca_file: str) -> dict[str, Any]:
             context.wrap_socket(plain, server_hostname=server.name) as tls,
         ):
             return describe(tls.getpeercert()) or {}
-    except (OSError, ValueError, SettingError):
+    except (OSError, ValueError, UsageError):
         return {}
 
 
@@ -173,13 +173,13 @@ def _terms_of_check(server: Server, sources: Sources) -> Terms | None:
     """What a check of the server asks; None where it asks no certificate."""
     try:
         target, _ = as_checked(server, sources)
-    except (SettingError, check.UsageError):
+    except UsageError:
         return None
     return Terms(not target.insecure, target.ca_file, target.host) if target.scheme in ("tls", "https") else None
 
 
 def as_checked(server: Server, sources: Sources) -> tuple[probe.Target, Settings]:
-    """What a check of the server probes, and its settings. Raises SettingError and UsageError."""
+    """What a check of the server probes, and its settings. Raises UsageError."""
     values = sources.read(settings.CHECK, server.backend, server.name)
     return check.haproxy_target((), variables_of(server), values), values
 

@@ -11,6 +11,7 @@ from multicloud import settings
 from multicloud.console.doctor import configuration
 from multicloud.console.doctor.case import ok, problem, unknown
 from multicloud.console.instance import EXTERNAL, cannot_append, may, soft_limit_of_files
+from multicloud.light import reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,7 +117,7 @@ def _surroundings(pid: int, directory: str) -> Iterator[Finding]:
     try:
         same = os.path.samestat(os.stat(directory), os.stat(f"/proc/{pid}/root{directory}"))
     except OSError as error:
-        yield problem(f"the sample file's directory {directory}: {(error.strerror or str(error)).lower()}")
+        yield problem(f"the sample file's directory {directory}: {reason(error)}")
         return
     if same:
         yield ok("HAProxy sees the same files as this command, without a chroot")

@@ -9,7 +9,7 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-from multicloud import check, haproxy_checks, history, probe, reweigh, runtime, samplefile, settings
+from multicloud import haproxy_checks, history, probe, reweigh, runtime, samplefile, settings
 from multicloud.console import parser, problems
 from multicloud.console.doctor.case import ok, problem, unknown
 from multicloud.console.doctor.certificates import (
@@ -28,8 +28,8 @@ from multicloud.console.instance import (
     name_servers,
     where_reasons_are,
 )
+from multicloud.light import UsageError
 from multicloud.runtime import MAINT
-from multicloud.settings import SettingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -236,7 +236,7 @@ def _why(server: Server, case: Case, line: Terms | None, *, ask: bool) -> tuple[
         target, values = as_checked(server, case.sources)
         result = probe.probe(target, min(values.timeout, PROBE_TIME), values.clock)
         result.close()
-    except (SettingError, check.UsageError) as error:
+    except UsageError as error:
         return str(error), "", ""
     used = _used(target.scheme, server, case.sources)
     if result.error is None:
