@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from typing import TYPE_CHECKING
 
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from tests.edge import Edge
-
-pytestmark = pytest.mark.xdist_group("traffic")  # one after the other: they are about the seconds that users wait
 
 DELAYS = {"eu.demo": 0.010, "us.demo": 0.040, "ap.demo": 0.070, "sa.demo": 0.100}
 RANKED = {"eu.demo": 256, "us.demo": 1, "ap.demo": 0, "sa.demo": 0}
@@ -58,25 +55,6 @@ def test_when_the_favourite_is_killed_no_get_fails_and_no_post_but_those_that_it
     assert [failure for failure in failures(posts, killed) if failure.sent > killed] == []
 
 
-@pytest.mark.slow
-def test_a_region_comes_back_from_an_outage_without_traffic_and_its_checks_are_as_far_apart_as_before() -> None:
-    def checks() -> list[float]:
-        return [float(line.split()[3]) for line in running.times() if line.split()[1] == "eu.demo"]
-
-    with at_shipped_pace() as running:
-        settle(running)
-        with Traffic(running.port):
-            running.regions.stop(running.region["eu.demo"])
-            wait_until(lambda: running.weights()["us.demo"] == 256, 20, "us.demo as favourite")
-        assert running.weights()["eu.demo"] == 0
-        running.regions.start(running.region["eu.demo"])
-        wait_until(lambda: running.weights() == RANKED, 30, "eu.demo as favourite again")
-        before = len(checks())
-        wait_until(lambda: len(checks()) >= before + 2, 30, "two checks more")
-        pauses = [later - earlier for earlier, later in itertools.pairwise(checks()[-4:])]
-    assert min(pauses) >= 1.9, pauses
-
-
 def test_when_the_favourite_freezes_only_requests_in_flight_fail() -> None:
     with at_shipped_pace() as running:
         settle(running)
@@ -92,44 +70,6 @@ def test_when_the_favourite_freezes_only_requests_in_flight_fail() -> None:
     # In flight are also those that were sent over a connection that was idle when the region froze.
     assert [failure for failure in failures(traffic, frozen) if failure.sent > frozen + 1] == []
     assert [answer for answer in traffic.answers if answer.sent > frozen + 3 and answer.region == "eu.demo"] == []
-
-
-@pytest.mark.slow
-def test_a_region_that_hangs_on_every_third_request_is_no_favourite_while_it_does() -> None:
-    with at_shipped_pace() as running:
-        settle(running)
-        began = time.monotonic()
-        running.region["eu.demo"].hangs = 3
-        wait_until(lambda: running.weights()["us.demo"] == 256, 60, "us.demo as favourite")
-        print(f"it has lost the favourite's weight after {time.monotonic() - began:.1f} s")
-        with Traffic(running.port, rate=50) as traffic:
-            for _ in range(20):
-                assert running.weights()["us.demo"] == 256, running.times()
-                traffic.go_on(50)
-        assert failures(traffic) == []
-        running.region["eu.demo"].hangs = 0
-        began = time.monotonic()
-        wait_until(lambda: running.weights() == RANKED, 120, "eu.demo as favourite again")
-        print(f"it has it again {time.monotonic() - began:.1f} s after it has stopped to hang")
-
-
-@pytest.mark.parametrize("before", [3, 25])
-def test_one_check_that_fails_moves_no_favourite_neither_among_few_samples_nor_among_many(before: int) -> None:
-    with edge(DELAYS, times=measured(DELAYS, before)) as running:
-
-        def checks() -> list[str]:
-            return [line for line in running.times() if line.split()[1] == "eu.demo"]
-
-        settle(running)
-        wait_until(lambda: len(checks()) > before, 20, "a check that succeeds, since HAProxy forgives none before")
-        running.region["eu.demo"].status = 500
-        wait_until(lambda: checks()[-1].endswith("failed"), 20, "a check that fails")
-        running.region["eu.demo"].status = 200
-        failed = len(checks())
-        while len(checks()) < failed + 4:
-            assert running.weights() == RANKED
-            time.sleep(0.1)
-        assert [line.endswith("failed") for line in checks()].count(True) == 1
 
 
 def test_when_favourite_and_backup_are_killed_together_failures_stop_although_the_others_had_no_weight() -> None:
@@ -165,6 +105,7 @@ def test_when_reweigh_breaks_traffic_goes_on_with_the_last_weights() -> None:
     assert failures(traffic) == []
 
 
+@pytest.mark.slow
 def test_when_all_regions_become_ten_times_slower_nothing_is_switched_off() -> None:
     with at_shipped_pace() as running:
         settle(running)
