@@ -15,8 +15,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from multicloud.demo.router import BESIDE, DemoError
+from multicloud.demo.router import BESIDE
 from multicloud.demo.router import configuration as shipped
+from multicloud.light import CommandError
 from tests.edge import Router, listen_anywhere
 from tests.ports import free_port
 
@@ -186,5 +187,5 @@ def _await_listener(port: int, process: subprocess.Popen[bytes], log: Path) -> N
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
         if process.poll() is not None or time.monotonic() > deadline:
-            raise DemoError(f"nginx did not start: {log.read_text().strip()}")
+            raise CommandError(f"nginx did not start: {log.read_text().strip()}")
         time.sleep(0.02)
