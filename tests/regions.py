@@ -93,6 +93,10 @@ class Regions:
         """Let a region hang."""
         self._ask("freeze", region.name)
 
+    def present(self, region: Region, certificate: trustme.LeafCert) -> None:
+        """Let a region serve with another certificate."""
+        self._ask("present", region.name, certificate.private_key_and_cert_chain_pem.bytes())
+
     def _ask(self, what: str, name: str, *values: object) -> Any:
         self._here.send((what, name, *values))
         return self._here.recv()
@@ -162,3 +166,7 @@ class _Breakables(simulated.Regions):
 
     def freeze(self, region: _Breakable) -> None:
         self.run(region.freeze())
+
+    def present(self, region: _Breakable, pem: bytes) -> None:
+        self.stop(region)
+        self.run(region.start(server_context(trustme.Blob(pem))))

@@ -70,7 +70,7 @@ def test_when_dns_goes_away_no_request_fails_and_the_last_addresses_are_kept() -
         with Traffic(running.port) as traffic:
             names.answers = False
             time.sleep(SILENCE)
-            assert "does not answer from here" in said(running, "doctor")
+            assert "does not answer HAProxy" in said(running, "doctor")
             names.unknown = set(DELAYS)
             names.answers = True
             time.sleep(8)
