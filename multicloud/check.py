@@ -14,6 +14,7 @@ import sys
 import time
 
 from multicloud import light, probe, samplefile, settings
+from multicloud.light import UsageError
 
 TYPE_CHECKING = False  # `typing` costs a check more than this whole module does
 if TYPE_CHECKING:
@@ -30,20 +31,12 @@ Whoever finds the file locked has ended before the verdict, and only who waits f
 DEFAULT_PORTS = {"http": 80, "https": 443, "tls": 443}
 
 
-class UsageError(Exception):
-    """No server to probe, or not one that can be probed. The text says what is missing."""
-
-
 def main() -> int:
     """Do what HAProxy asks for; return the exit code."""
     began = time.monotonic()
-    try:
-        values = settings.Sources(os.environ).read(settings.CHECK, *server_named(os.environ))
-        target = haproxy_target(sys.argv[1:], os.environ, values)
-        result = _probe(target, values)
-    except (settings.SettingError, UsageError) as error:
-        light.warn(f"error: {error}")
-        return 2
+    values = settings.Sources(os.environ).read(settings.CHECK, *server_named(os.environ))
+    target = haproxy_target(sys.argv[1:], os.environ, values)
+    result = _probe(target, values)
     if result.error is not None:
         light.warn(f"error: {target}: {result.error}")
     allowed = time.monotonic() - began if result.stopped else values.timeout

@@ -15,7 +15,9 @@ reads in the very moment in which lines move may see some of them twice.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import functools
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,8 +26,9 @@ from multicloud.samplefile import FAILED_MARK, MAX_BYTES, LockedError, SampleFil
 from multicloud.settings import NAME_CHARACTERS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
+    Lock = Callable[[], contextlib.AbstractContextManager[tuple[int, bytes]]]
     Stamp = tuple[int, int, int, int]
 
 KEEP = 100
@@ -171,107 +174,88 @@ def trim(path: str, keep: int, oldest: float = 0.0) -> int:
         if os.geteuid() not in (0, owner.st_uid):
             raise SampleFileError(f"{path}: belongs to somebody else")
         end = _end_of_lines(old)
-        read = _Read(path, old, end, os.pread(old, min(end, 4096), max(0, end - 4096)))
+        last = os.pread(old, min(end, 4096), max(0, end - 4096))
         kept, dropped = _newest_lines(old, end, keep, oldest)
-        if not dropped:
-            return 0
-        try:
-            replaced = _replace(read, b"".join(kept), owner)
-        except LockedError:  # somebody holds the file itself, so neither way can be gone now
-            raise
-        except (OSError, SampleFileError):  # no right or no space for another file, or the file's path is a mount
-            replaced = _shrink(read, b"".join(kept))
-        return dropped if replaced else 0
+        if dropped:
+            lock = functools.partial(_lock_unchanged, path, owner, end, last)
+            try:
+                _replace(path, b"".join(kept), owner, lock)
+            except LockedError:  # somebody holds the file itself, so neither way can be gone now
+                raise
+            except (OSError, SampleFileError):  # no right or no space for another file, or the file's path is a mount
+                _shrink(b"".join(kept), lock)
+        return dropped
+    except _OvertakenError:
+        return 0
     except OSError as error:
         raise samplefile.unusable(path, error) from None
     finally:
         os.close(old)
 
 
-class _Read:
-    """A file that was read up to the offset `end`; `last` are its bytes right before that."""
+class _OvertakenError(Exception):
+    """Another trim is at work, or somebody else has truncated or replaced the file."""
 
-    __slots__ = ("end", "fd", "last", "path")
 
-    def __init__(self, path: str, fd: int, end: int, last: bytes) -> None:
-        self.path = path
-        self.fd = fd
-        self.end = end
-        self.last = last
+@contextlib.contextmanager
+def _lock_unchanged(path: str, read: os.stat_result, end: int, last: bytes) -> Iterator[tuple[int, bytes]]:
+    """Hold the lock of the file that was `read` up to the offset `end`; `last` are its bytes right before that.
 
-    def lock(self) -> int | None:
-        """The file at the path, locked; None where it was replaced, or truncated and has perhaps grown again since.
-
-        Raises OSError and SampleFileError.
-        """
-        try:
-            locked = samplefile.lock(self.path, samplefile.LOCK_WAIT, create=False)
-        except FileNotFoundError:
-            return None
-        same = os.path.samestat(os.fstat(locked), os.fstat(self.fd))
-        if same and os.pread(locked, len(self.last), self.end - len(self.last)) == self.last:
-            return locked
+    Gives its descriptor, and what was appended since. Raises _OvertakenError, OSError and SampleFileError.
+    """
+    try:
+        locked = samplefile.lock(path, samplefile.LOCK_WAIT, create=False)
+    except FileNotFoundError:
+        raise _OvertakenError from None
+    try:
+        found = os.fstat(locked)
+        if not os.path.samestat(found, read) or os.pread(locked, len(last), end - len(last)) != last:
+            raise _OvertakenError
+        yield locked, os.pread(locked, found.st_size - end, end)
+    finally:
         os.close(locked)
-        return None
-
-    def appended(self, locked: int) -> bytes:
-        """What was appended after `end`."""
-        return os.pread(locked, os.fstat(locked).st_size - self.end, self.end)
 
 
-def _replace(read: _Read, kept: bytes, owner: os.stat_result) -> bool:
+def _replace(path: str, kept: bytes, owner: os.stat_result, lock: Lock) -> None:
     """Put a file of the `kept` lines, and what was appended since, in the place of the one that was read.
 
-    False where that is no longer the one at the path, or another trim is at work. Raises OSError and SampleFileError.
+    Raises _OvertakenError, OSError and SampleFileError.
     """
-    beside = f"{read.path}.trim"
+    beside = f"{path}.trim"
     try:
         new = samplefile.lock(beside, 0, create=True)
     except LockedError:
-        if os.lstat(beside).st_uid not in (os.geteuid(), owner.st_uid):
-            raise SampleFileError(f"{beside}: belongs to somebody else") from None
-        return False
-    replaced = False
+        if os.lstat(beside).st_uid in (os.geteuid(), owner.st_uid):
+            raise _OvertakenError from None
+        raise SampleFileError(f"{beside}: belongs to somebody else") from None
     try:
         if os.fstat(new).st_uid not in (os.geteuid(), owner.st_uid):
             raise SampleFileError(f"{beside}: belongs to somebody else")
         try:
             _make_own(new, owner)
             _write(new, kept)
-            locked = read.lock()
-            if locked is not None:
-                try:
-                    _write(new, read.appended(locked))
-                    os.rename(beside, read.path)
-                    replaced = True
-                finally:
-                    os.close(locked)
-        finally:
-            if not replaced:
-                os.unlink(beside)  # on a full disk its space is wanted back
+            with lock() as (_, appended):
+                _write(new, appended)
+                os.rename(beside, path)
+        except BaseException:
+            os.unlink(beside)  # on a full disk its space is wanted back
+            raise
     finally:
         os.close(new)
-    return replaced
 
 
-def _shrink(read: _Read, kept: bytes) -> bool:
+def _shrink(kept: bytes, lock: Lock) -> None:
     """Move the `kept` lines, and what was appended since, to the front of the file, which needs no space.
 
-    False where the file is no longer the one at the path. Raises OSError and SampleFileError.
+    Raises _OvertakenError, OSError and SampleFileError.
     """
-    locked = read.lock()
-    if locked is None:
-        return False
-    try:
-        lines = memoryview(kept + read.appended(locked))
+    with lock() as (locked, appended):
+        lines = memoryview(kept + appended)
         fcntl.fcntl(locked, fcntl.F_SETFL, 0)  # what is open for appending writes nowhere else
         done = 0
         while done < len(lines):
             done += os.pwrite(locked, lines[done:], done)
         os.ftruncate(locked, done)
-        return True
-    finally:
-        os.close(locked)
 
 
 def _make_own(fd: int, owner: os.stat_result) -> None:

@@ -1,4 +1,4 @@
-"""How the light commands begin and end."""
+"""How commands begin and end, and what they say of what went wrong."""
 
 from __future__ import annotations
 
@@ -17,19 +17,25 @@ CHILD_TIME = 5
 """Seconds after which a child process is ended that its parent has left alone."""
 
 
+class CommandError(Exception):
+    """An error with a cause outside of the program. A command writes its text as one line, and has its exit code."""
+
+    exit_code = 1
+
+
+class UsageError(CommandError):
+    """Arguments, settings or files that cannot be used. The text says which, and what is accepted."""
+
+    exit_code = 2
+
+
 def run(main: Callable[[], int]) -> NoReturn:
-    """Run `main` and exit with what it returns; with 1 and one line where it fails unexpectedly.
+    """Run a light command and exit with its exit code.
 
     Ends without taking the interpreter apart, which would cost as much as the connection that was timed.
     """
     _open_streams()
-    try:
-        code = main()
-    except KeyboardInterrupt:
-        code = 130
-    except Exception as error:
-        report_bug(error)
-        code = 1
+    code = exit_code(main)
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream:
@@ -37,6 +43,20 @@ def run(main: Callable[[], int]) -> NoReturn:
         except OSError:  # nobody reads it
             pass
     os._exit(code)
+
+
+def exit_code(main: Callable[[], int]) -> int:
+    """Run `main` and return what it returns. Where it fails, write one line and return the exit code that says so."""
+    try:
+        return main()
+    except KeyboardInterrupt:
+        return 130
+    except CommandError as error:
+        warn(f"error: {error}")
+        return error.exit_code
+    except Exception as error:
+        report_bug(error)
+        return 1
 
 
 def run_in_child(work: Callable[[], None], timeout: float) -> None:
@@ -66,6 +86,11 @@ def run_in_child(work: Callable[[], None], timeout: float) -> None:
 def report_bug(error: Exception) -> None:
     """Write one line, not a traceback, for an error that should not happen."""
     warn(f"error: {type(error).__name__}: {error} ({_place(error)}); please report it")
+
+
+def reason(error: Exception) -> str:
+    """What the system says of an error, to stand within a line."""
+    return (getattr(error, "strerror", None) or str(error)).lower()
 
 
 def warn(line: str) -> None:

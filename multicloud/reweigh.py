@@ -48,20 +48,11 @@ class Outcome(NamedTuple):
 def main() -> int:
     """Do what HAProxy asks for; return the exit code."""
     if len(sys.argv) not in (1, 5):  # HAProxy gives it four
-        light.warn("error: usage: multicloud-reweigh; for a dry run: multicloud reweigh --dry-run")
-        return 2
-    try:
-        outcome = reweigh(settings.Sources(os.environ), trim=True)
-    except (settings.SettingError, samplefile.SampleFileError) as error:
-        light.warn(f"error: {error}")
-        return 2
-    except runtime.RuntimeAPIError as error:
-        light.warn(f"error: {error}")
-        return 1
+        raise light.UsageError("usage: multicloud-reweigh; for a dry run: multicloud reweigh --dry-run")
+    outcome = reweigh(settings.Sources(os.environ), trim=True)
     print_changes(outcome.changes)
     if outcome.refusals:
-        light.warn(f"error: {refused(outcome)}")
-        return 1
+        raise light.CommandError(refused(outcome))
     return 0
 
 

@@ -19,6 +19,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud import haproxy_checks, history, light, overview, reweigh, runtime, samplefile, scores, scrape, settings
+from multicloud.light import CommandError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,24 +44,9 @@ ALIVE = 5.0
 """Seconds between two signs of life to systemd, at most: rounds may be rarer."""
 
 
-class UsageError(Exception):
-    """Arguments or settings with which there is nothing to do. The text says what to write."""
-
-
-class ListenError(Exception):
-    """The port for scrapers cannot be had. The text says why."""
-
-
 def main() -> int:
     """The light command; return the exit code."""
-    try:
-        return run(settings.Sources(os.environ), address_of(sys.argv[1:]))
-    except (settings.SettingError, UsageError) as error:
-        light.warn(f"error: {error}")
-        return 2
-    except ListenError as error:
-        light.warn(f"error: {error}")
-        return 1
+    return run(settings.Sources(os.environ), address_of(sys.argv[1:]))
 
 
 def address_of(arguments: Sequence[str]) -> str:
@@ -78,7 +64,7 @@ def address_of(arguments: Sequence[str]) -> str:
 def run(sources: Sources, address: str = "") -> int:
     """Rounds until SIGTERM or SIGINT; the exit code. Prometheus' metrics are served at `address` where it is not "".
 
-    Raises SettingError, UsageError and ListenError, before the first round.
+    Raises UsageError and CommandError, before the first round.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # before any thread is started, which inherits it
     gc.set_threshold(GARBAGE)
@@ -123,7 +109,7 @@ class Rounds:
         self._use(sources)
 
     def _use(self, sources: Sources) -> None:
-        """Work with these settings from now on. Raises SettingError and UsageError, and then nothing has changed."""
+        """Work with these settings from now on. Raises UsageError, and then nothing has changed."""
         values = sources.read(settings.RUN)
         if not values.backends:
             raise UsageError(
@@ -137,7 +123,7 @@ class Rounds:
         """Read the settings file again. Where it cannot be read, the settings stay."""
         try:
             self._use(settings.Sources(self.sources.environ))
-        except (settings.SettingError, UsageError) as error:
+        except UsageError as error:
             light.warn(f"error: the settings stay as they were: {error}")
             return
         self.samples.stamp = None  # with a longer window the file may have more, so it is read as a whole
@@ -318,4 +304,4 @@ def _listen(address: str) -> socket.socket:
         raise UsageError(f"--metrics: cannot read {address!r}; accepted: [ADDR:]PORT, 127.0.0.1:9101") from None
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        raise ListenError(f"--metrics {address}: {reason.lower()}") from None
+        raise CommandError(f"--metrics {address}: {reason.lower()}") from None

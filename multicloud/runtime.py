@@ -14,6 +14,7 @@ from operator import itemgetter
 from time import monotonic, sleep
 
 from multicloud import settings
+from multicloud.light import CommandError
 
 TYPE_CHECKING = False  # `typing` is not needed at run time
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ STAT_COLUMNS = (
 QUOTED = re.compile('"(?:[^"]|"")*"')
 
 
-class RuntimeAPIError(Exception):
+class RuntimeAPIError(CommandError):
     """HAProxy cannot be reached or refused a command. The text says which and why."""
 
 

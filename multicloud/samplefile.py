@@ -23,6 +23,7 @@ import os
 import stat
 import time
 
+from multicloud.light import UsageError
 from multicloud.settings import is_name
 
 FAILED_MARK = b" failed"
@@ -35,7 +36,7 @@ MAX_BYTES = 32 << 20
 """What the file may grow to."""
 
 
-class SampleFileError(Exception):
+class SampleFileError(UsageError):
     """The sample file cannot be used. The text says which file and why."""
 
 

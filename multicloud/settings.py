@@ -13,6 +13,8 @@ from __future__ import annotations
 import os
 import stat
 
+from multicloud.light import UsageError
+
 TYPE_CHECKING = False  # `typing` costs a check more than this whole module does
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -27,7 +29,7 @@ NAME_CHARACTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01234567
 """What HAProxy allows in the name of a backend or a server (its configuration manual, section 2.2)."""
 
 
-class SettingError(Exception):
+class SettingError(UsageError):
     """A value that cannot be read. The text names the setting, where it stands, and what is accepted."""
 
 
@@ -40,13 +42,7 @@ class Setting:
     __slots__ = ("accepts", "default", "meaning", "name", "others", "parse", "variable")
 
     def __init__(
-        self,
-        name: str,
-        default: str,
-        parse: Callable[[str], object],
-        accepts: str,
-        meaning: str,
-        others: tuple[str, ...] = (),
+        self, name: str, default: str, parse: Callable[[str], object], accepts: str, meaning: str, *others: str
     ) -> None:
         self.name = name
         self.variable = f"MULTICLOUD_{name.upper()}"
@@ -58,9 +54,8 @@ class Setting:
 
     def found_default(self) -> str:
         """The default, or the first of `others` that is there where it is not."""
-        if self.others:
-            return next((path for path in (self.default, *self.others) if os.path.exists(path)), self.default)
-        return self.default
+        places = (self.default, *self.others) if self.others else ()
+        return next((path for path in places if os.path.exists(path)), self.default)
 
 
 class Settings:
@@ -161,7 +156,10 @@ def _sections(path: str, *, required: bool) -> dict[str, dict[str, tuple[str, in
         words = f" {line}".replace("\t", " ").partition(" #")[0].strip()
         try:
             if words.startswith("["):
-                section = _section(words)
+                section = words[1:-1].strip()
+                names = section.split("/")
+                if not words.endswith("]") or len(names) > 2 or not all(map(is_name, names)):
+                    raise SettingError(f"cannot read {words!r}; accepted: [backend] or [backend/server]")
                 sections.setdefault(section, {})
             elif words:
                 name, equals, text = (part.strip() for part in words.partition("="))
@@ -172,15 +170,6 @@ def _sections(path: str, *, required: bool) -> dict[str, dict[str, tuple[str, in
         except SettingError as error:
             raise SettingError(f"{path}:{number}: {error}") from None
     return sections
-
-
-def _section(words: str) -> str:
-    """The name of a section from its line. Raises SettingError."""
-    section = words[1:-1].strip()
-    names = section.split("/")
-    if not words.endswith("]") or len(names) > 2 or not all(map(is_name, names)):
-        raise SettingError(f"cannot read {words!r}; accepted: [backend] or [backend/server]")
-    return section
 
 
 def _check_place(name: str, section: str) -> None:
@@ -198,19 +187,16 @@ def _text_of(path: str, *, required: bool) -> str:
     if path == os.devnull:  # no file, said aloud
         return ""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            found = os.fstat(fd)
+        with open(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
+            found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise SettingError(f"{path}: not a regular file; accepted: a file of settings")
             if found.st_mode & 0o022:
                 raise SettingError(f"{path}: others than its owner may write it; accepted: chmod go-w {path}")
-            data = os.read(fd, MAX_BYTES + 1)
-            if len(data) > MAX_BYTES:
-                raise SettingError(f"{path}: larger than {MAX_BYTES >> 10} KiB; accepted: a file of settings")
-            return os.fsdecode(data).removeprefix("\ufeff")
-        finally:
-            os.close(fd)
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise SettingError(f"{path}: larger than {MAX_BYTES >> 10} KiB; accepted: a file of settings")
+        return os.fsdecode(data).removeprefix("\ufeff")
     except FileNotFoundError:
         if required:
             raise SettingError(f"{path}: no such file, which {CONF} names; accepted: a file of settings") from None
@@ -233,27 +219,18 @@ def digits(text: str) -> int:
 
 def port(text: str) -> int:
     """A port, 0 too. Raises ValueError."""
-    number = digits(text)
-    if number > 65535:
-        raise ValueError
-    return number
+    return int(_between(0, 65535)(text))
 
 
-def _number(low: float, high: float) -> Callable[[str], float]:
+def _decimal(text: str) -> float:
+    for part in text.split(".", 1):
+        digits(part)
+    return float(text)
+
+
+def _between(low: float, high: float, read: Callable[[str], float] = digits) -> Callable[[str], float]:
     def parse(text: str) -> float:
-        for part in text.split(".", 1):
-            digits(part)
-        value = float(text)
-        if not low <= value <= high:
-            raise ValueError
-        return value
-
-    return parse
-
-
-def _integer(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        value = digits(text)
+        value = read(text)
         if not low <= value <= high:
             raise ValueError
         return value
@@ -289,22 +266,13 @@ def _address(text: str) -> str:
     return _text(text)
 
 
-def _scheme(text: str) -> str:
-    if text not in ("auto", "tcp", "tls", "http", "https"):
-        raise ValueError
-    return text
+def _one_of(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError
+        return text
 
-
-def _clock(text: str) -> str:
-    if text not in ("request", "connection"):
-        raise ValueError
-    return text
-
-
-def _switch(text: str) -> bool:
-    if text not in ("0", "1"):
-        raise ValueError
-    return text == "1"
+    return parse
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -315,14 +283,12 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _statuses(text: str) -> tuple[range, ...]:
-    ranges = []
-    for part in text.split(","):
-        first, dash, last = part.partition("-")
-        low, high = digits(first), digits(last if dash else first)
-        if not 100 <= low <= high <= 599:
-            raise ValueError
-        ranges.append(range(low, high + 1))
-    return tuple(ranges)
+    code = _between(100, 599)
+    ends = [part.partition("-") for part in text.split(",")]
+    ranges = tuple(range(int(code(first)), int(code(last if dash else first)) + 1) for first, dash, last in ends)
+    if not all(ranges):
+        raise ValueError
+    return ranges
 
 
 TIMES = Setting("times", "/tmp/times.txt", _text, "a file's path", "the sample file")
@@ -333,12 +299,13 @@ SOCKET = Setting(
     "a UNIX socket's path, or host:port",
     "HAProxy's Runtime API: a UNIX socket's path, or host:port; where unset and the default is not there, "
     "/run/haproxy/admin.sock or /var/lib/haproxy/haproxy.sock",
-    others=("/run/haproxy/admin.sock", "/var/lib/haproxy/haproxy.sock"),
+    "/run/haproxy/admin.sock",
+    "/var/lib/haproxy/haproxy.sock",
 )
 SCHEME = Setting(
     "scheme",
     "auto",
-    _scheme,
+    _one_of("auto", "tcp", "tls", "http", "https"),
     "auto, tcp, tls, http or https",
     "what a check speaks: tcp, tls, http, https, or auto, which is what HAProxy itself speaks to the server",
 )
@@ -360,11 +327,13 @@ HOST = Setting(
 CLOCK = Setting(
     "clock",
     "request",
-    _clock,
+    _one_of("request", "connection"),
     "request or connection",
     "when the clock of http and https starts: with the request, as for users over a kept connection, or the connection",
 )
-TIMEOUT = Setting("timeout", "10", _number(0.001, 3600), "seconds, 0.001 to 3600", "seconds that a check may take")
+TIMEOUT = Setting(
+    "timeout", "10", _between(0.001, 3600, _decimal), "seconds, 0.001 to 3600", "seconds that a check may take"
+)
 CA_FILE = Setting(
     "ca_file",
     "",
@@ -372,32 +341,38 @@ CA_FILE = Setting(
     "a file's path",
     "the CA bundle that certificates are verified with; where unset, the system's",
 )
-INSECURE = Setting("insecure", "0", _switch, "0 or 1", "1: do not verify the certificate")
+INSECURE = Setting(
+    "insecure", "0", lambda text: _one_of("0", "1")(text) == "1", "0 or 1", "1: do not verify the certificate"
+)
 PERCENTILE = Setting(
-    "percentile", "90", _number(0, 100), "0 to 100", "the percentile of a server's samples that is its score"
+    "percentile", "90", _between(0, 100, _decimal), "0 to 100", "the percentile of a server's samples that is its score"
 )
 MIN_SAMPLES = Setting(
-    "min_samples", "20", _integer(0, 10_000), "0 to 10000", "with this many samples or fewer, their mean is the score"
+    "min_samples", "20", _between(0, 10_000), "0 to 10000", "with this many samples or fewer, their mean is the score"
 )
-WINDOW = Setting("window", "30", _integer(1, 10_000), "1 to 10000", "how many of a server's newest samples count")
+WINDOW = Setting("window", "30", _between(1, 10_000), "1 to 10000", "how many of a server's newest samples count")
 MAX_AGE = Setting(
-    "max_age", "300", _number(0.001, 1e9), "seconds, above 0", "seconds after which a sample no longer counts"
+    "max_age",
+    "300",
+    _between(0.001, 1e9, _decimal),
+    "seconds, above 0",
+    "seconds after which a sample no longer counts",
 )
 FAVORITE = Setting(
-    "favorite", "256", _integer(1, 256), "1 to 256", "the weight of the favourite, which is the fastest server"
+    "favorite", "256", _between(1, 256), "1 to 256", "the weight of the favourite, which is the fastest server"
 )
-BACKUP = Setting("backup", "1", _integer(0, 256), "0 to 256", "the weight of the backup, which is the second fastest")
+BACKUP = Setting("backup", "1", _between(0, 256), "0 to 256", "the weight of the backup, which is the second fastest")
 HYSTERESIS = Setting(
     "hysteresis",
     "10",
-    _number(0, 100),
+    _between(0, 100, _decimal),
     "0 to 100",
     "percent by which another server must be faster to take the favourite's place",
 )
 TOLERANCE = Setting(
     "tolerance",
     "0",
-    _number(0, 3_600_000),
+    _between(0, 3_600_000, _decimal),
     "milliseconds, 0 or more",
     "milliseconds: servers this close to the fastest share the favourite's weight",
 )
@@ -409,7 +384,11 @@ BACKENDS = Setting(
     "`multicloud run`: the backends whose own checks are the samples: app,api",
 )
 INTERVAL = Setting(
-    "interval", "1", _number(0.1, 3600), "seconds, 0.1 to 3600", "`multicloud run`: seconds between two reweighs"
+    "interval",
+    "1",
+    _between(0.1, 3600, _decimal),
+    "seconds, 0.1 to 3600",
+    "`multicloud run`: seconds between two reweighs",
 )
 
 CHECK = (TIMES, SCHEME, PATH, EXPECT, HOST, CLOCK, TIMEOUT, CA_FILE, INSECURE)

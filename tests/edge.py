@@ -92,12 +92,12 @@ class Edge:
 
     def servers(self) -> list[runtime.Server]:
         """All servers."""
-        with runtime.RuntimeAPI(self.router.settings["MULTICLOUD_SOCKET"]) as api:
+        with runtime.RuntimeAPI(self.router.settings["MULTICLOUD_SOCKET"], timeout=30) as api:
             return api.servers()
 
     def tell(self, command: str) -> str:
         """Give HAProxy a command as an operator does."""
-        with runtime.RuntimeAPI(self.router.settings["MULTICLOUD_SOCKET"]) as api:
+        with runtime.RuntimeAPI(self.router.settings["MULTICLOUD_SOCKET"], timeout=30) as api:
             return api.ask(command)
 
     def times(self) -> list[str]:
@@ -108,6 +108,16 @@ class Edge:
     def log(self) -> str:
         """What HAProxy, its checks and multicloud-run said."""
         return (self.router.directory / "haproxy.log").read_text()
+
+
+def measured(delays: Mapping[str, float], count: int) -> str:
+    """A sample file's text: so many samples of each region until now, as its checks would have made them."""
+    now = time.time()
+    return "".join(
+        f"upstream {name} {delay:.6f} {now - 2 * before:.3f}\n"
+        for before in range(count, 0, -1)
+        for name, delay in delays.items()
+    )
 
 
 @contextlib.contextmanager
@@ -145,7 +155,7 @@ def edge(
         listening = listen_anywhere(authority)
         router = Router(
             directory,
-            configure(demo.configuration(regions, beside=beside)),
+            configure(demo.configuration({region.name: region.port for region in regions}, beside=beside)),
             commands={"MULTICLOUD_CA_FILE": str(authority), **(demo.BESIDE if beside else {}), **(commands or {})},
             environ={
                 **listening,

@@ -25,6 +25,7 @@ defaults
     timeout connect 1s
     timeout client 5s
     timeout server 5s
+    timeout tunnel 1h
 {backends}
 """
 
@@ -40,13 +41,13 @@ def haproxy(backends: str, *, level: str = "admin", extra: str = "") -> Iterator
 
 def tell(address: str, *commands: str) -> list[str]:
     """Give HAProxy commands as an operator does; its answers."""
-    with runtime.RuntimeAPI(address) as api:
+    with runtime.RuntimeAPI(address, timeout=30) as api:
         return [api.ask(command) for command in commands]
 
 
 def weights(address: str, backend: str = "upstream") -> dict[str, int]:
     """The weights of a backend's servers as HAProxy has them."""
-    with runtime.RuntimeAPI(address) as api:
+    with runtime.RuntimeAPI(address, timeout=30) as api:
         return {server.name: server.weight for server in api.servers() if server.backend == backend}
 
 

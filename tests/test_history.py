@@ -113,6 +113,8 @@ def test_what_follows_the_last_newline_is_not_a_line_yet(tmp_path: Path) -> None
         "upstream a/b 0.1 5",
         "upstream #1 0.1 5",
         "upstream é 0.1 5",
+        "upstream eu/../us 0.1 5",
+        "upstream eu 1e-400",
         "up\0stream eu 0.1 5",
         "\x7fELF\x02",
     ],

@@ -46,10 +46,10 @@ TRIMMER = """
 import sys
 from multicloud import history, samplefile
 path, keep = sys.argv[1], int(sys.argv[2])
-print(flush=True)
 while True:
     try:
         history.trim(path, keep)
+        print(flush=True)
     except samplefile.LockedError:
         pass
 """
@@ -94,12 +94,12 @@ def again_and_again(action: Callable[[], None]) -> Iterator[list[int]]:
 
 
 def trim_and_be_killed(path: str) -> None:
-    """Start a process that trims without a pause, and kill it at a moment that nobody chose."""
+    """Start a process that trims without a pause, and kill it at a moment that nobody chose after the first time."""
     process = subprocess.Popen([sys.executable, "-c", TRIMMER, path, str(KEEP)], stdout=subprocess.PIPE)
     assert process.stdout
     with process.stdout as ready:
         ready.readline()
-        time.sleep(random.uniform(0, 0.4))
+        time.sleep(random.uniform(0, 0.2))
         assert process.poll() is None, "the trimmer failed"
         process.send_signal(signal.SIGKILL)
         process.wait()

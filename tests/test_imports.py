@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -81,13 +82,31 @@ def test_run_imports_nothing_else_but_numpy() -> None:
         assert loaded_by("run", allowed, environ, ended) == RUN
 
 
-def test_the_machines_wing_imports_nothing_of_what_is_for_people() -> None:
+def imported(path: Path) -> set[str]:
+    """The modules of the package that a module imports when it runs, by their names in the package."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("multicloud"):
+            folder = (node.module or "").removeprefix("multicloud").removeprefix(".")
+            found |= {folder} if folder else {alias.name for alias in node.names}
+    return found
+
+
+def test_imports_of_the_machines_wing_point_to_rooms_that_the_manual_names_before() -> None:
     package = Path(multicloud.__file__).parent
-    wing = sorted(package.glob("*.py"))
-    assert {path.stem for path in wing} >= {"check", "reweigh", "history", "settings"}
-    for path in wing:
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
-            module = getattr(node, "module", None) or ""
-            for name in names:
-                assert not {"console", "demo", "click"} & {*module.split("."), *name.split(".")}, f"{path.name}: {name}"
+    page = (package.parent / "docs" / "development.md").read_text()
+    rooms = re.findall(r"^\| `(\w+)\.py` \|", page, re.MULTILINE)
+    assert sorted(rooms) == sorted(path.stem for path in package.glob("*.py") if path.stem != "__init__")
+    for place, room in enumerate(rooms):
+        assert imported(package / f"{room}.py") <= {*rooms[:place]}, room
+
+
+def test_nobody_but_the_command_line_imports_the_demo_and_the_demo_nothing_of_the_console() -> None:
+    package = Path(multicloud.__file__).parent
+    for path in package.rglob("*.py"):
+        text = path.read_text()
+        if path.name != "cli.py" and path.parent.name != "demo":
+            assert "demo" not in {*re.findall(r"^ *from multicloud import .*\b(demo)\b", text, re.MULTILINE)}, path
+            assert "multicloud.demo" not in text, path
+        if path.parent.name == "demo":
+            assert "console" not in text, path

@@ -458,35 +458,6 @@ def test_each_backend_is_ranked_with_its_own_settings_and_one_that_tracks_it_too
     }
 
 
-HOSTILE = [
-    b"upstream eu;id 0.001",
-    b"upstream $(id) 0.001",
-    b"upstream eu/../us 0.001",
-    b"upstream #1 0.001",
-    b"upstream eu\r 0.001 \r",
-    b"upstream nobody 0.001",
-    b"nowhere eu 0.001",
-    b"upstream us nan",
-    b"upstream us -1",
-    b"upstream us 1e-400",
-    b"upstream us 1e400 5",
-    b"upstream us \xd9\xa3",
-    b"upstream us",
-    b"upstream us 0.001 -5",
-    b"up\0stream us 0.001",
-    b"\x7fELF\x02\x01\x01\0\0\0",
-    b"x" * 10_000_000,
-]
-
-
-def test_hostile_lines_send_nothing_and_the_valid_ones_count(router: str, times: Path) -> None:
-    times.write_bytes(FAST_EU.encode() + b"\n".join(HOSTILE) + b"\n" + FAST_EU.encode())
-    with recording(router) as recorded:
-        result = run(recorded.path, times)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert recorded.sent == ["set server upstream/eu weight 256", "set server upstream/ap weight 0"]
-
-
 @pytest.fixture(scope="module")
 def recorded_router() -> Iterator[tuple[str, list[str]]]:
     with haproxy(BACKENDS) as address, recording(address) as recorded:

@@ -20,6 +20,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from multicloud import history, run, runtime, settings
+from multicloud.light import UsageError
 from tests import command, haproxy
 from tests.command import BARE
 from tests.edge import Router, wait_until
@@ -626,5 +627,5 @@ def test_two_loops_and_a_reweigh_are_one_at_a_time_and_agree(here: Site) -> None
 
 def test_rounds_need_a_backend(tmp_path: Path) -> None:
     environ = {"MULTICLOUD_CONF": os.devnull, "MULTICLOUD_TIMES": str(tmp_path / "times.txt")}
-    with pytest.raises(run.UsageError):
+    with pytest.raises(UsageError):
         run.Rounds(settings.Sources(environ))

@@ -291,7 +291,7 @@ def test_a_file_that_is_named_must_be_there_and_be_a_file(tmp_path: Path) -> Non
     (tmp_path / "file").touch()
     for path, said in (
         (tmp_path / "none", "no such file"),
-        (tmp_path, "not a regular file"),
+        (tmp_path, "is a directory"),
         (tmp_path / "fifo", "not a regular file"),
         (tmp_path / "file" / "in it", ": not a directory; accepted: a file to be read"),
     ):

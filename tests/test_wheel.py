@@ -15,7 +15,7 @@ from tests.ports import demo_ports
 
 ROOT = Path(__file__).parent.parent
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]  # which is built once
+pytestmark = pytest.mark.slow
 
 
 ENVIRON = {**BARE, "MULTICLOUD_CONF": "/dev/null", "MULTICLOUD_SOCKET": "/none"}

@@ -7,6 +7,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from tests.edge import wait_until
+
 if TYPE_CHECKING:
     from typing import Self
 
@@ -39,6 +41,11 @@ class Traffic:
     def __exit__(self, *_: object) -> None:
         self._end.set()
         self._thread.join()
+
+    def go_on(self, count: int) -> None:
+        """Wait for so many answers more."""
+        enough = len(self.answers) + count
+        wait_until(lambda: len(self.answers) >= enough, 30, f"{count} answers")
 
     def regions_since(self, moment: float) -> set[str]:
         """The regions that answered requests sent after `moment`."""

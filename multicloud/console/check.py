@@ -1,58 +1,126 @@
-"""A probe by hand: what a person means by a URL, and where the time of a probe went."""
+"""`multicloud check`: what a person means by a URL, and where the time of a probe went."""
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import shutil
 import socket
+import ssl
 import time
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from multicloud import check as checks
 from multicloud import light, probe, settings
+from multicloud.console import terminal
+from multicloud.light import CommandError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from multicloud.settings import Settings
+    from multicloud.settings import Settings, Sources
 
 ACCEPTED = "https://host/path, http://host/path, tls://host:port, tcp://host:port, host or host:port"
+PLACE = re.compile(r"(?:\[([^][]+)\]|([^][:]+|[^][:]*(?::[^][:]*){2,}))(?::([0-9]+))?")
+"""A host, an IPv6 address in brackets or without, and a port behind the first two."""
+
 BAR = "▇"
 
 
-class ResolveError(Exception):
-    """The name has no address. The text says which and why."""
+def check(url: str | None, connect: str | None, sources: Sources, *, count: int, record: bool, form: str) -> None:
+    """Probe `count` times and print what was found, as "text" or "json"; `record` appends samples.
+
+    Without a URL the server is the one that HAProxy's variables name. Raises UsageError, and CommandError where the
+    server was down.
+    """
+    named = checks.server_named(os.environ)
+    if connect is not None and not url:
+        raise UsageError("--connect needs a URL")
+    if not url and not any(map(os.environ.get, ("HAPROXY_SERVER_ADDR", "HAPROXY_SERVER_NAME"))):
+        raise UsageError(f"no server to probe; give {ACCEPTED}")
+    if record and not all(named):
+        raise UsageError("--record needs HAPROXY_PROXY_NAME and HAPROXY_SERVER_NAME, to say whose sample it is")
+    resolved = None
+    if url:
+        values = sources.read(settings.CHECK)
+        target, resolved = resolve(url, connect, values)
+    else:
+        values = sources.read(settings.CHECK, *named)
+        target = checks.haproxy_target((), os.environ, values)
+    if form == "text":
+        click.echo(target)
+    results = []
+    for number in range(1, count + 1):
+        result = probe.probe(target, values.timeout, values.clock)
+        result.close()
+        results.append(result)
+        if form == "text" and count > 1:
+            click.echo(one_line(number, result))
+        elif form == "text":
+            _show(result, resolved)
+        if record:
+            warning = _not_for_root(values.times)
+            warning = warning or checks.record(os.environ, values.times, result.seconds, values.timeout)
+            if warning:
+                light.warn(f"warning: not recorded: {warning}")
+    if form == "json":
+        click.echo(as_json(target, resolved, results))
+    elif count > 1:
+        _sum_up(results)
+    for result in results:
+        if result.seconds is None:
+            raise CommandError(f"{target}: {result.error}")
+
+
+def _not_for_root(path: str) -> str | None:
+    """Why root makes no sample file there: HAProxy's user, who may make one, could not write root's. None if it may."""
+    if os.geteuid() != 0 or os.path.lexists(path):
+        return None
+    try:
+        directory = os.stat(os.path.dirname(path) or ".")
+    except OSError:
+        return None
+    if directory.st_uid == 0 and not directory.st_mode & 0o022:  # nobody but root can make a file there
+        return None
+    return f"{path}: not there yet, and HAProxy's user could not write one of root's; run this as that user"
 
 
 def resolve(url: str, connect: str | None, values: Settings) -> tuple[probe.Target, float]:
     """The target that a person means, and the seconds that it took to look up its address.
 
-    `connect` is ADDR[:PORT], where to go instead of to the URL's own host and port. Raises UsageError, ResolveError.
+    `connect` is ADDR[:PORT], where to go instead of to the URL's own host and port. Raises UsageError, and CommandError
+    where the name has no address.
     """
     scheme, marked, rest = url.partition("://")
     if not marked or "/" in scheme:  # a bare host, perhaps with a URL in its query
-        scheme, marked, rest = "", "", url
-    scheme = scheme if marked else "https" if values.scheme == "auto" else values.scheme
+        scheme, rest = "https" if values.scheme == "auto" else values.scheme, url
     authority, slash, path = rest.partition("/")
-    host, port = _host_and_port(authority)
-    port = port or checks.DEFAULT_PORTS.get(scheme)
     try:
-        if scheme not in ("tcp", "tls", "http", "https") or not host or not port:
+        host, port = _host_and_port(authority)
+        port = port or checks.DEFAULT_PORTS.get(scheme)
+        if scheme not in ("tcp", "tls", "http", "https") or not port:
             raise ValueError
         settings.HOST.parse(host)
         path = str(settings.PATH.parse(slash + path.partition("#")[0])) if slash else values.path
     except ValueError:
-        raise checks.UsageError(f"cannot probe {url!r}; give {ACCEPTED}") from None
+        raise UsageError(f"cannot probe {url!r}; give {ACCEPTED}") from None
     name = host
     if connect is not None:
-        name, connect_port = _host_and_port(connect)
+        try:
+            name, connect_port = _host_and_port(connect)
+        except ValueError:
+            accepted = "ADDRESS, ADDRESS:PORT or [ADDRESS]:PORT"
+            raise UsageError(f"cannot connect to {connect!r}; give {accepted}") from None
         port = connect_port or port
-        if not name:
-            raise checks.UsageError(f"cannot connect to {connect!r}; give ADDRESS, ADDRESS:PORT or [ADDRESS]:PORT")
     start = time.monotonic()
     try:
         address = str(socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0][4][0])
     except (OSError, UnicodeError) as error:
-        reason = (getattr(error, "strerror", None) or str(error)).lower()
-        raise ResolveError(f"{name}: {reason}; --connect ADDR goes to an address of your choice") from None
+        reason = light.reason(error)
+        raise CommandError(f"{name}: {reason}; --connect ADDR goes to an address of your choice") from None
     seconds = time.monotonic() - start
     target = checks.target_of(scheme, address, port, values.host or host, values)
     target.path = path
@@ -60,23 +128,28 @@ def resolve(url: str, connect: str | None, values: Settings) -> tuple[probe.Targ
 
 
 def _host_and_port(text: str) -> tuple[str, int | None]:
-    """Of host, host:port, an IPv6 address or [an IPv6 address]:port; ("", None) for anything else."""
-    if text.startswith("["):
-        host, bracket, port = text[1:].partition("]")
-        if not bracket or port[:1] not in ("", ":"):
-            return "", None
-        port = port[1:]
-    elif text.count(":") > 1:
-        host, port = text, ""
-    else:
-        host, colon, port = text.partition(":")
-        if colon and not port:
-            return "", None
-    try:
-        number = settings.port(port) if port else None
-    except ValueError:
-        return "", None
-    return ("", None) if number == 0 else (host, number)
+    """Of host, host:port, an IPv6 address or [an IPv6 address]:port. Raises ValueError for anything else."""
+    place = PLACE.fullmatch(text)
+    port = settings.port(place[3]) if place and place[3] else None
+    if not place or port == 0:
+        raise ValueError
+    return place[1] or place[2], port
+
+
+def _show(result: probe.Probe, resolved: float | None) -> None:
+    phases = result.phases if resolved is None else {"resolve": resolved, **result.phases}
+    for line in (*waterfall(phases, shutil.get_terminal_size().columns), *facts(result)):
+        click.echo(line)
+    if result.seconds is not None:
+        click.secho(verdict(result), fg="green", color=terminal.colorful())
+
+
+def _sum_up(results: Sequence[probe.Probe]) -> None:
+    up = sum(result.seconds is not None for result in results)
+    times = summary(results) or {}
+    figures = "  ".join(f"{name} {seconds * 1000:.1f}" for name, seconds in times.items())
+    line = f"{up} of {len(results)} up" + (f": {figures} ms" if figures else "")
+    click.secho(line, fg="green" if up == len(results) else None, color=terminal.colorful())
 
 
 def waterfall(phases: Mapping[str, float], width: int) -> list[str]:
@@ -86,11 +159,11 @@ def waterfall(phases: Mapping[str, float], width: int) -> list[str]:
         return []
     room = max(8, min(48, width - 28))
     lines = []
-    before = 0.0
+    over = 0.0
     for phase, seconds in phases.items():
-        start = min(room - 1, round(before / total * room))
-        end = max(start + 1, round((before + seconds) / total * room))
-        before += seconds
+        start = min(room - 1, round(over / total * room))
+        over += seconds
+        end = max(start + 1, round(over / total * room))
         lines.append(f"{_phase(phase, seconds)}  {' ' * start}{BAR * (end - start)}")
     return [*lines, _phase("total", total)]
 
@@ -115,38 +188,29 @@ def verdict(result: probe.Probe) -> str:
     if "first_byte" not in phases:
         return f"up: {connection}, which counts"
     request = f"{phases['first_byte'] * 1000:.1f} ms from the request"
-    if counts == phases["first_byte"]:
-        return f"up: {request}, which counts; {connection}"
     if counts == phases["connect"]:
         return f"up: {counts * 1000:.1f} ms to connect, which counts, since no answer comes sooner; {request}"
-    return f"up: {connection}, which counts; {request}"
+    first, other = (request, connection) if counts == phases["first_byte"] else (connection, request)
+    return f"up: {first}, which counts; {other}"
 
 
 def facts(result: probe.Probe) -> list[str]:
     """What else is known of the connection: status, TLS version, certificate."""
-    lines = []
-    if result.status is not None:
-        lines.append(f"  status      {result.status}")
-    if result.tls_version:
-        lines.append(f"  TLS         {result.tls_version}")
-        certificate = describe(result.certificate)
-        if certificate is None:
-            lines.append("  certificate not verified")
-        else:
-            others = len(certificate["names"]) - 1
-            more = f" and {others} more" if others > 0 else ""
-            lines.append(
-                f"  certificate {light.printable(certificate['subject'])}{more}, {certificate['days_left']} days left"
-            )
-    return lines
+    lines = [] if result.status is None else [f"  status      {result.status}"]
+    if not result.tls_version:
+        return lines
+    shown = "not verified"
+    if certificate := describe(result.certificate):
+        others = len(certificate["names"]) - 1
+        more = f" and {others} more" if others > 0 else ""
+        shown = f"{light.printable(certificate['subject'])}{more}, {certificate['days_left']} days left"
+    return [*lines, f"  TLS         {result.tls_version}", f"  certificate {shown}"]
 
 
 def describe(certificate: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Subject, names, end and days left of a certificate as ssl.SSLSocket.getpeercert gives it; None without one."""
     if not certificate:
         return None
-    import ssl
-
     end = ssl.cert_time_to_seconds(certificate["notAfter"])
     names = [name for _, name in certificate.get("subjectAltName", ())]
     subject = dict(pair for part in certificate.get("subject", ()) for pair in part)
@@ -160,7 +224,7 @@ def describe(certificate: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 def summary(results: Sequence[probe.Probe]) -> dict[str, float] | None:
     """Seconds of the fastest, the median, the 90th percentile and the slowest probe that found the server up."""
-    from multicloud import scores
+    from multicloud import scores  # numpy
 
     times = [result.seconds for result in results if result.seconds is not None]
     if not times:
@@ -170,14 +234,9 @@ def summary(results: Sequence[probe.Probe]) -> dict[str, float] | None:
 
 def as_json(target: probe.Target, resolved: float | None, results: Sequence[probe.Probe]) -> str:
     """One JSON object: the target, whether every probe found it up, and each probe; times in seconds."""
-    import json
-
     return json.dumps(
         {
-            "scheme": target.scheme,
-            "host": target.host,
-            "address": target.address,
-            "port": target.port,
+            **{name: getattr(target, name) for name in ("scheme", "host", "address", "port")},
             "path": target.path if target.scheme in ("http", "https") else None,
             "resolve": resolved,
             "up": all(result.seconds is not None for result in results),
@@ -186,10 +245,7 @@ def as_json(target: probe.Target, resolved: float | None, results: Sequence[prob
                 {
                     "up": result.seconds is not None,
                     "rtt": result.seconds,
-                    "error": result.error,
-                    "phases": result.phases,
-                    "status": result.status,
-                    "tls_version": result.tls_version,
+                    **{name: getattr(result, name) for name in ("error", "phases", "status", "tls_version")},
                     "certificate": describe(result.certificate),
                 }
                 for result in results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
@@ -12,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from multicloud import check as checks
-from multicloud import light, probe, samplefile, settings
-from multicloud.console import check as probes
+from multicloud import light, samplefile, settings
 from multicloud.console import terminal
+from multicloud.light import CommandError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     Command = Callable[..., None]
 
@@ -26,41 +26,28 @@ WATCH = 2.0
 """Seconds between two tables of `status --watch`: as often as HAProxy checks."""
 
 
-class Failed(click.ClickException):
-    """One line on standard error, and exit code 1: a server is down, or HAProxy does not do what it is told."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(light.printable(message))
-
-    def show(self, file: Any = None) -> None:
-        """Say it as the light commands do."""
-        click.echo(f"error: {self.message}", err=True, file=file)
-
-
-class Unusable(Failed):
-    """One line on standard error, and exit code 2: settings, or the sample file, cannot be used."""
-
-    exit_code = 2
-
-
-def missing(error: ImportError, extra: str) -> Unusable:
-    """Of what an extra has; Debian's packages of that have the names of the modules."""
-    pip, apt = f"pip install '.[{extra}]'", f"apt install python3-{error.name}"
-    return Unusable(f"{error.name} is missing; in the project's directory: {pip}, or with the Debian package: {apt}")
+@contextlib.contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Import within it what needs an optional dependency. Raises UsageError where that is missing."""
+    try:
+        yield
+    except ImportError as error:
+        # Debian's packages of these modules have their names.
+        pip, apt = f"pip install '.[{name}]'", f"apt install python3-{error.name}"
+        raise UsageError(
+            f"{error.name} is missing; in the project's directory: {pip}, or with the Debian package: {apt}"
+        ) from None
 
 
 def with_settings(group: Sequence[settings.Setting]) -> Callable[[Command], Command]:
-    """Give a command an option for each setting of the group; it reads them from its argument `sources`."""
+    """Give a command an option for each setting of the group, and the argument `sources` to read them from."""
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def with_sources(**arguments: Any) -> None:
-            given = {setting.variable: arguments.pop(setting.name) for setting in group}
-            environ = {**os.environ, **{variable: text for variable, text in given.items() if text is not None}}
-            try:
-                command(sources=settings.Sources(environ), **arguments)
-            except settings.SettingError as error:
-                raise Unusable(str(error)) from None
+            options = {setting.variable: arguments.pop(setting.name) for setting in group}
+            given = {variable: text for variable, text in options.items() if text is not None}
+            command(sources=settings.Sources(os.environ | given), **arguments)
 
         decorated: Command = with_sources
         for setting in reversed(group):
@@ -79,8 +66,13 @@ def with_settings(group: Sequence[settings.Setting]) -> Callable[[Command], Comm
     return decorate
 
 
+def with_format(*formats: str) -> Callable[[Command], Command]:
+    """Give a command the option --format, which is its argument `form`; the first format is the default."""
+    return click.option("--format", "form", type=click.Choice(formats), default=formats[0], show_default=True)
+
+
 def _say_versions(context: click.Context, _: click.Parameter, wanted: bool) -> None:
-    """This program's version and that of the HAProxy that is found here, and the end."""
+    """Print this program's version and that of the HAProxy on this machine, and end."""
     if wanted:
         from importlib.metadata import version
 
@@ -119,7 +111,7 @@ def cli() -> None:
     is_flag=True,
     help="Append to the sample file, as the server that HAPROXY_PROXY_NAME and HAPROXY_SERVER_NAME name.",
 )
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@with_format("text", "json")
 @with_settings(settings.CHECK)
 def check(url: str | None, connect: str | None, count: int, record: bool, form: str, sources: settings.Sources) -> None:
     """Probe a server and show where the time goes.
@@ -137,84 +129,9 @@ def check(url: str | None, connect: str | None, count: int, record: bool, form: 
 
     Exit code: 0 up, every time; 1 down, at least once; 2 wrong settings.
     """
-    resolved = None
-    try:
-        if connect is not None and not url:
-            raise checks.UsageError("--connect needs a URL")
-        if not url and not any(map(os.environ.get, ("HAPROXY_SERVER_ADDR", "HAPROXY_SERVER_NAME"))):
-            raise checks.UsageError(f"no server to probe; give {probes.ACCEPTED}")
-        if record and not all(checks.server_named(os.environ)):
-            raise checks.UsageError(
-                "--record needs HAPROXY_PROXY_NAME and HAPROXY_SERVER_NAME, to say whose sample it is"
-            )
-        if url:
-            values = sources.read(settings.CHECK)
-            target, resolved = probes.resolve(url, connect, values)
-        else:
-            values = sources.read(settings.CHECK, *checks.server_named(os.environ))
-            target = checks.haproxy_target((), os.environ, values)
-        if form == "text":
-            click.echo(target)
-        results = []
-        for number in range(1, count + 1):
-            result = probe.probe(target, values.timeout, values.clock)
-            result.close()
-            results.append(result)
-            if form == "text":
-                _show(result, resolved, number if count > 1 else None)
-            if record:
-                warning = _not_for_root(values.times) or checks.record(
-                    os.environ, values.times, result.seconds, values.timeout
-                )
-                if warning:
-                    light.warn(f"warning: not recorded: {warning}")
-    except checks.UsageError as error:
-        raise Unusable(str(error)) from None
-    except probes.ResolveError as error:
-        raise Failed(str(error)) from None
-    if form == "json":
-        click.echo(probes.as_json(target, resolved, results))
-    elif count > 1:
-        _sum_up(results)
-    for result in results:
-        if result.seconds is None:
-            raise Failed(f"{target}: {result.error}")
+    from multicloud.console import check as checks
 
-
-def _not_for_root(path: str) -> str | None:
-    """Why root makes no sample file there: HAProxy's user, who may make one, could not write root's. None if it may."""
-    if os.geteuid() != 0 or os.path.lexists(path):
-        return None
-    try:
-        directory = os.stat(os.path.dirname(path) or ".")
-    except OSError:
-        return None
-    if directory.st_uid == 0 and not directory.st_mode & 0o022:  # nobody but root can make a file there
-        return None
-    return f"{path}: not there yet, and HAProxy's user could not write one of root's; run this as that user"
-
-
-def _show(result: probe.Probe, resolved: float | None, number: int | None) -> None:
-    if number is not None:
-        click.echo(probes.one_line(number, result))
-        return
-    phases = {"resolve": resolved, **result.phases} if resolved is not None else result.phases
-    for line in (*probes.waterfall(phases, shutil.get_terminal_size().columns), *probes.facts(result)):
-        click.echo(line)
-    if result.seconds is not None:
-        click.echo(_green(probes.verdict(result)))
-
-
-def _sum_up(results: Sequence[probe.Probe]) -> None:
-    up = sum(result.seconds is not None for result in results)
-    times = probes.summary(results) or {}
-    figures = "  ".join(f"{name} {seconds * 1000:.1f}" for name, seconds in times.items())
-    line = f"{up} of {len(results)} up{': ' if figures else ''}{figures}{' ms' if figures else ''}"
-    click.echo(_green(line) if up == len(results) else line)
-
-
-def _green(text: str) -> str:
-    return click.style(text, fg="green") if terminal.colorful() else text
+    checks.check(url, connect, sources, count=count, record=record, form=form)
 
 
 @cli.command()
@@ -238,12 +155,7 @@ def reweigh(dry_run: bool, verbose: bool, sources: settings.Sources) -> None:
     from multicloud import runtime
     from multicloud.console import explain
 
-    try:
-        outcome = reweighs.reweigh(sources, dry_run=dry_run)
-    except samplefile.SampleFileError as error:
-        raise Unusable(str(error)) from None
-    except runtime.RuntimeAPIError as error:
-        raise Failed(str(error)) from None
+    outcome = reweighs.reweigh(sources, dry_run=dry_run)
     if verbose or not dry_run:
         for line in explain.explain(outcome, sources):
             click.echo(line, err=dry_run)
@@ -254,7 +166,7 @@ def reweigh(dry_run: bool, verbose: bool, sources: settings.Sources) -> None:
     for change in outcome.changes:
         click.echo(("" if dry_run else "sent: ") + runtime.set_weight(change))
     if outcome.refusals:
-        raise Failed(reweighs.refused(outcome))
+        raise CommandError(reweighs.refused(outcome))
 
 
 @cli.command()
@@ -266,9 +178,7 @@ def reweigh(dry_run: bool, verbose: bool, sources: settings.Sources) -> None:
     metavar="[SECONDS]",
     help=f"Redraw every SECONDS, {WATCH:g} where not given, until Ctrl-C.",
 )
-@click.option(
-    "--format", "form", type=click.Choice(["table", "json", "prometheus"]), default="table", show_default=True
-)
+@with_format("table", "json", "prometheus")
 @with_settings(settings.REWEIGH)
 def status(watch: float | None, form: str, sources: settings.Sources) -> None:
     """Show where traffic goes, and what is wrong.
@@ -287,7 +197,7 @@ def status(watch: float | None, form: str, sources: settings.Sources) -> None:
     if watch is None:
         click.echo(_status(sources, form), nl=False)
     elif form != "table":
-        raise Unusable(f"--watch shows the table only; repeat `multicloud status --format {form}` instead")
+        raise UsageError(f"--watch shows the table only; repeat `multicloud status --format {form}` instead")
     else:
         watch_status(sources, interval=watch)
 
@@ -295,27 +205,23 @@ def status(watch: float | None, form: str, sources: settings.Sources) -> None:
 def watch_status(
     sources: settings.Sources, *, interval: float, duration: float | None = None, heading: Callable[[], str] = str
 ) -> None:
-    """Show the table again and again, under what `heading` returns; until Ctrl-C. An error does not end it."""
+    """Show the table again and again, under what `heading` returns, until Ctrl-C. It goes on while HAProxy is away."""
+    from multicloud import runtime
 
     def draw() -> str:
         try:
             return heading() + _status(sources, "table")
-        except Failed as error:
-            return f"{heading()}error: {error.message}\n"
+        except (samplefile.SampleFileError, runtime.RuntimeAPIError) as error:
+            return f"{heading()}error: {light.printable(str(error))}\n"
 
     terminal.watch(draw, interval=interval, duration=duration)
 
 
 def _status(sources: settings.Sources, form: str) -> str:
-    from multicloud import runtime, scrape
+    from multicloud import scrape
     from multicloud.console import status as statuses
 
-    try:
-        found = statuses.collect(sources)
-    except samplefile.SampleFileError as error:
-        raise Unusable(str(error)) from None
-    except runtime.RuntimeAPIError as error:
-        raise Failed(str(error)) from None
+    found = statuses.collect(sources)
     if form == "json":
         return statuses.as_json(found)
     if form == "prometheus":
@@ -341,12 +247,7 @@ def run(metrics: str, sources: settings.Sources) -> None:
     """
     from multicloud import run as runs
 
-    try:
-        runs.run(sources, metrics)
-    except runs.UsageError as error:
-        raise Unusable(str(error)) from None
-    except runs.ListenError as error:
-        raise Failed(str(error)) from None
+    runs.run(sources, metrics)
 
 
 @cli.command()
@@ -374,13 +275,11 @@ def doctor(files: tuple[str, ...], sources: settings.Sources) -> None:
     """
     from multicloud.console import doctor as doctors
 
-    try:
-        findings = doctors.examine(sources, files)
-    except doctors.ConfigurationError as error:
-        raise Unusable(str(error)) from None
-    colors = {"ok": "green", "problem": "red"} if terminal.colorful() else {}
+    findings = doctors.examine(sources, files)
+    colors = {"ok": "green", "problem": "red"}
     for finding in findings:
-        click.echo(click.style(f"{finding.kind:<8}", fg=colors.get(finding.kind)) + light.printable(finding.text))
+        kind = click.style(f"{finding.kind:<8}", fg=colors.get(finding.kind))
+        click.echo(kind + light.printable(finding.text), color=terminal.colorful())
     if any(finding.kind == "problem" for finding in findings):
         sys.exit(1)
 
@@ -410,17 +309,10 @@ def plot(output: str, sources: settings.Sources) -> None:
     Exit code: 0 drawn, 1 no samples to draw, 2 wrong settings.
     """
     if not output.endswith((".png", ".svg")):
-        raise Unusable(f"cannot draw {output!r}; give a name that ends with .png or .svg")
-    try:
+        raise UsageError(f"cannot draw {output!r}; give a name that ends with .png or .svg")
+    with extra("plot"):
         from multicloud.console import plot as plots
-    except ImportError as error:
-        raise missing(error, "plot") from None
-    try:
-        plots.draw(sources, output)
-    except samplefile.SampleFileError as error:
-        raise Unusable(str(error)) from None
-    except plots.PlotError as error:
-        raise Failed(str(error)) from None
+    plots.draw(sources, output)
 
 
 @cli.command()
@@ -453,18 +345,15 @@ def config(
     from multicloud import haproxy_cfg, installed
     from multicloud.console import config as configs
 
-    try:
-        plan = haproxy_cfg.Plan(
-            version=installed.version(haproxy) if haproxy else None,
-            backend=backend,
-            http=mode == "http",
-            path=path,
-            blocks=blocks,
-            beside=beside,
-        )
-        text, note = configs.write(light.printable(shlex.join(["multicloud", *sys.argv[1:]])), servers, plan)
-    except (configs.ConfigError, installed.InstalledError) as error:
-        raise Unusable(str(error)) from None
+    plan = haproxy_cfg.Plan(
+        version=installed.version(haproxy) if haproxy else None,
+        backend=backend,
+        http=mode == "http",
+        path=path,
+        blocks=blocks,
+        beside=beside,
+    )
+    text, note = configs.write(light.printable(shlex.join(["multicloud", *sys.argv[1:]])), servers, plan)
     click.echo(text, nl=False)
     if note:
         light.warn(f"note: {note}")
@@ -490,16 +379,11 @@ def demo(duration: float | None, port: int, stats_port: int, beside: bool) -> No
       multicloud demo --duration 60 --port 8088 --stats-port 9088
       multicloud demo --beside
     """
-    try:
+    with extra("demo"):
         from multicloud import demo as demos
-    except ImportError as error:
-        raise missing(error, "demo") from None
-    try:
-        with demos.running(port, stats_port, beside=beside) as running:
-            sources = settings.Sources({**os.environ, **running.router.settings})
-            watch_status(sources, interval=1.0, duration=duration, heading=running.heading)
-    except demos.DemoError as error:
-        raise Failed(str(error)) from None
+    with demos.running(port, stats_port, beside=beside) as running:
+        sources = settings.Sources(os.environ | running.router.settings)
+        watch_status(sources, interval=1.0, duration=duration, heading=running.heading)
 
 
 def main() -> None:
@@ -507,22 +391,20 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a locale may not have the characters of the bars
+    sys.exit(light.exit_code(_run))
+
+
+def _run() -> int:
+    """Do what the arguments say, and say what click does not like in our words. Returns the exit code."""
     try:
-        code = cli.main(prog_name="multicloud", standalone_mode=False)
-    except click.ClickException as error:
-        if isinstance(error, click.UsageError) and error.message and "\n" not in error.message:
-            light.warn(
-                f"error: {error.format_message()}; see {error.ctx.command_path if error.ctx else 'multicloud'} --help"
-            )
-        else:
+        return cli.main(prog_name="multicloud", standalone_mode=False) or 0
+    except click.UsageError as error:
+        if "\n" in error.message:  # the help, where no command is named
             error.show()
-        code = error.exit_code
+            return error.exit_code
+        command = error.ctx.command_path if error.ctx else "multicloud"
+        raise UsageError(f"{error.format_message()}; see {command} --help") from None
     except click.Abort:
-        code = 130
+        return 130
     except OSError as error:
-        light.warn(f"error: {(error.strerror or str(error)).lower()}")
-        code = 1
-    except Exception as error:
-        light.report_bug(error)
-        code = 1
-    sys.exit(code)
+        raise CommandError(light.reason(error)) from None

@@ -15,8 +15,13 @@ if TYPE_CHECKING:
     from multicloud.settings import Settings, Sources
 
 WORDS = {
+    Reason.FASTEST: "favourite: the fastest",
+    Reason.OVERTOOK: "favourite: {server} is {percent:.1f} % faster than {other}, {counts}",
+    Reason.KEPT: "favourite, kept by hysteresis: {other} is {percent:.1f} % faster than {server}, {counts}",
+    Reason.WITHIN_TOLERANCE: "favourite: within {tolerance:g} ms of {other}, the fastest",
     Reason.BACKUP: "backup: the fastest after the favourite",
     Reason.SLOWER: "out: others are faster",
+    Reason.NO_SAMPLES: "out: no samples that count",
     Reason.DOWN: "out: DOWN, and comes back without traffic until it is measured",
     Reason.MAINTENANCE: "left alone: maintenance is an operator's word",
     Reason.UNRESOLVED: "left alone: its name does not resolve, so HAProxy has put it into maintenance",
@@ -24,7 +29,6 @@ WORDS = {
     Reason.NONE_MEASURED: "stays: no server of this backend has samples that count",
     Reason.NONE_UP: "stays: no server is UP",
 }
-"""The reasons that need no facts."""
 
 
 def explain(outcome: Outcome, sources: Sources) -> list[str]:
@@ -40,7 +44,7 @@ def explain(outcome: Outcome, sources: Sources) -> list[str]:
         if not any(decision.server.source in outcome.samples.series for decision in members):
             continue
         tracked = members[0].server.source[0]
-        if tracked != backend and _alike(members, backends.get(tracked, [])):
+        if tracked != backend and _weights(members) == _weights(backends.get(tracked, [])):
             lines.append(f"{backend}: the same, since its servers track those of {tracked}")
         else:
             lines.append(f"{backend}:")
@@ -50,16 +54,12 @@ def explain(outcome: Outcome, sources: Sources) -> list[str]:
     return lines or [f"{times} has no samples of any server that HAProxy knows: weights stay as they are"]
 
 
-def _alike(members: list[Decision], tracked: list[Decision]) -> bool:
-    """Whether the same is decided of servers as of those that they track."""
-
-    def decided(decisions: list[Decision]) -> list[tuple[str, int, int]]:
-        return [(decision.server.name, decision.server.weight, decision.weight) for decision in decisions]
-
-    return decided(members) == decided(tracked)
+def _weights(decisions: list[Decision]) -> list[tuple[str, int, int]]:
+    """The name of each server with its weight, and what that becomes."""
+    return [(decision.server.name, decision.server.weight, decision.weight) for decision in decisions]
 
 
-def _cells(decision: Decision, outcome: Outcome, values: Settings) -> tuple[str, str, str, str, str]:
+def _cells(decision: Decision, outcome: Outcome, values: Settings) -> tuple[str, ...]:
     server = decision.server
     becomes = f"weight {server.weight}" + (f" -> {decision.weight}" if decision in outcome.changes else "")
     return server.name, server.state, _score(decision, outcome, values), becomes, _why(decision, values)
@@ -77,25 +77,20 @@ def _score(decision: Decision, outcome: Outcome, values: Settings) -> str:
 
 
 def _why(decision: Decision, values: Settings) -> str:
-    server, other = decision.server, decision.other
-    counts = f"% faster than {{}}, and more than {values.hysteresis:g} % counts"
-    match decision.reason:
-        case Reason.OVERTOOK if other:
-            return f"favourite: {server.name} is {decision.percent:.1f} {counts.format(other.name)}"
-        case Reason.FASTEST:
-            return "favourite: the fastest"
-        case Reason.KEPT if other:
-            return f"favourite, kept by hysteresis: {other.name} is {decision.percent:.1f} {counts.format(server.name)}"
-        case Reason.WITHIN_TOLERANCE if other:
-            return f"favourite: within {values.tolerance:g} ms of {other.name}, the fastest"
-        case Reason.NO_SAMPLES if decision.weight == values.favorite:
-            return "favourite: no server that is UP has samples that count, and one must serve"
-        case Reason.NO_SAMPLES:
-            return "backup: without samples, but there is no other" if decision.weight else "out: no samples that count"
-    return WORDS[decision.reason]
+    if decision.reason is Reason.NO_SAMPLES and decision.weight == values.favorite:
+        return "favourite: no server that is UP has samples that count, and one must serve"
+    if decision.reason is Reason.NO_SAMPLES and decision.weight:
+        return "backup: without samples, but there is no other"
+    return WORDS[decision.reason].format(
+        server=decision.server.name,
+        other=decision.other.name if decision.other else "",
+        percent=decision.percent,
+        tolerance=values.tolerance,
+        counts=f"and more than {values.hysteresis:g} % counts",
+    )
 
 
-def _columns(rows: list[tuple[str, str, str, str, str]]) -> list[str]:
+def _columns(rows: list[tuple[str, ...]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from multicloud import history, reweigh, settings
+from multicloud import history, light, reweigh, settings
+from multicloud.light import CommandError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,14 +24,10 @@ if TYPE_CHECKING:
     from multicloud.settings import Sources
 
 
-class PlotError(Exception):
-    """There is nothing to draw, or nowhere to draw it. The text says which and why."""
-
-
 def draw(sources: Sources, path: str) -> None:
     """Draw a picture of each backend, one below the other, to a .png or .svg file.
 
-    Raises SettingError, SampleFileError and PlotError.
+    Raises UsageError, and CommandError where there is nothing to draw, or nowhere to draw it.
     """
     values = sources.read(settings.SCORING)
     found = history.read(values.times, max(history.KEEP, reweigh.longest_window(sources)))
@@ -40,7 +37,7 @@ def draw(sources: Sources, path: str) -> None:
         if timed:
             backends.setdefault(backend, {})[server] = timed
     if not backends:
-        raise PlotError(f"{values.times}: no samples with a time to draw; `multicloud doctor` finds out why")
+        raise CommandError(f"{values.times}: no samples with a time to draw; `multicloud doctor` finds out why")
     figure = Figure(figsize=(9, 3.6 * len(backends)), layout="constrained")
     pictures = figure.subplots(len(backends), squeeze=False)[:, 0]
     for axes, (backend, series) in zip(pictures, backends.items(), strict=True):
@@ -48,7 +45,7 @@ def draw(sources: Sources, path: str) -> None:
     try:
         figure.savefig(path, dpi=100)
     except OSError as error:
-        raise PlotError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+        raise CommandError(f"{path}: {light.reason(error)}") from None
 
 
 def _draw_backend(axes: Axes, backend: str, series: dict[str, list[Sample]], sources: Sources) -> None:
@@ -57,22 +54,12 @@ def _draw_backend(axes: Axes, backend: str, series: dict[str, list[Sample]], sou
     for server, timed in series.items():
         scored = running_scores(timed, backend, sources)
         (line,) = axes.plot([sample.time or 0.0 for sample in timed], scored, linewidth=2, label=server)
-        points = {
-            ".": [(sample.time or 0.0, 1000 * sample.seconds) for sample in timed if not sample.failed],
-            "x": [(sample.time or 0.0, 0.0) for sample in timed if sample.failed],
-        }
-        for marker, at in points.items():
-            if not at:
-                continue
-            axes.plot(
-                [when for when, _ in at],
-                [height for _, height in at],
-                marker,
-                markersize=4,
-                alpha=0.4,
-                color=line.get_color(),
-                clip_on=False,
-            )
+        for failed, marker in ((False, "."), (True, "x")):
+            shown = [sample for sample in timed if sample.failed == failed]
+            if shown:  # without any there would be no layout
+                when = [sample.time or 0.0 for sample in shown]
+                heights = [0.0 if failed else 1000 * sample.seconds for sample in shown]
+                axes.plot(when, heights, marker, markersize=4, alpha=0.4, color=line.get_color(), clip_on=False)
     axes.set_title(f"{backend}: samples (dots), failures (x), score (lines): {score}", fontsize=10)
     axes.set_ylabel("round-trip time, ms")
     slowest = max((sample.seconds for timed in series.values() for sample in timed if not sample.failed), default=1.0)

