@@ -61,7 +61,7 @@ def running(port: int, stats_port: int, *, beside: bool = False) -> Iterator[Dem
         regions.run(drift(regions), wait=False)
         router = Router(
             Path(name),
-            configuration(regions, beside=beside),
+            configuration({region.name: region.port for region in regions}, beside=beside),
             commands={"MULTICLOUD_CA_FILE": str(authority), **PACE, **(BESIDE if beside else {})},
             environ={
                 **{variable: str(number) for variable, number in ports.items()},

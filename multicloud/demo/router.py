@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
 
-    from multicloud.demo.regions import Regions
-
 BESIDE = {"MULTICLOUD_BACKENDS": "upstream"}
 """With these settings multicloud-run sets the weights of what `configuration` writes."""
 
@@ -114,8 +112,8 @@ class Router:
             return ""
 
 
-def configuration(regions: Regions, *, beside: bool = False) -> str:
-    """The project's haproxy.cfg for the HAProxy that will run it, with the regions as its servers.
+def configuration(ports: Mapping[str, int], *, beside: bool = False) -> str:
+    """The project's haproxy.cfg for the HAProxy that will run it, with servers of these names on loopback.
 
     `beside` has HAProxy check them itself, for multicloud-run.
     """
@@ -123,7 +121,7 @@ def configuration(regions: Regions, *, beside: bool = False) -> str:
         version = installed.haproxy_version({"HAPROXY_BINARY": haproxy_binary()})
     except UsageError as error:
         raise CommandError(str(error)) from None
-    servers = [haproxy_cfg.Server(region.name, "127.0.0.1", region.port) for region in regions]
+    servers = [haproxy_cfg.Server(name, "127.0.0.1", port) for name, port in ports.items()]
     return haproxy_cfg.configuration(haproxy_cfg.Plan(servers, version, beside=beside))
 
 
