@@ -23,7 +23,7 @@ import os
 import stat
 import time
 
-from multicloud.light import UsageError
+from multicloud.light import UsageError, reason
 from multicloud.settings import is_name
 
 FAILED_MARK = b" failed"
@@ -181,4 +181,4 @@ def unusable(path: str, error: OSError) -> SampleFileError:
     """What the system said of the file, in words."""
     if error.errno == errno.ELOOP:
         return SampleFileError(f"{path}: a symbolic link, which is not followed")
-    return SampleFileError(f"{path}: {(error.strerror or str(error)).lower()}")
+    return SampleFileError(f"{path}: {reason(error)}")
