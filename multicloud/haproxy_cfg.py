@@ -125,10 +125,13 @@ def _global(plan: Plan) -> str:
     once = """\
 # ---- Once for all applications: leave out each section that your file has already, by its name ----
 # Into `global`: here, at the end of the file, it adds to what is there. A `stats socket` of `level admin` must be there
-# already: Debian's own is one."""
+# already: Debian's own is one. If it has a `maxconn`, leave out this one."""
     forks = """\
     # Checks are programs, and HAProxy must fork to run them. A chroot would hide those.
     insecure-fork-wanted"""
+    families = """\
+    # Of names with IPv4 and IPv6 addresses, IPv6 counts where this machine has it.
+    dns-accept-family auto"""
     preserve = """\
     # Checks see HAProxy's own environment, so that MULTICLOUD_PATH and the like can be set for all of them at once.
     external-check preserve-env"""
@@ -136,6 +139,11 @@ def _global(plan: Plan) -> str:
 {once * plan.blocks}
 global
 {alone * (not plan.blocks)}
+    # Two file descriptors for each user, and no more: HAProxy would raise its limit as far as the system lets it, and
+    # before each external check it closes every number up to that. Where even this is not allowed, it starts with less.
+    maxconn {plan.variable("MAXCONN", "8000")}
+    no strict-limits
+{plan.since((3, 2), families)}
 {forks * (not plan.beside)}
 {plan.since((2, 8, 25), preserve, "    external-check") * (not plan.beside)}
 """)
@@ -148,6 +156,8 @@ def _resolvers() -> str:
 # server serves, and its certificate whether it is the right one.
 resolvers default
     parse-resolv-conf
+    # An answer with many addresses is more than the usual 512 bytes, and would be of no use.
+    accepted_payload_size 8192
     hold timeout 24d
     hold nx 24d
     hold refused 24d
@@ -162,8 +172,11 @@ defaults {plan.common}
     log global
     option {mode}log
     option dontlognull
+    # Between two bytes; a WebSocket, and what is not HTTP, may be silent for longer.
     timeout client 30s
     timeout server 30s
+    timeout tunnel 1h
+    timeout client-fin 30s
     {"timeout http-request 10s" * plan.http}
     {"timeout http-keep-alive 30s" * plan.http}
     timeout queue 5s
@@ -262,6 +275,9 @@ def _regions(plan: Plan) -> str:
     http = """\
     # A request that is not idempotent is tried again only where it cannot have been received.
     http-request disable-l7-retry unless { method GET HEAD OPTIONS }
+    # A host that the client writes in place of a path (RFC 9112, section 3.2.2) would count more than the Host header.
+    http-request set-uri %[pathq] if { url -m beg -i http:// https:// }
+    http-request deny deny_status 405 if METH_CONNECT
     http-response set-header Upstream %s"""
     authorities = plan.variable("UPSTREAM_CA", "/etc/ssl/certs/ca-certificates.crt")
     return _text(f"""\
@@ -273,9 +289,13 @@ defaults {plan.name("regions")} from {plan.common}
     # TLS to each server, whose certificate must be for its name; addresses are looked up again as DNS changes.
     default-server {"ssl " * plan.tls}verify required ca-file {authorities} sni srv_name
     default-server resolvers default init-addr last,libc,none weight 1
+    # Servers may share a host name. Before 3.2 HAProxy would prefer IPv6 even where this machine has none; on one that
+    # has nothing else, write `ipv6`. HAProxy 2.6 heeds this on the servers' own lines only.
+{plan.since((3, 2), f"    default-server {SHARED}", f"    default-server {SHARED} {IPV4}")}
 """)
 
 
+SHARED, IPV4 = "resolve-opts allow-dup-ip", "resolve-prefer ipv4"
 CHOSEN = "    use-server %[var(txn.region)] if { always_true }"
 CLOSING = "    option http-server-close\n    http-reuse never"
 
@@ -340,8 +360,9 @@ def _servers(plan: Plan, *, checked: bool = False, tracking: bool = False, relay
         # Not `no-ssl`: of a server with that, HAProxy tells an external check that it speaks TLS.
         ssl = " ssl" * (server.tls and not plan.tls and not relayed)
         sni = f" check-sni {server.name}" * (checked and plan.beside and plan.http and server.tls)
+        names = f" {SHARED} {IPV4}" * (plan.version is not None and plan.version < (2, 8) and not relayed)
         track = f" track {plan.backend}/{server.name}" * tracking
-        lines.append(f"    {'# ' * (not plan.servers)}server {server.name} {address}{ssl}{sni}{track}")
+        lines.append(f"    {'# ' * (not plan.servers)}server {server.name} {address}{ssl}{sni}{names}{track}")
     return "\n".join(lines)
 
 
