@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from multicloud import run
 from multicloud.console import parser
-from multicloud.console.doctor.case import ok, problem, some, unknown
-from multicloud.console.instance import REWEIGH_SERVER, may, user_named
+from multicloud.console.doctor.case import can, ok, problem, some, unknown
+from multicloud.console.instance import REWEIGH_SERVER, user_named
 from multicloud.runtime import MAINT
 
 if TYPE_CHECKING:
@@ -220,17 +220,14 @@ def programs(case: Case, user: User | None) -> Iterator[Finding]:
 
 
 def _executable(backend: str, program: str, user: User) -> Finding:
-    for needed in filter(None, (program, _interpreter(program))):
-        allowed = may(user, "x", needed)
-        if allowed is None:
-            return unknown(f"{backend}: only root sees whether HAProxy's user {user.name} may execute {program}")
-        if not allowed:
-            target = os.path.realpath(needed)  # where it is a symbolic link, as a virtual environment's Python is
-            return problem(
-                f"{backend}: HAProxy's user {user.name} cannot execute {needed}{f' ({target})' * (target != needed)}: "
-                "`chmod a+x` it and every directory on the way, or install it elsewhere, such as in /opt"
-            )
-    return ok(f"{backend}: HAProxy's user {user.name} can execute {program}")
+    """Whether the user can execute a command, and what that begins with where it is a script."""
+    cure = "so no check runs: `chmod a+x` it and every directory on the way, or install it elsewhere, such as in /opt"
+    for needed in filter(None, (_interpreter(program), program)):
+        target = os.path.realpath(needed)  # where it is a symbolic link, as a virtual environment's Python is
+        finding = can(user, "x", needed, "execute", f"which is {target}, {cure}" if target != needed else cure)
+        if finding.kind != "ok":
+            break
+    return finding._replace(text=f"{backend}: {finding.text}")
 
 
 def _interpreter(program: str) -> str | None:
