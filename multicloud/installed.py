@@ -21,10 +21,6 @@ CRASHES = (3, 4, 0)
 """It does at start, on any external check."""
 
 
-class InstalledError(UsageError):
-    """There is no HAProxy, or one that cannot be used. The text says what is accepted."""
-
-
 def find_haproxy(environ: Mapping[str, str]) -> str | None:
     """HAPROXY_BINARY or, where that is not set, the `haproxy` on PATH or among the system's programs, if any."""
     path = os.pathsep.join((environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin"))
@@ -41,27 +37,27 @@ def version_line(haproxy: str) -> str:
 
 
 def haproxy_version(environ: Mapping[str, str]) -> tuple[int, int, int]:
-    """The version of the HAProxy on this machine (find_haproxy). Raises InstalledError."""
+    """The version of the HAProxy on this machine (find_haproxy). Raises UsageError."""
     found = find_haproxy(environ)
     if not found:
-        raise InstalledError("no HAProxy found on PATH; say for which one, such as --haproxy 2.8")
+        raise UsageError("no HAProxy found on PATH; say for which one, such as --haproxy 2.8")
     try:
         return version(version_line(found))
     except OSError as error:
-        raise InstalledError(f"{found}: {light.reason(error)}; or say --haproxy 2.8") from None
+        raise UsageError(f"{found}: {light.reason(error)}; or say --haproxy 2.8") from None
 
 
 def version(text: str) -> tuple[int, int, int]:
-    """The version that `2.8`, `2.8.25` or the first line of `haproxy -v` says. Raises InstalledError."""
+    """The version that `2.8`, `2.8.25` or the first line of `haproxy -v` says. Raises UsageError."""
     found = re.match(r"(?:HA-?Proxy version )?((\d{1,3})\.(\d{1,3})(?:\.(\d{1,3}))?)(?![\d.])", text)
     if not found:
-        raise InstalledError(f"HAProxy {text!r}: cannot read the version; accepted: such as 2.8 or 2.8.25")
+        raise UsageError(f"HAProxy {text!r}: cannot read the version; accepted: such as 2.8 or 2.8.25")
     numbers = int(found[2]), int(found[3]), int(found[4] or 0)
     if numbers < OLDEST:
-        raise InstalledError(f"HAProxy {found[1]} is too old; accepted: 2.6 and newer")
+        raise UsageError(f"HAProxy {found[1]} is too old; accepted: 2.6 and newer")
     if numbers == CRASHES and found[4]:
         accepted = "2.6 and newer, such as 3.4.1"
-        raise InstalledError(f"HAProxy {found[1]} crashes on any external check; accepted: {accepted}")
+        raise UsageError(f"HAProxy {found[1]} crashes on any external check; accepted: {accepted}")
     return numbers
 
 

@@ -59,8 +59,11 @@ def check(url: str | None, connect: str | None, sources: Sources, *, count: int,
             click.echo(one_line(number, result))
         elif form == "text":
             _show(result, resolved)
-        if record and (warning := _record(values, result)):
-            light.warn(f"warning: not recorded: {warning}")
+        if record:
+            warning = _not_for_root(values.times)
+            warning = warning or checks.record(os.environ, values.times, result.seconds, values.timeout)
+            if warning:
+                light.warn(f"warning: not recorded: {warning}")
     if form == "json":
         click.echo(as_json(target, resolved, results))
     elif count > 1:
@@ -68,11 +71,6 @@ def check(url: str | None, connect: str | None, sources: Sources, *, count: int,
     for result in results:
         if result.seconds is None:
             raise CommandError(f"{target}: {result.error}")
-
-
-def _record(values: Settings, result: probe.Probe) -> str | None:
-    """Append a sample as HAProxy's call does; return why it could not be, or None."""
-    return _not_for_root(values.times) or checks.record(os.environ, values.times, result.seconds, values.timeout)
 
 
 def _not_for_root(path: str) -> str | None:
@@ -188,11 +186,10 @@ def verdict(result: probe.Probe) -> str:
     if "first_byte" not in phases:
         return f"up: {connection}, which counts"
     request = f"{phases['first_byte'] * 1000:.1f} ms from the request"
-    if counts == phases["first_byte"]:
-        return f"up: {request}, which counts; {connection}"
     if counts == phases["connect"]:
         return f"up: {counts * 1000:.1f} ms to connect, which counts, since no answer comes sooner; {request}"
-    return f"up: {connection}, which counts; {request}"
+    first, other = (request, connection) if counts == phases["first_byte"] else (connection, request)
+    return f"up: {first}, which counts; {other}"
 
 
 def facts(result: probe.Probe) -> list[str]:

@@ -28,11 +28,11 @@ WATCH = 2.0
 
 @contextlib.contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Import what an optional dependency is needed for. Raises UsageError where it is missing."""
+    """Import within it what needs an optional dependency. Raises UsageError where that is missing."""
     try:
         yield
     except ImportError as error:
-        # Debian's packages of what the extras have are called as the modules are.
+        # Debian's packages of these modules have their names.
         pip, apt = f"pip install '.[{name}]'", f"apt install python3-{error.name}"
         raise UsageError(
             f"{error.name} is missing; in the project's directory: {pip}, or with the Debian package: {apt}"

@@ -44,7 +44,7 @@ def test_all_is_well_with_the_shipped_configuration() -> None:
             "`global` has `external-check`",
             "`global` has `insecure-fork-wanted`",
             "upstream: `balance roundrobin` takes weights",
-            "HAProxy accepts the certificates of 6 servers",
+            "HAProxy accepts the certificates of ",
         ):
             assert one(others, part).startswith("ok ")
         assert "not looked at" not in " ".join(others)
