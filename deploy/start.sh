@@ -15,6 +15,9 @@ if [ -n "${MULTICLOUD_SERVERS-}" ]; then
     # shellcheck disable=SC2086 # a word a server
     multicloud config "$@" -- $MULTICLOUD_SERVERS >"$file"
 fi
+# Before each external check HAProxy closes every number of a file descriptor up to its limit, of which there may be a
+# billion. It raises the limit by itself as far as its `maxconn` needs.
+ulimit -S -n 1024
 if [ -z "$backends" ]; then
     # The master process reloads, and buries checks that outlive a worker.
     exec haproxy -W -db -f "$file"

@@ -6,7 +6,6 @@ import fcntl
 import os
 import pty
 import select
-import signal
 import struct
 import subprocess
 import sys
@@ -29,10 +28,12 @@ BARE = {
 """What is around a command, less what would change it."""
 
 
-def run(*arguments: str, environ: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run it in pipes to its end."""
+def run(
+    *arguments: str, environ: Mapping[str, str] | None = None, program: str = PROGRAM
+) -> subprocess.CompletedProcess[str]:
+    """Run it, or another program beside it, in pipes to its end."""
     return subprocess.run(
-        [PROGRAM, *arguments],
+        [program, *arguments],
         env={**BARE, **(environ or {})},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -49,18 +50,16 @@ class Terminal:
         self, *arguments: str, environ: Mapping[str, str] | None = None, rows: int = 24, columns: int = 80
     ) -> None:
         self.output = ""
-        self._status: int | None = None
         self._terminal, other_end = pty.openpty()
         self.resize(rows, columns)
-        # The first terminal that the leader of a new session opens becomes the one that its Ctrl-C comes from.
-        opened = (os.POSIX_SPAWN_OPEN, 0, os.ttyname(other_end), os.O_RDWR, 0)
-        self._pid = os.posix_spawn(
-            PROGRAM,
-            [PROGRAM, *arguments],
-            {**BARE, "TERM": "xterm-256color", **(environ or {})},
-            file_actions=[opened, (os.POSIX_SPAWN_DUP2, 0, 1), (os.POSIX_SPAWN_DUP2, 0, 2)],
-            setsid=True,
-            setsigdef=[signal.SIGINT],  # ignored where the tests run in the background
+        # Where the tests run in the background, Ctrl-C is ignored, and so it would be by what they start.
+        start = ("env", "--default-signal=INT", "setsid", "--ctty")
+        self._process = subprocess.Popen(
+            [*start, PROGRAM, *arguments],
+            env={**BARE, "TERM": "xterm-256color", **(environ or {})},
+            stdin=other_end,
+            stdout=other_end,
+            stderr=other_end,
         )
         os.close(other_end)
 
@@ -68,9 +67,8 @@ class Terminal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._status is None:
-            os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
+        self._process.kill()
+        self._process.wait()
         os.close(self._terminal)
 
     def resize(self, rows: int, columns: int) -> None:
@@ -83,7 +81,7 @@ class Terminal:
 
     def signal(self, number: int) -> None:
         """Send it a signal."""
-        os.kill(self._pid, number)
+        self._process.send_signal(number)
 
     def wait_for(self, text: str, *, after: int = 0, seconds: float = 30) -> int:
         """Return where the text ends that appears behind the offset `after`; fail if it does not within `seconds`."""
@@ -98,9 +96,7 @@ class Terminal:
         while self._read(deadline):
             pass
         assert time.monotonic() < deadline, f"not within {seconds} s: the end, after {self.output[-2000:]!r}"
-        _, status = os.waitpid(self._pid, 0)
-        self._status = os.waitstatus_to_exitcode(status)
-        return self._status
+        return self._process.wait()
 
     def _read(self, deadline: float) -> bool:
         readable, _, _ = select.select([self._terminal], [], [], max(0.0, deadline - time.monotonic()))

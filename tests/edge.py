@@ -155,7 +155,7 @@ def edge(
         listening = listen_anywhere(authority)
         router = Router(
             directory,
-            configure(demo.configuration(regions, beside=beside)),
+            configure(demo.configuration({region.name: region.port for region in regions}, beside=beside)),
             commands={"MULTICLOUD_CA_FILE": str(authority), **(demo.BESIDE if beside else {}), **(commands or {})},
             environ={
                 **listening,

@@ -25,6 +25,7 @@ defaults
     timeout connect 1s
     timeout client 5s
     timeout server 5s
+    timeout tunnel 1h
 {backends}
 """
 

@@ -1,11 +1,14 @@
-"""A name server on this machine that can fall silent or forget its names, and regions that are found through it."""
+"""A name server on this machine, regions that are found through it, and a network in which to ask for them."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import re
 import socket
+import subprocess
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dnslib
@@ -13,11 +16,18 @@ import dnslib
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+CLONE_NEWNET = 0x40000000
+"""<sched.h>"""
+
 
 class NameServer:
-    """It says that any name is 127.0.0.1, and those in `unknown` do not exist; while not `answers`, nothing at all."""
+    """It says that any name has `addresses`, and those in `unknown` do not exist; while not `answers`, nothing at all.
 
-    def __init__(self) -> None:
+    An answer that is larger than the client takes (RFC 6891; 512 bytes where it does not say) is cut.
+    """
+
+    def __init__(self, *addresses: str) -> None:
+        self.addresses = addresses or ("127.0.0.1",)
         self.answers = True
         self.unknown: set[str] = set()
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -44,15 +54,20 @@ class NameServer:
         reply = query.reply()
         if str(query.q.qname).rstrip(".") in self.unknown:
             reply.header.rcode = dnslib.RCODE.NXDOMAIN
-        elif query.q.qtype == dnslib.QTYPE.A:
-            reply.add_answer(dnslib.RR(query.q.qname, dnslib.QTYPE.A, ttl=1, rdata=dnslib.A("127.0.0.1")))
+        for address in self.addresses:
+            kind, data = ("AAAA", dnslib.AAAA) if ":" in address else ("A", dnslib.A)
+            if query.q.qtype == getattr(dnslib.QTYPE, kind) and not reply.header.rcode:
+                reply.add_answer(dnslib.RR(query.q.qname, query.q.qtype, ttl=1, rdata=data(address)))
+        size = max([512, *(record.edns_len for record in query.ar if record.rtype == dnslib.QTYPE.OPT)])
+        if len(reply.pack()) > size:
+            reply.rr, reply.header.tc = reply.rr[:1], 1
         return bytes(reply.pack())
 
 
 @contextlib.contextmanager
-def name_server() -> Iterator[NameServer]:
+def name_server(*addresses: str) -> Iterator[NameServer]:
     """Run it."""
-    running = NameServer()
+    running = NameServer(*addresses)
     thread = threading.Thread(target=running.serve)
     thread.start()
     try:
@@ -71,3 +86,23 @@ def by_name(address: str) -> Callable[[str], str]:
         return re.sub(r"( server (\S+)) 127\.0\.0\.1:(\d+)(?! check)", r"\1 \2:\3", text)
 
     return change
+
+
+@contextlib.contextmanager
+def own_network(*, ipv6: bool) -> Iterator[None]:
+    """A network with nothing but loopback, for this thread and what it starts; with IPv6 there is a way out over that.
+
+    It takes root.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open("/proc/thread-self/ns/net") as before:
+        if libc.unshare(CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "unshare")
+        try:
+            Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text(f"{int(not ipv6)}")
+            subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+            if ipv6:
+                subprocess.run(["ip", "-6", "route", "add", "default", "dev", "lo"], check=True)
+            yield
+        finally:
+            assert libc.setns(before.fileno(), CLONE_NEWNET) == 0

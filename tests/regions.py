@@ -1,43 +1,145 @@
-"""The demo's regions, and what breaks them on purpose: tests and benchmarks have these."""
+"""The demo's regions in a process of their own, and what breaks them on purpose: tests and benchmarks have these.
+
+They stand for machines elsewhere. Where they had to wait for the tests' own process, connections to them would time
+out, each be tried again, and leave them with more to do than before.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import math
-from typing import TYPE_CHECKING
+import multiprocessing
+import os
+import threading
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
+
+import trustme
 
 from multicloud.demo import regions as simulated
 from tests.ports import free_port
+from tests.servers import server_context
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from multiprocessing.connection import Connection
+    from typing import Self
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["__main__", "tests.regions"])
+
+CLONE_NEWNET = 0x40000000
+"""<sched.h>"""
 
 
-class Region(simulated.Region):
-    """A region that can be broken.
+class Region:
+    """A region that can be broken: what is set here is set in its process, and what is read here is read there.
 
-    Its answers have `status`. With `hangs` N it never answers each Nth request, nor any with an infinite `delay`, until
-    the other side goes away. With `stale` N it closes a kept connection at each Nth request that comes over one,
-    unanswered, as a server does whose patience has ended just then; `cut` counts those. With `workers` only so many
-    requests are served at once, each for the `delay`; `waited` counts those that had to wait in line. `accepted` counts
-    the connections that were made to it.
+    Its answers take `delay` seconds and have `status`. With `hangs` N it never answers each Nth request, nor any with
+    an infinite `delay`, until the other side goes away. With `stale` N it closes a kept connection at each Nth request
+    that comes over one, unanswered, as a server does whose patience has ended just then; `cut` counts those.
+    With `workers` only so many requests are served at once; `waited` counts those that had to wait in line. `accepted`
+    counts the connections that were made to it, and `connections` those that are open.
     """
 
+    name: str
+    port: int
+    delay: float
+    status: int
+    hangs: int
+    stale: int
+    accepted: int
+    cut: int
+    workers: int
+    waited: int
+    connections: int
+
+    def __init__(self, name: str, ask: Callable[..., Any]) -> None:
+        vars(self).update(name=name, _ask=ask)
+
+    def __getattr__(self, attribute: str) -> Any:
+        return self._ask("get", self.name, attribute)
+
+    def __setattr__(self, attribute: str, value: float) -> None:
+        self._ask("set", self.name, attribute, value)
+
+
+class Regions:
+    """A context manager; iterating gives the regions. `tls` False makes them speak plain HTTP."""
+
+    def __init__(self, names: Sequence[str], *, tls: bool = True) -> None:
+        self.authority = trustme.CA()
+        pem = self.authority.issue_cert(*names).private_key_and_cert_chain_pem.bytes() if tls else None
+        self._here, self._there = multiprocessing.Pipe()
+        network = f"/proc/{os.getpid()}/task/{threading.get_native_id()}/ns/net"
+        self._process = PROCESSES.Process(target=_serve, args=(self._there, list(names), pem, network), daemon=True)
+        self._regions = [Region(name, self._ask) for name in names]
+
+    def __enter__(self) -> Self:
+        self._process.start()
+        self._there.close()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._here.close()
+        self._process.join()
+
+    def __iter__(self) -> Iterator[Region]:
+        return iter(self._regions)
+
+    def start(self, region: Region) -> None:
+        """Let a region serve."""
+        self._ask("start", region.name)
+
+    def stop(self, region: Region) -> None:
+        """Let a region die."""
+        self._ask("stop", region.name)
+
+    def freeze(self, region: Region) -> None:
+        """Let a region hang."""
+        self._ask("freeze", region.name)
+
+    def present(self, region: Region, certificate: trustme.LeafCert) -> None:
+        """Let a region serve with another certificate."""
+        self._ask("present", region.name, certificate.private_key_and_cert_chain_pem.bytes())
+
+    def _ask(self, what: str, name: str, *values: object) -> Any:
+        self._here.send((what, name, *values))
+        return self._here.recv()
+
+
+def _serve(there: Connection, names: Sequence[str], pem: bytes | None, network: str) -> None:
+    """Do in that network what is asked for until the other end is closed."""
+    if not os.path.samefile(network, "/proc/self/ns/net"):  # whichever test came first has started the server of forks
+        with open(network) as entered:
+            assert ctypes.CDLL(None).setns(entered.fileno(), CLONE_NEWNET) == 0
+    with contextlib.suppress(PermissionError):
+        os.nice(-10)
+    with _Breakables(names, pem) as regions, contextlib.suppress(EOFError):
+        by_name = {region.name: region for region in regions}
+        while True:
+            what, name, *values = there.recv()
+            do = {"get": getattr, "set": setattr}.get(what) or getattr(regions, what)
+            there.send(do(by_name[name], *values))
+
+
+class _Breakable(simulated.Region):
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.port = free_port()  # nobody takes it while the region is stopped
         self.hangs = self.stale = 0
         self.accepted = self.cut = self.waited = 0
-        self.workers: asyncio.Semaphore | None = None
+        self.workers = 0
+        self._places: asyncio.Semaphore | None = None
         self._asked = self._kept = 0
         self._used: WeakSet[asyncio.StreamReader] = WeakSet()
         self._frozen: list[socket.socket] = []
 
     @property
     def connections(self) -> int:
-        """How many are open."""
         return len(self._connections)
 
     async def stop(self) -> None:
@@ -67,26 +169,22 @@ class Region(simulated.Region):
         if math.isinf(self.delay) or (self.hangs and self._asked % self.hangs == 0):
             await reader.read()
             raise ConnectionError
-        if not self.workers:
+        if self.workers and not self._places:
+            self._places = asyncio.Semaphore(self.workers)
+        self.waited += bool(self._places and self._places.locked())
+        async with self._places or contextlib.nullcontext():
             await super()._work(reader)
-            return
-        self.waited += self.workers.locked()
-        async with self.workers:
-            await super()._work(reader)
 
 
-class Regions(simulated.Regions):
-    """Regions that can be broken. `tls` False makes them speak plain HTTP."""
-
-    def __init__(self, names: Sequence[str], *, tls: bool = True) -> None:
+class _Breakables(simulated.Regions):
+    def __init__(self, names: Sequence[str], pem: bytes | None) -> None:
         super().__init__(names)
-        self._regions: Sequence[Region] = [Region(name) for name in names]
-        if not tls:
-            self._context = None
+        self._regions: Sequence[_Breakable] = [_Breakable(name) for name in names]
+        self._context = server_context(trustme.Blob(pem)) if pem else None
 
-    def __iter__(self) -> Iterator[Region]:
-        return iter(self._regions)
-
-    def freeze(self, region: Region) -> None:
-        """Let a region hang."""
+    def freeze(self, region: _Breakable) -> None:
         self.run(region.freeze())
+
+    def present(self, region: _Breakable, pem: bytes) -> None:
+        self.stop(region)
+        self.run(region.start(server_context(trustme.Blob(pem))))

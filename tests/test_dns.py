@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
 
 from tests.command import run
 from tests.edge import Edge, edge, wait_until
-from tests.names import by_name, name_server
+from tests.names import by_name, name_server, own_network
 from tests.test_traffic import failures
 from tests.traffic import Traffic
 
@@ -23,6 +24,41 @@ def said(running: Edge, command: str) -> str:
     return " ".join(run(command, environ=running.router.settings).stdout.split())
 
 
+@pytest.mark.root("make a network")
+@pytest.mark.parametrize("beside", [False, True], ids=["external", "beside"])
+@pytest.mark.parametrize(
+    ("ipv6", "addresses"), [(False, ("127.0.0.1", "2001:db8::2")), (True, ("::ffff:7f00:1",))], ids=["ipv4", "ipv6"]
+)
+def test_the_addresses_count_that_this_machine_has_a_way_to(
+    ipv6: bool, addresses: tuple[str, ...], beside: bool
+) -> None:
+    with (
+        own_network(ipv6=ipv6),
+        name_server(*addresses) as names,
+        edge(DELAYS, configure=by_name(names.address), beside=beside) as running,
+    ):
+        wait_until(lambda: running.weights() == {"eu.demo": 256, "us.demo": 1, "ap.demo": 0}, 30, "all are ranked")
+        for backend in [*running.backends(), "last-resort"]:
+            assert set(running.states(backend).values()) == {"UP"}
+        assert running.get() == (200, "eu.demo")
+
+
+def test_an_answer_with_many_addresses_is_followed() -> None:
+    with name_server() as names, edge({"eu.demo": 0.010}, configure=by_name(names.address)) as running:
+        wait_until(lambda: running.states() == {"eu.demo": "UP"}, 30, "it is UP")
+        names.addresses = tuple(f"127.0.{number}.1" for number in range(1, 101))
+        wait_until(lambda: running.servers()[1].address in names.addresses, 10, "its address is a new one")
+
+
+def test_servers_may_share_a_host_name() -> None:
+    def shared(text: str) -> str:
+        return re.sub(r"( server \S+) \S+\.demo:", r"\1 all.demo:", by_name(names.address)(text))
+
+    with name_server() as names, edge(DELAYS, configure=shared) as running:
+        wait_until(lambda: running.weights() == {"eu.demo": 256, "us.demo": 1, "ap.demo": 0}, 30, "all are ranked")
+        assert set(running.states("last-resort").values()) == {"UP"}
+
+
 @pytest.mark.slow
 def test_when_dns_goes_away_no_request_fails_and_the_last_addresses_are_kept() -> None:
     with (
@@ -33,7 +69,7 @@ def test_when_dns_goes_away_no_request_fails_and_the_last_addresses_are_kept() -
         with Traffic(running.port) as traffic:
             names.answers = False
             time.sleep(SILENCE)
-            assert "does not answer from here" in said(running, "doctor")
+            assert "does not answer HAProxy" in said(running, "doctor")
             names.unknown = set(DELAYS)
             names.answers = True
             time.sleep(8)
@@ -55,36 +91,3 @@ def test_a_name_that_never_resolved_is_told_once_and_its_server_comes_up_when_it
             names.unknown = set()
             wait_until(lambda: running.states()["us.demo"] == "UP", 30, "us.demo is UP")
             assert "does not resolve" not in said(running, "status")
-
-
-def test_where_no_name_resolves_doctor_tells_that_and_nothing_that_follows_from_it() -> None:
-    with name_server() as names:
-        names.unknown = set(DELAYS)
-        with edge(DELAYS, configure=by_name(names.address)) as running:
-            wait_until(lambda: set(running.states().values()) == {"MAINT"}, 30, "all names are unknown")
-            told = said(running, "doctor")
-            for name in DELAYS:
-                assert f"the name {name} does not resolve" in told
-            assert "no server has an external check" not in told
-            assert "has no samples of a server" not in told
-            assert "any more" not in told
-            names.answers = False
-            assert f"the name server {names.address} does not answer from here" in said(running, "doctor")
-            names.answers = True
-            names.unknown = set()
-            wait_until(lambda: set(running.states().values()) == {"UP"}, 30, "all regions are UP")
-            assert running.get()[0] == 200
-
-
-def test_doctor_tells_a_name_that_resolves_no_more_although_its_last_address_is_kept() -> None:
-    with name_server() as names, edge(DELAYS, configure=by_name(names.address)) as running:
-        wait_until(lambda: set(running.states().values()) == {"UP"}, 30, "all regions are UP")
-        assert "the name servers know the names of all 3 hosts" in said(running, "doctor")
-        names.unknown = {"us.demo"}
-        told = said(running, "doctor")
-        assert f"the name us.demo does not resolve any more, says {names.address}: HAProxy keeps its last" in told
-        assert "the name eu.demo" not in told
-        names.answers = False
-        told = said(running, "doctor")
-        assert f"the name server {names.address} does not answer from here" in told
-        assert "us.demo" in told

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from pathlib import Path
 
@@ -22,7 +21,7 @@ def samples_of(running: Edge, server: str) -> int:
 
 @pytest.mark.parametrize("beside", [False, True])
 def test_weights_become_256_1_0_0_and_traffic_goes_to_the_fastest_region(*, beside: bool) -> None:
-    with edge(FOUR, beside=beside) as running:
+    with edge(FOUR, interval="2s", beside=beside) as running:
         wait_until(lambda: running.weights() == RANKED, 20, "weights 256/1/0/0")
         answers = [running.get() for _ in range(50)]
         assert {status for status, _ in answers} == {200}
@@ -38,7 +37,7 @@ def test_more_traffic_than_the_favourite_can_serve_is_shared_and_most_users_do_n
     three = {"eu.demo": 0.050, "us.demo": 0.070, "ap.demo": 0.090}
     with edge(three, times=measured(three, 25), beside=beside) as running:
         for region in running.regions:
-            region.workers = asyncio.Semaphore(4)
+            region.workers = 4
         alone = {"eu.demo": 256, "us.demo": 1, "ap.demo": 0}
         wait_until(lambda: running.weights() == alone, 20, "weights 256/1/0")
         with Traffic(running.port, rate=110.0) as traffic:
@@ -52,7 +51,7 @@ def test_more_traffic_than_the_favourite_can_serve_is_shared_and_most_users_do_n
 
 def test_after_twenty_one_and_more_samples_the_weights_are_still_right() -> None:
     """The shell version gave every server 256 from the 21st sample on."""
-    with edge(FOUR, times=measured(FOUR, 25)) as running:
+    with edge(FOUR, interval="2s", times=measured(FOUR, 25)) as running:
         wait_until(lambda: running.weights() == RANKED, 20, "weights 256/1/0/0")
         wait_until(lambda: samples_of(running, "eu.demo") > 25 + 2, 20, "new samples")
         assert running.weights() == RANKED

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
+import resource
 import socket
 import socketserver
 import subprocess
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,11 +22,11 @@ from multicloud.console import parser
 from multicloud.demo.router import Router, haproxy_binary
 from multicloud.haproxy_cfg import EXAMPLES, TAKEN, Plan, Server, configuration
 from tests import servers
-from tests.edge import listen_anywhere, wait_until
+from tests.edge import edge, listen_anywhere, wait_until
 from tests.haproxy import weights
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 HAPROXIES = {
     installed.version(installed.version_line(str(binary))): str(binary)
@@ -120,11 +124,11 @@ def test_the_shipped_configuration_is_what_is_written_for_no_server_and_no_versi
 def test_the_shipped_configuration_is_for_every_haproxy_what_is_written_for_it(
     tmp_path: Path, version: tuple[int, int, int]
 ) -> None:
-    """With a server in each list: HAProxy decides the `.if` as the writer does."""
+    """The `.if` are decided as the writer does, but for the words that 2.6 needs on each server's line."""
     path = tmp_path / "haproxy.cfg"
     path.write_text(configuration(Plan()).replace("# server hello", "server hello"))
     shown = parser.read([str(path)], {}, ".".join(map(str, version)))
-    path.write_text(configuration(Plan(EXAMPLES, version)))
+    path.write_text(re.sub(r"(server hello\S+ \S+) resolve-opts.* ipv4", r"\1", configuration(Plan(EXAMPLES, version))))
     assert shown == parser.read([str(path)], {})
 
 
@@ -138,49 +142,176 @@ def test_no_application_is_named_as_what_stands_once_for_all() -> None:
 
 
 @contextlib.contextmanager
-def speaking_first(name: str) -> Iterator[int]:
-    """The port of a server that is not HTTP: it says its name, and then what it hears."""
+def serving(answer: Callable[[socket.socket], None]) -> Iterator[Server]:
+    """A server that has `answer` talk to each client, and hears all of them at once."""
 
-    class Speak(socketserver.BaseRequestHandler):
+    class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
             with contextlib.suppress(OSError):  # a check hears nothing
-                self.request.sendall(f"{name}\n".encode())
-                while heard := self.request.recv(1024):
-                    self.request.sendall(heard)
+                answer(self.request)
 
-    class Server(socketserver.ThreadingTCPServer):
+    class Threads(socketserver.ThreadingTCPServer):
         daemon_threads = True
 
-    with Server(("127.0.0.1", 0), Speak) as server:
+    with Threads(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            yield server.server_address[1]
+            yield Server(f"eu{server.server_address[1]}", "127.0.0.1", server.server_address[1], tls=False)
         finally:
             server.shutdown()
             thread.join()
 
 
+def echoes(client: socket.socket) -> None:
+    """It speaks first, which is not HTTP, and then says what it hears."""
+    client.sendall(b"ready\n")
+    while heard := client.recv(1024):
+        client.sendall(heard)
+
+
+WEBSOCKET = (
+    b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+SWITCHED = (
+    b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
+)
+"""The example of RFC 6455, section 1.2."""
+
+
+def upgrades(client: socket.socket) -> None:
+    """It answers the request for a WebSocket, and then echoes; any other request is answered with 200."""
+    if b"\r\nupgrade: websocket\r\n" in client.recv(65536).lower():
+        client.sendall(SWITCHED)
+        echoes(client)
+    else:
+        client.sendall(servers.OK)
+
+
+@contextlib.contextmanager
+def routed(
+    directory: Path, text: str, ca_file: str, commands: dict[str, str] | None = None
+) -> Iterator[tuple[Router, int]]:
+    """A HAProxy with the configuration, and the port of its router."""
+    environ = listen_anywhere(Path(ca_file))
+    with Router(directory, text, commands=commands or {}, environ=environ) as router:
+        yield router, int(environ["PORT"])
+
+
 @pytest.mark.parametrize("beside", [False, True], ids=["external", "beside"])
-def test_what_is_not_http_is_measured_and_routed(tmp_path: Path, beside: bool) -> None:
-    names = ("eu", "us", "ap")
+def test_what_is_not_http_is_measured_and_routed(tmp_path: Path, ca_file: str, beside: bool) -> None:
     with contextlib.ExitStack() as stack:
-        places = [Server(name, "127.0.0.1", stack.enter_context(speaking_first(name)), tls=False) for name in names]
+        places = [stack.enter_context(serving(echoes)) for _ in range(3)]
         text = configuration(Plan(places, here(), http=False, beside=beside))
-        servers.AUTHORITY.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
-        environ = listen_anywhere(tmp_path / "authority.pem")
         commands = {"MULTICLOUD_BACKENDS": "upstream"} if beside else {}
-        router = stack.enter_context(Router(tmp_path, text, commands=commands, environ=environ))
-        socket_path = router.settings["MULTICLOUD_SOCKET"]
-        wait_until(lambda: sorted(weights(socket_path).values()) == [0, 1, 256], 30, "a favourite and a backup")
-        with socket.create_connection(("127.0.0.1", int(environ["PORT"])), timeout=10) as client:
-            assert client.recv(100).decode().strip() in names
+        router, port = stack.enter_context(routed(tmp_path, text, ca_file, commands))
+        address = router.settings["MULTICLOUD_SOCKET"]
+        wait_until(lambda: sorted(weights(address).values()) == [0, 1, 256], 30, "a favourite and a backup")
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+            assert client.recv(100) == b"ready\n"
             client.sendall(b"\0no HTTP\r\n\r\n")
             assert client.recv(100) == b"\0no HTTP\r\n\r\n"
 
 
-def test_haproxys_own_checks_ask_each_server_for_its_own_name(tmp_path: Path) -> None:
-    servers.AUTHORITY.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+@pytest.mark.parametrize("http", [False, True], ids=["tcp", "websocket"])
+def test_a_tunnel_in_which_nobody_speaks_stays(tmp_path: Path, ca_file: str, http: bool) -> None:
+    with serving(upgrades if http else echoes) as server:
+        text = configuration(Plan([server], here(), http=http, beside=True))
+        for end in ("client", "server"):
+            assert f"timeout {end} 30s\n" in text
+            text = text.replace(f"timeout {end} 30s\n", f"timeout {end} 500ms\n")
+        with (
+            routed(tmp_path, text, ca_file) as (_, port),
+            socket.create_connection(("127.0.0.1", port), timeout=10) as client,
+        ):
+            if http:
+                client.sendall(WEBSOCKET)
+            assert hear(client, "ready\n").endswith("ready\n")
+            time.sleep(1.5)
+            client.sendall(b"still there?")
+            assert client.recv(100) == b"still there?"
+
+
+def hear(client: socket.socket, text: str) -> str:
+    """What comes up to that text, or to the end of the connection."""
+    heard = b""
+    while text.encode() not in heard and (received := client.recv(65536)):
+        heard += received
+    return heard.decode()
+
+
+def test_a_region_is_asked_for_its_own_host_whatever_the_client_writes_in_place_of_a_path() -> None:
+    head = "{} {} HTTP/1.1\r\nHost: admin.internal\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+    def ask(method: str, target: str) -> str:
+        with socket.create_connection(("127.0.0.1", running.port), timeout=10) as client:
+            client.sendall(head.format(method, target).encode())
+            return hear(client, "the end of the connection")
+
+    with edge({"eu.demo": 0.0}, interval="600s") as running:
+        for method in ("GET", "POST"):
+            heard = ask(method, "http://admin.internal/a?b").partition("\r\n\r\neu.demo\n\n")[2]
+            assert heard.startswith(f"{method} /a?b HTTP/1.1\r\n")
+            assert "\r\nhost: eu.demo\r\n" in heard.lower()
+            assert "admin.internal" not in heard
+        assert ask("CONNECT", "admin.internal:443").startswith("HTTP/1.1 405 ")
+
+
+ENOUGH = 16_500
+"""Descriptors for 8,000 users, and some for itself."""
+
+
+def open_files(api: runtime.RuntimeAPI) -> int:
+    """How many files HAProxy may have open."""
+    pid = api.ask("show info").partition("\nPid: ")[2].partition("\n")[0]
+    return int(re.findall(r"^Max open files +(\d+)", Path(f"/proc/{pid}/limits").read_text(), re.MULTILINE)[0])
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["external", "beside"])
+@pytest.mark.parametrize("hard", [4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]])
+def test_haproxy_takes_as_many_descriptors_as_it_needs_and_starts_with_less(
+    tmp_path: Path, ca_file: str, monkeypatch: pytest.MonkeyPatch, hard: int, beside: bool
+) -> None:
+    script = tmp_path / "limited"
+    script.write_text(f'#!/bin/sh\nulimit -S -n 1024; ulimit -H -n {hard}; exec {haproxy_binary()} "$@"\n')
+    script.chmod(0o755)
+    text = configuration(Plan([EU], here(), beside=beside))
+    monkeypatch.setenv("HAPROXY_BINARY", str(script))
+    with (
+        routed(tmp_path, text, ca_file) as (router, _),
+        runtime.RuntimeAPI(router.settings["MULTICLOUD_SOCKET"]) as api,
+    ):
+        assert open_files(api) <= min(hard, ENOUGH)
+        assert "\nMaxconn: 8000\n" in api.ask("show info")
+
+
+@pytest.mark.root("mount")
+def test_the_image_starts_haproxy_with_few_descriptors_whatever_the_limit(tmp_path: Path, ca_file: str) -> None:
+    (tmp_path / "haproxy.cfg").write_text(configuration(Plan([EU], here())))
+    (tmp_path / "haproxy").symlink_to(haproxy_binary())
+    address = str(tmp_path / "socket")
+    places = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "MULTICLOUD_SOCKET": address}
+    start = """
+        mount -t tmpfs none /usr/local/etc; mkdir /usr/local/etc/haproxy; cp "$1"/haproxy.cfg /usr/local/etc/haproxy
+        ulimit -S -n "$(ulimit -H -n)"; exec deploy/start.sh
+    """
+    with subprocess.Popen(
+        ["unshare", "--mount", "sh", "-euc", start, "sh", tmp_path],
+        env={**listen_anywhere(Path(ca_file)), **places},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        try:
+            wait_until(lambda: Path(address).exists(), 10, "HAProxy starts")
+            with runtime.RuntimeAPI(address) as api:
+                assert open_files(api) <= ENOUGH
+        finally:
+            process.terminate()
+
+
+def test_haproxys_own_checks_ask_each_server_for_its_own_name(tmp_path: Path, ca_file: str) -> None:
     answer = servers.OK.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
     with contextlib.ExitStack() as stack:
         asked = {}
@@ -188,7 +319,7 @@ def test_haproxys_own_checks_ask_each_server_for_its_own_name(tmp_path: Path) ->
             asked[name] = stack.enter_context(servers.Server(servers.answers(answer), tls=servers.good(name)))
         places = [Server(name, "127.0.0.1", server.port or 0) for name, server in asked.items()]
         text = configuration(Plan(places, here(), path="/healthz", beside=True))
-        with Router(tmp_path, text, commands={}, environ=listen_anywhere(tmp_path / "authority.pem")) as router:
+        with routed(tmp_path, text, ca_file) as (router, _):
             wait_until(lambda: all(len(server.requests) > 1 for server in asked.values()), 20, "two checks of each")
             with runtime.RuntimeAPI(router.settings["MULTICLOUD_SOCKET"]) as api:
                 checks = {server.name: server.check for server in api.servers() if server.backend == "upstream"}

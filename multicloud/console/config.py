@@ -19,12 +19,8 @@ if TYPE_CHECKING:
 HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?")
 
 
-class ConfigError(UsageError):
-    """An argument that cannot be used. The text says which, and what is accepted."""
-
-
 def servers(texts: Iterable[str], *, http: bool = True) -> list[Server]:
-    """The servers that HOST, HOST:PORT, NAME=ADDRESS or NAME=ADDRESS:PORT say. Raises ConfigError."""
+    """The servers that HOST, HOST:PORT, NAME=ADDRESS or NAME=ADDRESS:PORT say. Raises UsageError."""
     found: dict[str, Server] = {}
     for text in texts:
         name, equals, place = text.partition("=")
@@ -34,16 +30,16 @@ def servers(texts: Iterable[str], *, http: bool = True) -> list[Server]:
         if not equals:
             name = address
         if not settings.is_name(name):
-            raise ConfigError(f"{text!r}: {name!r} cannot be a server's name; accepted: letters, digits and . : _ -")
+            raise UsageError(f"{text!r}: {name!r} cannot be a server's name; accepted: letters, digits and . : _ -")
         if name in found:
-            raise ConfigError(f"{text!r}: there is a server {name} already; accepted: another NAME=ADDRESS:PORT")
+            raise UsageError(f"{text!r}: there is a server {name} already; accepted: another NAME=ADDRESS:PORT")
         if not _is_address(address):
             accepted = "a host name, an IPv4 address, or an IPv6 address in brackets"
-            raise ConfigError(f"{text!r}: {address!r} is no address; accepted: {accepted}")
+            raise UsageError(f"{text!r}: {address!r} is no address; accepted: {accepted}")
         port = _port(text, number)
         found[name] = Server(name, address, port, tls=port != 80 if http else port == 443)
     if not found:
-        raise ConfigError("no server named; accepted: SERVER[=ADDRESS[:PORT]], one or more")
+        raise UsageError("no server named; accepted: SERVER[=ADDRESS[:PORT]], one or more")
     return list(found.values())
 
 
@@ -63,7 +59,7 @@ def _port(text: str, number: str) -> int:
     except ValueError:
         port = 0
     if not port:
-        raise ConfigError(f"{text!r}: {number!r} is no port; accepted: 1 to 65535")
+        raise UsageError(f"{text!r}: {number!r} is no port; accepted: 1 to 65535")
     return port
 
 
@@ -75,33 +71,32 @@ def _written(version: Version) -> str:
 def _directory(name: str) -> str:
     """Where HAProxy finds a command that is not where it looks by itself; "" for one that is.
 
-    Raises ConfigError where the path cannot stand in a configuration.
+    Raises UsageError where the path cannot stand in a configuration.
     """
     path = installed.command(name)
     if not path or os.path.dirname(path) in ("/usr/bin", "/usr/local/bin"):
         return ""
     if re.search(r'["$}\\\n]', path):
-        raise ConfigError(f"{path!r}: HAProxy cannot be told that; install multicloud elsewhere, such as in /opt")
+        raise UsageError(f"{path!r}: HAProxy cannot be told that; install multicloud elsewhere, such as in /opt")
     return path.removesuffix(name)
 
 
 def write(command: str, texts: Iterable[str], plan: Plan) -> tuple[str, str]:
-    """What `command` writes, and what else its user has to do, "" for nothing. Raises ConfigError.
+    """What `command` writes, and what else its user has to do, "" for nothing. Raises UsageError.
 
-    The plan has no servers, which `texts` say. Without a version it is for the HAProxy on this machine, and then
-    InstalledError is raised, too.
+    The plan has no servers, which `texts` say. Without a version it is for the HAProxy on this machine.
     """
     backend, path = plan.backend, plan.path
     version = plan.version or installed.haproxy_version(os.environ)
     if not settings.is_name(backend) or backend in haproxy_cfg.TAKEN:
         taken = f", but {backend} is taken" * (backend in haproxy_cfg.TAKEN)
-        raise ConfigError(f"--backend {backend!r}; accepted: letters, digits and . : _ -{taken}")
+        raise UsageError(f"--backend {backend!r}; accepted: letters, digits and . : _ -{taken}")
     try:
         settings.PATH.parse(path)
     except ValueError:
-        raise ConfigError(f"--path {path!r}; accepted: {settings.PATH.accepts}") from None
+        raise UsageError(f"--path {path!r}; accepted: {settings.PATH.accepts}") from None
     if path != "/" and not plan.http:
-        raise ConfigError(f"--path {path!r}: in mode tcp, checks ask for no path")
+        raise UsageError(f"--path {path!r}: in mode tcp, checks ask for no path")
     directory = _directory("multicloud-check")
     plan = plan._replace(servers=servers(texts, http=plan.http), version=version, directory=directory)
     note = ""

@@ -12,6 +12,7 @@ import os
 import pwd
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
 REWEIGH_SERVER = "multicloud-reweigh"
 """The name that haproxy.cfg gives the server whose check is the reweigh."""
 
-PASSED, TIMED_OUT, EXTERNAL = "PROCOK", "PROCTOUT", "PROC"
-"""Check statuses of external checks, and how they all begin."""
+PASSED, TIMED_OUT, EXTERNAL, NOT_YET = "PROCOK", "PROCTOUT", "PROC", ("", "INI")
+"""Check statuses: two of external checks, how all of these begin, and those of a server that is not checked (yet)."""
 
-NAMESERVER = re.compile(r"^ nameserver (\S+):\n  sent: +[1-9]", re.MULTILINE)
-"""A name server in `show resolvers` to which HAProxy has sent queries."""
+ANSWERS = ("valid", "any_err", "cname_error", "nx", "refused", "other", "invalid", "too_big", "truncated", "outdated")
+"""The counters of answers in `show resolvers`. That a name has no address of the family asked for is an `any_err`."""
 
 EXIT_CODES = {
     "126": "HAProxy's user may not execute the check's command",
@@ -48,37 +49,46 @@ class User(NamedTuple):
     groups: tuple[int, ...]
 
 
-class Instance(NamedTuple):
-    """A running HAProxy. `algorithms` are the balance algorithms by backend, empty where the level is `user`.
+class NameServer(NamedTuple):
+    """A name server that HAProxy asks, by its name in `resolvers`, and the counters that `show resolvers` has of it."""
 
-    `nameservers` are the names, in its configuration, of the name servers that it asks: their addresses where it has
-    them from /etc/resolv.conf.
-    """
+    name: str
+    counters: dict[str, int]
+
+    @property
+    def unanswered(self) -> int:
+        """How many queries have had no answer of whatever kind."""
+        return self.counters["sent"] - sum(self.counters.get(kind, 0) for kind in ANSWERS)
+
+
+class Instance(NamedTuple):
+    """A running HAProxy. `algorithms` are the balance algorithms by backend, empty where the level is `user`."""
 
     version: str
     pid: int
     level: str
     servers: list[Server]
     algorithms: dict[str, str]
-    nameservers: tuple[str, ...] = ()
+    name_servers: tuple[NameServer, ...] = ()
 
     def checked(self) -> list[Server]:
         """The servers that have an external check other than the reweigh."""
-        return [
-            server for server in self.servers if server.check.startswith(EXTERNAL) and server.name != REWEIGH_SERVER
-        ]
+        return [each for each in self.servers if each.check.startswith(EXTERNAL) and each.name != REWEIGH_SERVER]
 
-    def own_checked(self, backends: Collection[str]) -> list[Server]:
-        """The servers of these backends that HAProxy checks by itself, as `multicloud run` wants it."""
+    def own_checked(self, backends: Collection[str] | None = None) -> list[Server]:
+        """The servers that HAProxy checks by itself, as `multicloud run` wants it; of these backends, or of all."""
         return [
             server
             for server in self.servers
-            if server.backend in backends and server.check and not server.check.startswith(EXTERNAL)
+            if server.check not in NOT_YET
+            and not server.check.startswith(EXTERNAL)
+            and (backends is None or server.backend in backends)
         ]
 
     def forks(self, backends: Collection[str]) -> bool:
-        """Whether HAProxy's user runs the commands: it should, unless `multicloud run` is for these backends."""
-        return not backends or any(server.check.startswith(EXTERNAL) for server in self.servers)
+        """Whether HAProxy's user runs the commands: it should, unless the checks are for `multicloud run`."""
+        external = any(server.check.startswith(EXTERNAL) for server in self.servers)
+        return external or not (backends or self.own_checked())
 
 
 def ask(api: RuntimeAPI) -> Instance:
@@ -86,8 +96,30 @@ def ask(api: RuntimeAPI) -> Instance:
     info = dict(line.split(": ", 1) for line in api.ask("show info").splitlines() if ": " in line)
     rows = runtime.rows(api.lines("show stat -1 2 -1"), ",", ("pxname", "algo"))
     algorithms = {row["pxname"]: row["algo"] for row in rows if row["algo"]}
-    asked = tuple(dict.fromkeys(NAMESERVER.findall(api.ask("show resolvers"))))
-    return Instance(info["Version"], int(info["Pid"]), api.ask("show cli level"), api.servers(), algorithms, asked)
+    level = api.ask("show cli level")
+    return Instance(info["Version"], int(info["Pid"]), level, api.servers(), algorithms, name_servers(api))
+
+
+def name_servers(api: RuntimeAPI) -> tuple[NameServer, ...]:
+    """The name servers that have been asked. Raises RuntimeAPIError."""
+    servers: list[NameServer] = []
+    for line in api.lines("show resolvers"):
+        name, colon, count = line.partition(":")
+        if name.startswith(" nameserver "):
+            servers.append(NameServer(name.split()[1], {}))
+        elif colon and servers and count.strip().isdigit():
+            servers[-1].counters[name.strip()] = int(count)
+    return tuple(server for server in servers if server.counters.get("sent"))
+
+
+def soft_limit_of_files(pid: int) -> int | None:
+    """How many files a process on this machine may have open, its soft limit; None where that cannot be seen."""
+    try:
+        limits = Path(f"/proc/{pid}/limits").read_text()
+    except OSError:
+        return None
+    match = re.search(r"^Max open files +(\d+|unlimited)", limits, re.MULTILINE)
+    return None if match is None else sys.maxsize if match[1] == "unlimited" else int(match[1])
 
 
 def where_reasons_are(pid: int, user: User | None) -> str:
@@ -154,7 +186,7 @@ def may(user: User, modes: str, path: str | Path) -> bool | None:
     return done.returncode == 0
 
 
-def unwritable(user: User, path: str) -> str | None:
+def cannot_append(user: User, path: str) -> str | None:
     """Why the user's checks cannot append to the sample file, and what to do; None where they can, or none can tell."""
     if not os.path.exists(path):
         if may(user, "wx", os.path.dirname(os.path.abspath(path))) is False:

@@ -1,35 +1,31 @@
-"""What is wrong, in words: only what can be known from HAProxy's answers and the sample file, each with what to do."""
+"""What is wrong, in words: only what can be known from HAProxy's answers and the sample file, each with what to do.
+
+`status` shows all of it under its table, and `doctor` a kind at a time, each in its place among other causes.
+"""
 
 from __future__ import annotations
 
 import functools
 import itertools
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from multicloud import reweigh, run, scores, sharing
-from multicloud.console.instance import (
-    EXIT_CODES,
-    EXTERNAL,
-    PASSED,
-    REWEIGH_SERVER,
-    unwritable,
-    user_of,
-    where_reasons_are,
-)
+from multicloud import reweigh, run, runtime, scores, sharing
+from multicloud.console import instance as instances
+from multicloud.console.instance import EXTERNAL, PASSED, REWEIGH_SERVER, cannot_append, user_of
 from multicloud.ranking import changes
 from multicloud.runtime import DOWN, MAINT, UP
 from multicloud.settings import BACKENDS, TIMES
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping
+    from collections.abc import Sequence
 
-    from multicloud.console.instance import Instance, User
+    from multicloud.console.instance import Instance
     from multicloud.history import Samples
     from multicloud.runtime import Server
     from multicloud.settings import Sources
 
-PATIENCE = 10.0
+TOLERATED = 10.0
 """Seconds for which a sample may be missing, or a weight not be set, before that is a problem."""
 
 LOOK_BACK = 60
@@ -41,68 +37,90 @@ STEP = 5
 LAST_RESORT = "last-resort"
 """The backend of haproxy.cfg that is asked when no server of `upstream` is left; for `app` it is `app-last-resort`."""
 
-REWEIGH, SAMPLES = "reweigh", "samples"
-"""What may follow from a cause that has been told: that no reweigh works, and that samples are missing."""
+
+class Seen(NamedTuple):
+    """What is judged: a running HAProxy and the samples, LOOK_BACK too, as both were at `now`, a UNIX time."""
+
+    instance: Instance
+    samples: Samples
+    sources: Sources
+    now: float
+
+    @property
+    def times(self) -> str:
+        """The sample file."""
+        return self.sources.read((TIMES,)).times
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """Those that `multicloud run` measures."""
+        return self.sources.read((BACKENDS,)).backends
+
+    def has_samples(self, members: Sequence[Server]) -> bool:
+        """Of any of these servers."""
+        return any(server.source in self.samples.series for server in members)
+
+    def routed(self) -> dict[str, list[Server]]:
+        """The backends that are checked for us, or have samples, with their servers."""
+        checked = {server.backend for server in self.instance.checked() + self.instance.own_checked(self.backends)}
+        members = runtime.by_backend(self.instance.servers)
+        return {name: each for name, each in members.items() if name in checked or self.has_samples(each)}
 
 
-def problems(
-    instance: Instance, found: Samples, sources: Sources, now: float, told: Container[str] = frozenset()
-) -> list[str]:
-    """A line for each problem, causes first; what follows from another one, or is in `told`, is left out.
-
-    `now` is the UNIX time at which both were read, `found` has samples of LOOK_BACK too. `told` may have REWEIGH and
-    SAMPLES, or samples_of(server) for one server.
-    """
-    times = sources.read((TIMES,)).times
+def problems(instance: Instance, samples: Samples, sources: Sources, now: float) -> list[str]:
+    """A line for each problem, causes first; what follows from another one is left out."""
+    seen = Seen(instance, samples, sources, now)
     user = user_of(instance.pid)
-    reason = where_reasons_are(instance.pid, user)
-    beside = sources.read((BACKENDS,)).backends
-    own = instance.own_checked(beside)
-    cannot_write = unwritable(user, times) if user and instance.forks(beside) else None
-    stopped = _reweigh(instance, user, reason, explained=REWEIGH in told)
-    unrecorded = _unrecorded(own, found, now, times)
-    backends: dict[str, list[Server]] = {}
-    for server in instance.servers:
-        backends.setdefault(server.backend, []).append(server)
-    checked = {server.backend for server in instance.checked() + own}
-    routed = {backend: members for backend, members in backends.items() if backend in checked or _has(members, found)}
-    lines = [cannot_write] if cannot_write else []
-    lines += [*_unresolved(instance.servers), *run.unmeasured(instance.servers, beside).values(), *stopped, *unrecorded]
-    for backend, members in routed.items():
-        if any(server.source == server.key for server in members):  # else the tracked ones have the same problem
-            lines += _unserved(backend, members, _last_resort(backend, backends))
-        missing = not cannot_write and SAMPLES not in told
-        if missing and (_has(members, found) or len(members) > 1):  # else it may be a reweigh under another name
-            explained = (
-                own if unrecorded else [server for server in members if server.backend in beside and not server.check]
+    unwritten = cannot_append(user, seen.times) if user and instance.forks(seen.backends) else None
+    lines = [unwritten] if unwritten else []
+    lines += [*without_address(instance.servers), *run.unmeasured(instance.servers, seen.backends).values()]
+    nobody_weighs = [*reweigh_stopped(seen), *nobody_records(seen)]
+    lines += [*nobody_weighs, *cannot_serve(seen)]
+    if not unwritten:
+        lines += samples_missing(seen)
+    if not nobody_weighs:
+        lines += weights_not_set(seen)
+    return lines + foreign_lines(seen)
+
+
+def foreign_lines(seen: Seen) -> list[str]:
+    """Whether the sample file has lines that are none of ours."""
+    garbage = seen.samples.garbage
+    return [f"{seen.times} has lines that are no samples ({garbage}): who else writes there?"] if garbage else []
+
+
+def without_address(servers: Sequence[Server]) -> list[str]:
+    """A line for each name that gives a server no address, however many servers have it, in however many backends."""
+    lines = {}
+    addressed = {(each.backend, each.host): each.name for each in reversed(servers) if not each.unresolved}
+    for server in servers:
+        name = "/".join(server.key)
+        if not server.unresolved or server.host in lines:
+            continue
+        if other := addressed.get((server.backend, server.host)):
+            lines[server.host] = (
+                f"{name} has the host name of {other}, {server.host}, and HAProxy gives an address to one of two such "
+                "servers only: write `resolve-opts allow-dup-ip` on every `server` line (from HAProxy 2.8 on, "
+                "`default-server` will do)"
             )
-            named = [server for server in members if samples_of(server) not in told and server not in explained]
-            lines += _unmeasured(named, found, now, sources, reason)
-        if not stopped and not unrecorded and REWEIGH not in told:
-            lines += _unweighed(backend, members, found, sources, now)
-    if found.garbage:
-        lines.append(f"{times} has lines that are no samples ({found.garbage}): who else writes there?")
-    return lines
+        else:
+            lines[server.host] = (
+                f"the name {server.host} does not resolve, so HAProxy has put {name} into maintenance, until it does: "
+                "is it spelt right, and do HAProxy's name servers, which read no /etc/hosts, know it?"
+            )
+    return list(lines.values())
 
 
-def samples_of(server: Server) -> str:
-    """That samples of a server are missing, where its cause has been told."""
-    return f"{SAMPLES} of {server.backend}/{server.name}"
-
-
-def _has(members: list[Server], found: Samples) -> bool:
-    return any(server.source in found.series for server in members)
-
-
-def _reweigh(instance: Instance, user: User | None, reason: str, *, explained: bool) -> list[str]:
-    """Why nobody sets weights, where the reweigh has the name that haproxy.cfg gives it, and unless it was told."""
+def reweigh_stopped(seen: Seen) -> list[str]:
+    """Why nobody sets weights, where the reweigh has the name that haproxy.cfg gives it."""
+    user = user_of(seen.instance.pid)
     by_hand = f"`runuser -u {user.name} -- multicloud reweigh`" if user else "`multicloud reweigh` as HAProxy's user"
     lines = []
-    for server in instance.servers:
-        name = f"{server.backend}/{server.name}"
-        if server.name == REWEIGH_SERVER and server.state == DOWN and not explained:
-            why = EXIT_CODES.get(server.code, f"{by_hand} says why; {reason}")
-            lines.append(f"{name} is DOWN, so nobody sets weights: {why}")
+    for server in seen.instance.servers:
+        name = "/".join(server.key)
+        if server.name == REWEIGH_SERVER and server.state == DOWN:
+            says_why = f"{by_hand} says why; {instances.where_reasons_are(seen.instance.pid, user)}"
+            lines.append(f"{name} is DOWN, so nobody sets weights: {instances.EXIT_CODES.get(server.code, says_why)}")
         elif server.name == REWEIGH_SERVER and server.state == MAINT:
             lines.append(
                 f"{name} is in maintenance, so an operator has frozen the weights: `set server {name} state ready` "
@@ -111,125 +129,127 @@ def _reweigh(instance: Instance, user: User | None, reason: str, *, explained: b
     return lines
 
 
-def _unresolved(servers: list[Server]) -> list[str]:
-    """A line for each name, however many servers have it, in however many backends."""
-    first = {server.host: server for server in reversed(servers) if server.unresolved}
-    return [
-        f"the name {host} does not resolve, so HAProxy has put {server.backend}/{server.name} into maintenance, "
-        "until it does: is it spelt right, and do HAProxy's name servers, which read no /etc/hosts, know it?"
-        for host, server in reversed(first.items())
-    ]
+def cannot_serve(seen: Seen) -> list[str]:
+    """The backends that have no server to send a request to, and what becomes of it."""
+    lines = []
+    for backend, members in seen.routed().items():
+        up = [server for server in members if server.state == UP]
+        if any(server.weight for server in up) or not any(server.source == server.key for server in members):
+            continue  # the servers that these track have the same problem
+        lost = "so each request to it is a 503"
+        if resort := _last_resort(backend, seen.instance.servers):
+            rule = f"`use_backend {resort} if {{ nbsrv({backend}) lt 1 }}`"
+            lost = f"so {resort} is tried where a frontend has {rule}, and else each request is a 503"
+        if up:
+            lines.append(
+                f"every server of {backend} that is UP has weight 0, {lost}: "
+                "run `multicloud reweigh`, and give the servers `weight 1` in the configuration"
+            )
+        else:
+            states = ", ".join(sorted({server.state for server in members}))
+            lines.append(f"no server of {backend} is UP ({states}), {lost}")
+    return lines
 
 
-def _last_resort(backend: str, backends: Mapping[str, list[Server]]) -> str:
+def _last_resort(backend: str, servers: Sequence[Server]) -> str:
     """The backend that is asked when no server of this one is left; "" where none is there or UP."""
-    for name in (f"{backend}-{LAST_RESORT}", LAST_RESORT):
-        if name != backend and any(server.state == UP for server in backends.get(name, [])):
-            return name
-    return ""
+    up = {server.backend for server in servers if server.state == UP and server.backend != backend}
+    return next((name for name in (f"{backend}-{LAST_RESORT}", LAST_RESORT) if name in up), "")
 
 
-def _unserved(backend: str, members: list[Server], resort: str) -> list[str]:
-    """Whether a backend has no server to send a request to, and what becomes of it; `resort` is asked then, if any."""
-    lost = "so each request to it is a 503"
-    if resort:
-        rule = f"`use_backend {resort} if {{ nbsrv({backend}) lt 1 }}`"
-        lost = f"so {resort} is tried where a frontend has {rule}, and else each request is a 503"
-    up = [server for server in members if server.state == UP]
-    if not up:
-        states = ", ".join(sorted({server.state for server in members}))
-        return [f"no server of {backend} is UP ({states}), {lost}"]
-    if not any(server.weight for server in up):
-        return [
-            f"every server of {backend} that is UP has weight 0, {lost}: "
-            "run `multicloud reweigh`, and give the servers `weight 1` in the configuration"
-        ]
-    return []
-
-
-def _unmeasured(members: list[Server], found: Samples, now: float, sources: Sources, reason: str) -> list[str]:
-    return [
-        f"{missing}: {_why_unmeasured(server, sources, reason)}"
-        for server in members
-        if (missing := _missing(server, found, now))
-    ]
-
-
-def _missing(server: Server, found: Samples, now: float) -> str:
-    """That samples of a server are missing, and since when; "" where they are not, or need not be there."""
-    if server.state != UP or server.state_age < PATIENCE or server.source != server.key:
-        return ""
-    newest = found.series.get(server.key, [])
-    times = [sample.time for sample in newest if sample.time is not None]
-    if not newest:
-        return f"no samples for {server.name}, which is UP"
-    if times and now - times[0] > max(PATIENCE, 3 * _usual_gap(times)):
-        return f"no samples for {server.name} since {_clock(times[0])} ({now - times[0]:.0f} s), although it is UP"
-    return ""
-
-
-def _unrecorded(own: list[Server], found: Samples, now: float, path: str) -> list[str]:
+def nobody_records(seen: Seen) -> list[str]:
     """Whether nobody records what HAProxy's own checks of any server say: then no `multicloud run` sets weights."""
-    steady = [server for server in own if server.state == UP and server.state_age >= PATIENCE]
-    if not steady or not all(_missing(server, found, now) for server in steady):
+    own = seen.instance.own_checked(seen.backends)
+    steady = [server for server in own if server.state == UP and server.state_age >= TOLERATED]
+    if not steady or not all(_missing(server, seen) for server in steady):
         return []
     backends = ", ".join(dict.fromkeys(server.backend for server in steady))
-    last = max(found.series[server.key][0].time or 0.0 if server.key in found.series else 0.0 for server in steady)
-    since = f" since {_clock(last)} ({now - last:.0f} s)" if last else ""
+    last = max((seen.samples.series[each.key][0].time or 0.0 for each in steady if seen.has_samples([each])), default=0)
+    since = f" since {_clock(last)} ({seen.now - last:.0f} s)" if last else ""
     return [
-        f"HAProxy's own checks of {backends} have not been recorded in {path}{since}: is `multicloud run` at work, "
-        "with the same `times`? Its log says what it lacks (`journalctl -u multicloud`)"
+        f"HAProxy's own checks of {backends} have not been recorded in {seen.times}{since}: is `multicloud run` at "
+        "work, with the same `times`? Its log says what it lacks (`journalctl -u multicloud`)"
     ]
 
 
-def _why_unmeasured(server: Server, sources: Sources, reason: str) -> str:
-    path, backends = sources.read((TIMES,)).times, sources.read((BACKENDS,)).backends
+def samples_missing(seen: Seen) -> list[str]:
+    """The servers that nobody measures although they are UP, and why."""
+    unrecorded = bool(nobody_records(seen))
+    lines = []
+    for members in seen.routed().values():
+        if len(members) == 1 and not seen.has_samples(members):
+            continue  # it may be a reweigh under another name
+        for server in members:
+            beside = server.backend in seen.backends
+            told = beside and (unrecorded or not server.check)  # by `nobody_records`, or by run.unmeasured
+            if not told and (missing := _missing(server, seen)):
+                lines.append(f"{missing}: {_why_missing(server, seen)}")
+    return lines
+
+
+def _missing(server: Server, seen: Seen) -> str:
+    """That samples of a server are missing, and since when; "" where they are not, or need not be there."""
+    if server.state != UP or server.state_age < TOLERATED or server.source != server.key:
+        return ""
+    newest = seen.samples.series.get(server.key, [])
+    if not newest:
+        return f"no samples for {server.name}, which is UP"
+    times = [sample.time for sample in newest if sample.time is not None]
+    gaps = [later - earlier for later, earlier in itertools.pairwise(times)]
+    usual = scores.percentiles(gaps, (50,))[0] if gaps else 0.0
+    if times and (age := seen.now - times[0]) > max(TOLERATED, 3 * usual):
+        return f"no samples for {server.name} since {_clock(times[0])} ({age:.0f} s), although it is UP"
+    return ""
+
+
+def _why_missing(server: Server, seen: Seen) -> str:
     if not server.check:
         return "HAProxy does not check it"
     if not server.check.startswith(EXTERNAL):
-        if server.backend in backends:
+        if server.backend in seen.backends:
             return "HAProxy checks it by itself, but `multicloud run` does not record that: its log says why"
-        names = ",".join((*backends, server.backend))
         return (
             "HAProxy checks it by itself: give it an external check, or for `multicloud run` write "
-            f"`backends = {names}` into {sources.path}"
+            f"`backends = {','.join((*seen.backends, server.backend))}` into {seen.sources.path}"
         )
     if server.check == PASSED:
-        return f"its check passes, but does not write to {path}: is it multicloud-check, and has it the same `times`?"
-    return f"its check fails; {reason}"
+        return f"its check passes, but does not write to {seen.times}: is it multicloud-check, with the same `times`?"
+    return f"its check fails; {instances.where_reasons_are(seen.instance.pid, user_of(seen.instance.pid))}"
 
 
-def _usual_gap(times: list[float]) -> float:
-    gaps = [later - earlier for later, earlier in itertools.pairwise(times)]
-    return scores.percentiles(gaps, (50,))[0] if gaps else 0.0
+def weights_not_set(seen: Seen) -> list[str]:
+    """The backends to which a reweigh at any moment of the last seconds would have given other weights."""
+    lines = []
+    for backend, members in seen.routed().items():
+        late, known = _wrong_for(members, seen)
+        if late >= TOLERATED:
+            least = "" if late + STEP <= known else "at least "
+            lines.append(
+                f"{backend} has had other weights for {least}{late} s than a reweigh with these settings gives it, so "
+                "none has set them: `multicloud reweigh --dry-run -v` explains"
+            )
+    return lines
 
 
-def _unweighed(backend: str, members: list[Server], found: Samples, sources: Sources, now: float) -> list[str]:
-    """Whether a reweigh at any moment of the last seconds would have set other weights: then there was none.
+def _wrong_for(members: list[Server], seen: Seen) -> tuple[int, float]:
+    """For how many seconds a backend has had other weights than it should, and for how many that can be known.
 
     The servers' states are known of now only, so it is not judged for longer than they are what they are, nor where
     samples have no time.
     """
-    series = {server.source: found.series[server.source] for server in members if server.source in found.series}
-    if any(sample.time is None for newest in series.values() for sample in newest):
-        return []
+    series = {each.source: seen.samples.series[each.source] for each in members if seen.has_samples([each])}
     known = min(LOOK_BACK, *(server.state_age for server in members))
     late = -1
+    if any(sample.time is None for newest in series.values() for sample in newest):
+        return late, known
     for ago in range(0, int(known) + 1, STEP):
-        then = {key: [sample for sample in newest if (sample.time or 0) <= now - ago] for key, newest in series.items()}
-        share = functools.partial(
-            sharing.share, samples=then, users={}, again=dict, elapsed=0.0
-        )  # who shares still does
-        if not changes(reweigh.decide(members, reweigh.score(then, sources, now - ago), sources, share)):
+        then = seen.now - ago
+        past = {key: [sample for sample in newest if (sample.time or 0) <= then] for key, newest in series.items()}
+        share = functools.partial(sharing.share, samples=past, users={}, again=dict, elapsed=0.0)  # who shares, shares
+        if not changes(reweigh.decide(members, reweigh.score(past, seen.sources, then), seen.sources, share)):
             break
         late = ago
-    if late < PATIENCE:
-        return []
-    least = "" if late + STEP <= known else "at least "
-    return [
-        f"{backend} has had other weights for {least}{late} s than a reweigh with these settings gives it, so none "
-        "has set them: `multicloud reweigh --dry-run -v` explains"
-    ]
+    return late, known
 
 
 def _clock(when: float) -> str:

@@ -45,10 +45,10 @@ def collect(sources: Sources) -> Status:
     with runtime.RuntimeAPI(values.socket) as api:
         instance = ask(api)
     # After HAProxy's answer, so that a sample is never missing of which HAProxy has told the consequence.
-    found = history.read(values.times, reweigh.longest_window(sources) + problems.LOOK_BACK)
+    samples = history.read(values.times, reweigh.longest_window(sources) + problems.LOOK_BACK)
     now = time.time()
-    rows, alike = overview.rows(instance.servers, found, reweigh.score(found.series, sources, now), sources, now)
-    return Status(rows, problems.problems(instance, found, sources, now), alike)
+    rows, alike = overview.rows(instance.servers, samples, reweigh.score(samples.series, sources, now), sources, now)
+    return Status(rows, problems.problems(instance, samples, sources, now), alike)
 
 
 def table(status: Status, *, color: bool = False, width: int = 80) -> str:

@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud import light
 from multicloud.demo.regions import Regions, drift
-from multicloud.demo.router import BESIDE, DemoError, Router, configuration
+from multicloud.demo.router import BESIDE, Router, configuration
+from multicloud.light import CommandError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-__all__ = ["Demo", "DemoError", "running"]
 
 PACE = {"MULTICLOUD_WINDOW": "4"}
 INTERVAL = "1s"
@@ -39,7 +38,7 @@ class Demo(NamedTuple):
     def heading(self) -> str:
         """What is shown above the table."""
         app, stats = (f"http://localhost:{port}/" for port in (self.port, self.stats_port))
-        fastest = self.regions.fastest()
+        fastest = min(self.regions, key=lambda region: region.delay)
         return (
             f"app:   {app}    try: curl -sD- {app}\nstats: {stats}\n"
             f"fastest region right now: {fastest.name}, {fastest.delay * 1000:.0f} ms\n\n"
@@ -48,12 +47,12 @@ class Demo(NamedTuple):
 
 @contextlib.contextmanager
 def running(port: int, stats_port: int, *, beside: bool = False) -> Iterator[Demo]:
-    """Run the demo, with multicloud-run `beside` HAProxy or with external checks. Raises DemoError."""
+    """Run the demo, with multicloud-run `beside` HAProxy or with external checks. Raises CommandError."""
     ports = {"PORT": port, "PROXY_PORT": port + 1, "STATS_PORT": stats_port, "STATS_PROXY_PORT": stats_port + 1}
     for number in ports.values():
         _require_free(number)
         if list(ports.values()).count(number) > 1:
-            raise DemoError(f"port {number} is needed twice; --port and --stats-port each need the next port, too")
+            raise CommandError(f"port {number} is needed twice; --port and --stats-port each need the next port, too")
     for number in (signal.SIGTERM, signal.SIGHUP):  # SIGHUP: its terminal was closed
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="multicloud-demo-") as name, Regions() as regions:
@@ -62,7 +61,7 @@ def running(port: int, stats_port: int, *, beside: bool = False) -> Iterator[Dem
         regions.run(drift(regions), wait=False)
         router = Router(
             Path(name),
-            configuration(regions, beside=beside),
+            configuration({region.name: region.port for region in regions}, beside=beside),
             commands={"MULTICLOUD_CA_FILE": str(authority), **PACE, **(BESIDE if beside else {})},
             environ={
                 **{variable: str(number) for variable, number in ports.items()},
@@ -84,4 +83,4 @@ def _require_free(port: int) -> None:
             probe.bind(("127.0.0.1", port))
         except (OSError, OverflowError) as error:
             reason = light.reason(error)
-            raise DemoError(f"port {port}: {reason}; choose others with --port and --stats-port") from None
+            raise CommandError(f"port {port}: {reason}; choose others with --port and --stats-port") from None

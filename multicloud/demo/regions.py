@@ -98,14 +98,21 @@ class Regions:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for region in self._regions:
-            self.stop(region)
-        self.run(_cancel_others())
-        for region in self._regions:
-            self.stop(region)  # connections whose handshake has ended since
+        self.run(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    async def _end(self) -> None:
+        """Stop all regions, and whatever else runs beside them."""
+        for region in self._regions:
+            await region.stop()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        for region in self._regions:
+            await region.stop()  # connections whose handshake has ended since
 
     def __iter__(self) -> Iterator[Region]:
         return iter(self._regions)
@@ -123,17 +130,6 @@ class Regions:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         if wait:
             future.result(timeout=10)
-
-    def fastest(self) -> Region:
-        """The region that would answer first now."""
-        return min(self._regions, key=lambda region: region.delay)
-
-
-async def _cancel_others() -> None:
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
 
 
 async def drift(regions: Regions) -> None:

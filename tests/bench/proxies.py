@@ -13,10 +13,11 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
-from multicloud.demo.router import BESIDE, DemoError
+from multicloud.demo.router import BESIDE
 from multicloud.demo.router import configuration as shipped
+from multicloud.light import CommandError
 from tests.edge import Router, listen_anywhere
 from tests.ports import free_port
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from tests.bench.distant import Place
-    from tests.regions import Regions
 
 HAPROXY = """
 global
@@ -139,7 +139,7 @@ def router(configuration: str, authority: bytes, *, beside: bool = False) -> Ite
 def haproxy(policy: Policy, places: Sequence[Place]) -> str:
     """The shipped configuration, or one for an algorithm of HAProxy's own."""
     if not policy.balance:
-        text = shipped(cast("Regions", places), beside=policy.beside)  # it takes only names and ports from them
+        text = shipped({place.name: place.port for place in places}, beside=policy.beside)
         for place in places:
             text = text.replace(f"127.0.0.1:{place.port}", f"{place.address}:{place.port}")
         return text
@@ -186,5 +186,5 @@ def _await_listener(port: int, process: subprocess.Popen[bytes], log: Path) -> N
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
         if process.poll() is not None or time.monotonic() > deadline:
-            raise DemoError(f"nginx did not start: {log.read_text().strip()}")
+            raise CommandError(f"nginx did not start: {log.read_text().strip()}")
         time.sleep(0.02)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from multicloud.console import problems
 from tests.command import run
-from tests.console.test_doctor import one
+from tests.console.patient import look, one
 from tests.edge import wait_until
 from tests.test_run import Site, site
 
@@ -53,29 +54,40 @@ def test_all_is_well_with_the_loop_beside_haproxy(tmp_path: Path) -> None:
         assert "!" not in status(here)
 
 
-def test_own_checks_that_nobody_takes_as_samples_are_a_problem(tmp_path: Path) -> None:
+def test_between_two_steps_of_the_install_the_next_one_alone_is_told(tmp_path: Path) -> None:
     with site(tmp_path) as here:
+        path = tmp_path / "haproxy.cfg"
+        path.write_text(here.text.replace("global\n", f"global\n    chroot {tmp_path}\n    user nobody\n"))
+        here.router.restart()
         here.conf.write_text("")
-        wrong, _ = doctor(here)
-        line = one(wrong, "nobody takes that as samples")
-        assert "HAProxy checks the servers of app by itself" in line
-        assert f"write `backends = app` into {here.conf} and start multicloud-run" in line
-        assert not any("no server has an external check" in line for line in wrong)
+        wait_until(lambda: look(around(here), path)[0] != [], 10, "the checks have a result")
+        for files in ((), (path,)):
+            (line,) = look(around(here), *files)[0]
+            assert "HAProxy checks the servers of app by itself, and nobody takes that as samples" in line
+            assert f"write `backends = app` into {here.conf} and start multicloud-run" in line
+        here.conf.write_text("backends = app\ninterval = 0.1\n")
+        with here.beside():
+            wait_until(lambda: here.weights() == {"eu": 256, "us": 1}, 10, "weights")
+            assert look(around(here), path)[0] == []
 
 
-def test_a_loop_that_is_not_at_work_is_a_problem_told_once(tmp_path: Path) -> None:
+def test_a_loop_that_is_not_at_work_is_a_problem_told_once_until_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with site(tmp_path) as here:
         old = time.time() - 100
         here.times.write_text(
             "".join(f"app {name} 0.02 {old + second}\n" for second in range(9) for name in here.region)
         )
         assert "have not been recorded" not in status(here)  # it may be about to begin
-        wait_until(lambda: "have not been recorded" in status(here), 30, "patience")
-        wrong, _ = doctor(here)
-        line = one(wrong, "HAProxy's own checks of app have not been recorded")
+        monkeypatch.setattr(problems, "TOLERATED", 2.0)
+        wait_until(lambda: look(around(here))[0] != [], 30, "patience")
+        (line,) = look(around(here))[0]
+        assert "HAProxy's own checks of app have not been recorded" in line
         assert "is `multicloud run` at work, with the same `times`?" in line
         assert " since " in line
-        assert not any("no samples" in line for line in wrong)
+        with here.beside():
+            wait_until(lambda: look(around(here))[0] == [], 10, "nothing is wrong any more")
 
 
 @pytest.mark.parametrize(

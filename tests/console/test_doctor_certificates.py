@@ -1,44 +1,51 @@
-"""`multicloud doctor -f`: certificates by what the server lines say, and by what the checks use."""
+"""`multicloud doctor`: certificates by what the server lines say, and by what the checks use; and the cures."""
 
 from __future__ import annotations
 
+import datetime
+import re
 from typing import TYPE_CHECKING
 
 import pytest
 import trustme
 
-from tests.console.test_doctor import doctor, one
+from tests.console.patient import look, one
 from tests.edge import Edge, edge, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-LINE = 'ca-file "${UPSTREAM_CA-/etc/ssl/certs/ca-certificates.crt}" sni srv_name'
+CA_FILE = 'ca-file "${UPSTREAM_CA-/etc/ssl/certs/ca-certificates.crt}"'
 
 
-def with_configuration(router: Edge) -> tuple[int, list[str], list[str]]:
-    """Exit code, problems and other findings, the configuration looked at."""
-    return doctor(router, "-f", str(router.router.directory / "haproxy.cfg"))
+def examine(router: Edge) -> tuple[list[str], list[str]]:
+    """Problems and other findings, the configuration looked at."""
+    return look(router.router.settings, router.router.directory / "haproxy.cfg")
 
 
-def test_a_certificate_that_haproxy_alone_does_not_accept_is_a_problem(tmp_path: Path) -> None:
+def mend(router: Edge, change: Callable[[str], str], conf: Path | None = None, settings: str = "") -> None:
+    """Change the configuration, write the settings, and start HAProxy again; then nothing may be wrong any more."""
+    path = router.router.directory / "haproxy.cfg"
+    path.write_text(change(path.read_text()))
+    if conf:
+        conf.write_text(settings)
+    router.router.restart()
+    wait_until(lambda: examine(router)[0] == [], 15, "nothing is wrong any more")
+    assert set(router.states().values()) == {"UP"}
+    assert router.get()[0] == 200
+
+
+def test_an_authority_that_haproxy_alone_does_not_know_is_a_problem_of_its_line(tmp_path: Path) -> None:
     other = tmp_path / "other.pem"
     trustme.CA().cert_pem.write_to_path(str(other))
-
-    def mistaken(text: str) -> str:
-        return text.replace(LINE, f"ca-file {other} sni srv_name")
-
-    with edge({"eu": 0.01, "us": 0.1}, configure=mistaken) as router:
-        wait_until(lambda: len(router.times()) >= 2, 30, "the checks accept both")
-        code, wrong, _ = with_configuration(router)
-        assert code == 1
-        line = one(wrong, "HAProxy does not accept the certificate of upstream/eu, upstream/us, ")
-        assert (
-            "unable to get local issuer certificate), so each request to it is a 503, although its check passes" in line
-        )
+    with edge({"eu": 0.01, "us": 0.1}, configure=lambda text: text.replace(CA_FILE, f"ca-file {other}")) as router:
+        wait_until(lambda: router.weights() == {"eu": 256, "us": 1}, 30, "the checks accept both")
+        line = one(examine(router)[0], "HAProxy does not accept the certificate of upstream/eu, upstream-once/eu, ")
+        assert "local issuer certificate), so each request to it is a 503, although its check passes: write " in line
         own = router.router.settings["MULTICLOUD_CA_FILE"]
-        assert f"write `ca-file {own}` in place of `ca-file {other}` on its `server` line" in line
+        assert line.endswith(f"write `ca-file {own}` in place of `ca-file {other}` on its `server` line")
+        mend(router, lambda text: text.replace(f"ca-file {other}", f"ca-file {own}"))
 
 
 def test_a_name_that_the_certificate_is_not_for_is_a_problem_of_its_line() -> None:
@@ -47,62 +54,89 @@ def test_a_name_that_the_certificate_is_not_for_is_a_problem_of_its_line() -> No
 
     with edge({"eu": 0.01}, configure=mistaken) as router:
         wait_until(lambda: router.times() != [], 30, "the check accepts it")
-        code, wrong, _ = with_configuration(router)
-        assert code == 1
-        assert "write `sni str(eu)` on its `server` line" in one(wrong, "HAProxy does not accept the certificate of")
+        line = one(examine(router)[0], "HAProxy does not accept the certificate of")
+        assert line.endswith("write `sni str(eu)` on its `server` line")
+        mend(router, lambda text: text.replace("sni str(www.example.com)", "sni str(eu)"))
+
+
+@pytest.mark.parametrize(("wrong", "section"), [("us", "upstream/us.wrong"), ("eu|us", "upstream")])
+def test_the_wrong_name_of_a_server_is_mended_for_it_alone_unless_all_are_wrong(
+    tmp_path: Path, wrong: str, section: str
+) -> None:
+    conf = tmp_path / "multicloud.conf"
+    conf.touch()
+
+    def mistaken(text: str) -> str:
+        return re.sub(rf"(server |upstream/)({wrong})\b", r"\1\2.wrong", text)
+
+    def mended(text: str) -> str:
+        return re.sub(r"(server \S+\.wrong .*)", r"\1 sni str(eu)", text)
+
+    environ = {"MULTICLOUD_CONF": str(conf)}
+    with edge({"eu": 0.01, "us": 0.1}, configure=mistaken, commands=environ) as router:
+        down = {f"{name}.wrong" for name in wrong.split("|")}
+        wait_until(lambda: {n for n, s in router.states().items() if s == "DOWN"} == down, 30, "the check refuses it")
+        for lines in (look(router.router.settings)[0], examine(router)[0]):
+            assert f"set `host = eu` in [{section}] of {conf}" in " ".join(lines)
+            assert "write `sni str(eu)` on its" in " ".join(lines)
+        mend(router, mended, conf, f"[{section}]\nhost = eu\n")
 
 
 @pytest.mark.parametrize(
-    ("commands", "configure", "setting"),
+    ("commands", "configure", "value"),
     [
         ({"MULTICLOUD_CA_FILE": ""}, str, "ca_file = {directory}/authority.pem"),
         (
             {"MULTICLOUD_CA_FILE": ""},
-            lambda text: text.replace(f"verify required {LINE}", "verify none sni srv_name"),
+            lambda text: text.replace(f"verify required {CA_FILE}", "verify none"),
             "insecure = 1",
         ),
-        (
-            {"MULTICLOUD_HOST": "www.example.com"},
-            str,
-            "host = eu",
-        ),
+        ({"MULTICLOUD_HOST": "www.example.com"}, str, "host = eu"),
     ],
 )
-def test_a_certificate_that_the_check_alone_does_not_accept_is_what_its_failure_comes_from(
-    commands: dict[str, str], configure: Callable[[str], str], setting: str
+def test_a_certificate_that_the_check_alone_does_not_accept_is_mended_in_its_settings(
+    commands: dict[str, str], configure: Callable[[str], str], value: str
 ) -> None:
     with edge({"eu": 0.01}, commands=commands, configure=configure) as router:
         wait_until(lambda: router.states() == {"eu": "DOWN"}, 30, "the check refuses it")
-        code, wrong, _ = with_configuration(router)
-        assert code == 1
-        line = one(wrong, "the check does not accept the certificate of upstream/eu")
-        said = setting.format(directory=router.router.directory)
-        assert line.endswith(
-            f"a check does not use the `server` line; set `{said}` in [upstream] of /etc/multicloud.conf"
+        (line,), _ = examine(router)
+        said = value.format(directory=router.router.directory)
+        assert (
+            f"but a check does not use the `server` line; set `{said}` in [upstream] of /etc/multicloud.conf; " in line
         )
-        assert "fails with exit code" not in " ".join(wrong), "that follows from it"
-        assert "no samples" not in " ".join(wrong)
 
 
-def test_certificates_that_both_accept_are_all_well() -> None:
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_certificate_that_has_expired_is_to_be_renewed(beside: bool) -> None:
+    yesterday = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
+    with edge({"eu": 0.01, "us": 0.1}, beside=beside) as router:
+        region, regions = router.region["us"], router.regions
+        begun = yesterday - datetime.timedelta(days=1)
+        expired = regions.authority.issue_cert("us", not_before=begun, not_after=yesterday)
+        regions.present(region, expired)
+        wait_until(lambda: router.states()["us"] == "DOWN", 30, "its check fails")
+        findings = [examine(router)[0]] + [look(router.router.settings)[0]] * (not beside)
+        for wrong in findings:
+            line = one(wrong, "certificate has expired")
+            assert f"renew it: it expired on {yesterday:%Y-%m-%d}" in line
+        assert "upstream/us, upstream-once/us" in findings[0][0]
+        regions.present(region, regions.authority.issue_cert("us"))
+        wait_until(lambda: examine(router)[0] == [], 15, "nothing is wrong any more")
+
+
+def test_certificates_that_both_accept_are_all_well_also_by_settings_that_are_not_seen_here() -> None:
     with edge({"eu": 0.01, "us": 0.1}) as router:
         wait_until(lambda: router.weights() == {"eu": 256, "us": 1}, 30, "the two are ranked")
-        code, wrong, others = with_configuration(router)
-        assert (code, wrong) == (0, [])
-        one(others, "HAProxy accepts the certificates of ")
-
-
-def test_a_check_that_passes_by_settings_that_are_not_seen_here_is_no_problem() -> None:
-    with edge({"eu": 0.01, "us": 0.1}) as router:
-        wait_until(lambda: router.weights() == {"eu": 256, "us": 1}, 30, "the two are ranked")
-        del router.router.settings["MULTICLOUD_CA_FILE"]
-        code, wrong, _ = with_configuration(router)
-        assert (code, wrong) == (0, [])
+        for _ in range(2):
+            wrong, others = examine(router)
+            assert wrong == []
+            one(others, "HAProxy accepts the certificates of ")
+            router.router.settings.pop("MULTICLOUD_CA_FILE", None)
 
 
 def test_a_server_whose_certificate_is_not_had_is_told() -> None:
     with edge({"eu": 0.01}, interval="600s") as router:
         router.regions.freeze(router.region["eu"])
-        _, wrong, others = with_configuration(router)
+        wrong, others = examine(router)
         assert "certificate of" not in " ".join(wrong)
         assert "upstream/eu" in one(others, "certificates that could not be had in time from here")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import grp
 import os
 import pwd
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.command import run
-from tests.console.test_doctor import as_root, doctor, one
+from tests.console.patient import GOOD, look, one, rewrite, say, small, told, well
+from tests.console.test_doctor import as_root, doctor
 from tests.edge import edge, wait_until
-from tests.haproxy import haproxy, tell
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,108 +110,69 @@ def test_where_haproxy_is_away_nothing_else_is_guessed_from_it(conf: Path) -> No
     done = run(
         "doctor", "--socket", f"{conf}.sock", environ={"MULTICLOUD_CONF": str(conf), "MULTICLOUD_TIMES": "/none"}
     )
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["problem", "ok", "ok", "ok", "unknown"]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["ok", "ok", "ok", "problem", "unknown", "unknown"]
 
 
 @as_root
-def test_a_settings_file_that_haproxys_user_cannot_read_is_the_cause_of_all(conf: Path) -> None:
-    conf.write_text(CONF)
-    conf.chmod(0o600)
-    with edge({"eu": 0.01}, configure=of_nobody) as router:
-        router.router.settings["MULTICLOUD_CONF"] = str(conf)
-        wait_until(lambda: set(router.states().values()) == {"DOWN"}, 30, "it is DOWN")
-        code, wrong, _ = doctor(router)
-        assert code == 1
-        assert f"HAProxy's user nobody cannot read the settings file {conf}" in one(wrong, "settings file")
-        for consequence in ("fails", "no samples", "nobody sets weights"):
-            assert consequence not in " ".join(wrong)
-
-
-@as_root
-def test_a_bundle_that_haproxys_user_cannot_read_is_the_cause_of_failing_checks() -> None:
+@pytest.mark.parametrize("path", ["settings", "bundle"])
+def test_a_file_that_haproxys_user_cannot_read_is_the_only_cause_told_until_it_can(path: str) -> None:
     with for_all() as shared:
         conf, bundle = shared / "multicloud.conf", shared / "authority.pem"
-        bundle.touch(mode=0o600)
+        bundle.touch()
         conf.write_text(f"[upstream]\nca_file = {bundle}\n")
-        with edge({"eu": 0.01}, configure=of_nobody) as router:
-            router.router.settings["MULTICLOUD_CONF"] = str(conf)
-            del router.router.settings["MULTICLOUD_CA_FILE"]
-            wait_until(lambda: set(router.states().values()) == {"DOWN"}, 30, "it is DOWN")
-            _, wrong, _ = doctor(router)
-            assert f"HAProxy's user nobody cannot read {bundle} ({conf}:2: ca_file)" in one(wrong, "certificate")
-            assert "fails" not in " ".join(wrong)
+        unreadable = conf if path == "settings" else bundle
+        unreadable.chmod(0o600)
+        with small(of_nobody(GOOD.replace("mode 600", "mode 660 user nobody")), MULTICLOUD_CONF=str(conf)) as router:
+            Path(router.settings["MULTICLOUD_TIMES"]).touch()
+            os.chown(router.settings["MULTICLOUD_TIMES"], pwd.getpwnam("nobody").pw_uid, -1)
+            router.directory.chmod(0o711)
+            line = told(
+                router, f"HAProxy's user nobody cannot read {'the settings file ' * (path == 'settings')}{unreadable}"
+            )
+            assert ("`chmod a+r" if path == "settings" else f"({conf}:2: ca_file)") in line
+            unreadable.chmod(0o644)
+            well(router)
 
 
 @as_root
-def test_a_socket_that_haproxys_user_cannot_open_is_a_problem_of_the_reweigh() -> None:
-    with edge({"eu": 0.01, "us": 0.1}, configure=of_nobody) as router:
-        wait_until(lambda: router.states("reweigh")["multicloud-reweigh"] == "DOWN", 30, "the reweigh fails")
-        address = router.router.settings["MULTICLOUD_SOCKET"]
-        code, wrong, _ = doctor(router)
-        assert code == 1
-        line = one(wrong, f"HAProxy's user nobody cannot connect to the socket {address}")
-        group = pwd.getpwnam("nobody").pw_gid
-        assert "write `user nobody group " in line
-        assert "nobody sets weights" not in " ".join(wrong), "that follows from it"
-        router.router.directory.chmod(0o711)
-        os.chown(address, pwd.getpwnam("nobody").pw_uid, group)
-        _, wrong, others = doctor(router)
-        assert "cannot connect" not in " ".join(wrong)
-        one(others, "HAProxy's user nobody can connect to it")
+def test_a_socket_that_haproxys_user_cannot_open_is_told_until_its_line_says_whose_it_is() -> None:
+    reweigh = """backend reweigh
+    option external-check
+    external-check path /usr/bin:/bin
+    external-check command "${MULTICLOUD_REWEIGH}"
+    server multicloud-reweigh 127.0.0.1:1 check inter 300
+"""
+    with small(of_nobody(GOOD) + reweigh) as router:
+        router.directory.chmod(0o711)
+        times, group = router.directory / "times.txt", pwd.getpwnam("nobody").pw_gid
+        times.touch()
+        os.chown(times, pwd.getpwnam("nobody").pw_uid, group)
+        address = router.settings["MULTICLOUD_SOCKET"]
+        line = told(
+            router, f"HAProxy's user nobody cannot connect to the socket {address}, so no reweigh can set weights"
+        )
+        words = line.partition("write `")[2].partition("`")[0]
+        assert words == f"user nobody group {grp.getgrgid(group).gr_name} mode 660"
+        rewrite(router, lambda text: text.replace("mode 600", words))
+        well(router)
+        one(look(router.settings)[1], "HAProxy's user nobody can connect to the socket")
 
 
 @as_root
-def test_a_sample_file_that_cannot_be_shortened_or_only_in_place_is_told() -> None:
+def test_a_sample_file_that_haproxys_user_cannot_write_or_shorten_is_told_until_it_is_its_own() -> None:
     with for_all() as shared:
         times = shared / "times.txt"
-        times.write_text("upstream eu 0.02 1763870000\n")
-        times.chmod(0o666)
-        with haproxy("backend upstream\n server eu 127.0.0.1:1\n", extra="user nobody") as address:
-
-            def said() -> str:
-                lines = run("doctor", "--times", str(times), "--socket", address).stdout.splitlines()
-                return one(lines, f"HAProxy's user nobody can write the sample file {times}")
-
-            assert said().startswith("problem ")
-            assert said().endswith(f", but not shorten it, since it is somebody else's: chown nobody {times}")
+        times.touch()
+        with small(of_nobody(GOOD.replace("mode 600", "mode 660 user nobody")), MULTICLOUD_TIMES=str(times)) as router:
+            router.directory.chmod(0o711)
+            told(router, f"HAProxy's user nobody cannot write the sample file {times}, which is root's: chown nobody")
+            times.chmod(0o666)
+            told(router, f"sample file {times}, but not shorten it, since it is somebody else's: chown nobody {times}")
             os.chown(times, pwd.getpwnam("nobody").pw_uid, -1)
-            assert said().startswith("ok ")
-            assert said().endswith(f", which is shortened in place, since that user cannot write {shared}")
-            shared.chmod(0o777)
-            assert said().endswith(str(times))
-
-
-@as_root
-def test_a_sample_file_that_is_a_mount_is_shortened_in_place() -> None:
-    with for_all() as shared, haproxy("backend upstream\n server eu 127.0.0.1:1\n") as address:
-        times = shared / "times.txt"
-        times.touch()
-        if subprocess.run(["mount", "--bind", times, times], check=False).returncode:
-            pytest.skip("root may not mount here")
-        try:
-            lines = run("doctor", "--times", str(times), "--socket", address).stdout.splitlines()
-        finally:
-            subprocess.run(["umount", times], check=True)
-        assert one(lines, "can write the sample file").endswith(", since it is a mount of its own")
-
-
-@as_root
-def test_a_sample_file_that_haproxys_user_cannot_write_is_the_cause_of_missing_samples() -> None:
-    passing = """
-backend upstream
-    option external-check
-    external-check path "/usr/bin:/bin"
-    external-check command true
-    server eu 127.0.0.1:1 check inter 100
-"""
-    with for_all() as shared, haproxy(passing, extra="external-check\n insecure-fork-wanted\n user nobody") as address:
-        times = shared / "times.txt"
-        times.touch()
-        wait_until(lambda: "PROCOK" in tell(address, "show stat")[0], 30, "the check has passed")
-        arguments = "doctor", "--times", str(times), "--socket", address
-        assert "cannot write the sample file" in one(run(*arguments).stdout.splitlines(), "sample")
-        os.chown(times, pwd.getpwnam("nobody").pw_uid, -1)
-        assert "has no samples of a server that HAProxy knows" in run(*arguments).stdout
+            well(router)
+            times.write_text("")
+            wait_until(lambda: "PROCOK" in say(router, "show stat"), 10, "the check has passed")
+            one(look(router.settings)[0], "has no samples of a server that HAProxy knows")
 
 
 def test_where_nothing_keeps_what_a_check_says_doctor_says_how_to_see_it() -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -23,7 +21,7 @@ from multicloud.console.terminal import ENTER, HOME, LEAVE
 from multicloud.runtime import DOWN, MAINT, UP, Server
 from tests.command import BARE, PROGRAM, Terminal, run
 from tests.edge import Edge, edge, wait_until
-from tests.ports import free_port
+from tests.ports import demo_ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -284,32 +282,26 @@ def test_wrong_weights_follow_from_a_reweigh_that_does_not_run(state: str, said:
     assert said in line
 
 
-def test_what_was_told_with_its_cause_is_not_told_again() -> None:
-    now = time.time()
-    servers = [Server("upstream", name, UP, weight) for name, weight in (("a", 1), ("z", 256))]
-    asked = instance(*servers), measured(20, now=now), SOURCES, now
-    assert len(problems.problems(*asked)) == 2
-    told = {problems.REWEIGH, problems.samples_of(servers[1])}
-    assert problems.problems(*asked, told) == []
-
-
 def test_a_reweigh_under_another_name_needs_no_samples() -> None:
     now = time.time()
     servers = [Server("upstream", "a", UP, 256), Server("reweigh", "other-name", UP, 1)]
     assert problems.problems(instance(*servers), measured(20, now=now), SOURCES, now) == []
 
 
-@pytest.mark.slow
-def test_problems_of_a_real_haproxy_are_told() -> None:
+def test_problems_of_a_real_haproxy_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(problems, "TOLERATED", 2.0)
+    monkeypatch.setattr(problems, "STEP", 1)
+
     def without_reweigh(text: str) -> str:
         return text.replace("server multicloud-reweigh 127.0.0.1:1 check", "server multicloud-reweigh 127.0.0.1:1")
 
     with edge({"eu": 0.01, "us": 0.1}, configure=without_reweigh) as running:
+        sources = settings.Sources(running.router.settings)
 
         def told(part: str) -> bool:
-            return part in " ".join(run("status", environ=running.router.settings).stdout.split())
+            return part in " ".join(status.collect(sources).problems)
 
-        wait_until(lambda: told("upstream has had other weights for"), 60, "nobody reweighs")
+        wait_until(lambda: told("upstream has had other weights for"), 30, "nobody reweighs")
         assert run("reweigh", environ=running.router.settings).returncode == 0
         assert not told("upstream has had other weights for")
         with open(running.router.settings["MULTICLOUD_TIMES"], "a", encoding="ascii") as file:
@@ -319,18 +311,18 @@ def test_problems_of_a_real_haproxy_are_told() -> None:
         running.tell("set server upstream/us weight 0")
         assert told("every server of upstream that is UP has weight 0")
         running.tell("disable health upstream/eu")
-        wait_until(lambda: told("no samples for eu since "), 60, "eu is not checked any more")
+        wait_until(lambda: told("no samples for eu since "), 30, "eu is not checked any more")
         running.tell("enable health upstream/eu")
         for region in running.regions:
             running.regions.stop(region)
-        wait_until(lambda: told("no server of upstream is UP (DOWN)"), 60, "both are DOWN")
+        wait_until(lambda: told("no server of upstream is UP (DOWN)"), 30, "both are DOWN")
 
 
 # The demo
 
 
 def test_the_demo_shows_the_same_table_and_leaves_nothing_when_its_terminal_is_closed() -> None:
-    port, stats_port = map(str, free_port_pairs())
+    port, stats_port = map(str, demo_ports())
     with tempfile.TemporaryDirectory() as directory:  # short, as a socket's path must be
         environ = {"TMPDIR": directory}
         with Terminal("demo", "--port", port, "--stats-port", stats_port, environ=environ) as terminal:
@@ -341,13 +333,3 @@ def test_the_demo_shows_the_same_table_and_leaves_nothing_when_its_terminal_is_c
         assert LEAVE in terminal.output
         assert "Traceback" not in terminal.output
         assert os.listdir(directory) == []
-
-
-def free_port_pairs() -> tuple[int, int]:
-    """Two ports of which the next one is free too."""
-    while True:
-        first, second = free_port(), free_port()
-        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-            for port in (first, first + 1, second, second + 1):
-                stack.enter_context(socket.create_server(("127.0.0.1", port)))
-            return first, second

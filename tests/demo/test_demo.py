@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.command import PROGRAM, run
 from tests.edge import wait_until
 from tests.ports import demo_ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-MULTICLOUD = str(Path(sys.executable).with_name("multicloud"))
 
 
 @pytest.fixture
@@ -30,15 +29,22 @@ def temporary() -> Iterator[Path]:
         yield Path(name)
 
 
-def start(temporary: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+@contextlib.contextmanager
+def started(temporary: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], int, int]]:
+    """The demo, its port and that of its stats."""
+    port, stats_port = demo_ports()
+    demo = subprocess.Popen(
         # Where the tests run in the background, Ctrl-C is ignored, and so it would be by what they start.
-        ["env", "--default-signal=INT", MULTICLOUD, "demo", *arguments],
+        ["env", "--default-signal=INT", PROGRAM, "demo", f"--port={port}", f"--stats-port={stats_port}", *arguments],
         env={**os.environ, "TMPDIR": str(temporary)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+    try:
+        yield demo, port, stats_port
+    finally:
+        demo.kill()
 
 
 def upstream(port: int) -> str | None:
@@ -71,18 +77,14 @@ def processes_with(text: str) -> list[str]:
 def test_it_serves_and_shows_and_leaves_nothing_behind(
     temporary: Path, end: signal.Signals | None, way: list[str]
 ) -> None:
-    port, stats_port = demo_ports()
-    duration = ["--duration", "6"] if end is None else []
-    demo = start(temporary, "--port", str(port), "--stats-port", str(stats_port), *duration, *way)
-    try:
+    duration = ["--duration=6"] if end is None else []
+    with started(temporary, *duration, *way) as (demo, port, stats_port):
         assert demo.stdout
         shown = demo.stdout.readline() + demo.stdout.readline()
         wait_until(lambda: (upstream(port) or "").endswith(".demo"), 20, "an answer of a region")
         if end is not None:
             demo.send_signal(end)
         _, err = demo.communicate(timeout=30)
-    finally:
-        demo.kill()
     assert f"http://localhost:{port}/" in shown
     assert f"http://localhost:{stats_port}/" in shown
     assert "Traceback" not in err
@@ -92,32 +94,25 @@ def test_it_serves_and_shows_and_leaves_nothing_behind(
 
 
 def test_beside_it_has_no_external_checks_and_measures(temporary: Path) -> None:
-    port, stats_port = demo_ports()
-    demo = start(temporary, "--port", str(port), "--stats-port", str(stats_port), "--duration", "8", "--beside")
-    try:
+    with started(temporary, "--duration=8", "--beside") as (demo, _, _):
         wait_until(lambda: bool(list(temporary.glob("*/times.txt"))), 20, "samples")
         [written] = temporary.glob("*/haproxy.cfg")
         assert "external-check" not in written.read_text()
         out, err = demo.communicate(timeout=30)
-    finally:
-        demo.kill()
     assert (demo.returncode, err) == (0, "")
     assert "multicloud-run" not in out  # no problem is shown
 
 
 def test_a_taken_port_is_one_clear_line(temporary: Path) -> None:
-    port, stats_port = demo_ports()
-    with socket.create_server(("127.0.0.1", port)):
-        demo = start(temporary, "--port", str(port), "--stats-port", str(stats_port))
-        out, err = demo.communicate(timeout=30)
-    assert demo.returncode == 1
-    assert err == f"error: port {port}: address already in use; choose others with --port and --stats-port\n"
-    assert out == ""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run("demo", f"--port={port}", environ={"TMPDIR": str(temporary)})
+    said = f"error: port {port}: address already in use; choose others with --port and --stats-port\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
 
 
-def test_a_haproxy_that_cannot_be_run_is_one_clear_line(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HAPROXY_BINARY", "/no/such/haproxy")
-    port, stats_port = demo_ports()
-    demo = start(temporary, "--port", str(port), "--stats-port", str(stats_port))
-    _, err = demo.communicate(timeout=30)
-    assert (demo.returncode, err) == (1, "error: HAPROXY_BINARY: cannot run '/no/such/haproxy'\n")
+def test_a_haproxy_that_cannot_be_run_is_one_clear_line(temporary: Path) -> None:
+    port, stats_port = map(str, demo_ports())
+    environ = {"TMPDIR": str(temporary), "HAPROXY_BINARY": "/no/such/haproxy"}
+    done = run("demo", "--port", port, "--stats-port", stats_port, environ=environ)
+    assert (done.returncode, done.stderr) == (1, "error: HAPROXY_BINARY: cannot run '/no/such/haproxy'\n")

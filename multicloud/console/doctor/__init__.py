@@ -1,7 +1,7 @@
 """What usually goes wrong around the router, and how to mend it. It changes nothing.
 
-Each module looks at one thing and says what it found. Causes are looked for first: what follows from one that was found
-is left out, since it would lead astray.
+It asks in groups: what is asked first explains what is asked later. So it stops after the first group that has a
+problem, and says what it did not look at.
 """
 
 from __future__ import annotations
@@ -11,66 +11,98 @@ from typing import TYPE_CHECKING
 
 from multicloud import runtime, settings
 from multicloud.console import parser
-from multicloud.console.doctor.agents import agents
-from multicloud.console.doctor.backends import algorithms, backends
-from multicloud.console.doctor.beside import own_checks
-from multicloud.console.doctor.certificates import certificates
-from multicloud.console.doctor.checks import checks
-from multicloud.console.doctor.file import read_all, settings_file
-from multicloud.console.doctor.finding import Finding, unknown
-from multicloud.console.doctor.hosts import hosts
-from multicloud.console.doctor.running import process, unreachable
-from multicloud.console.doctor.weights import weights
-from multicloud.console.instance import ask, user_of
-from multicloud.console.parser import ConfigurationError
+from multicloud.console.doctor import certificates, configuration, running, servers
+from multicloud.console.doctor.case import Case, ok, problem, some, unknown
+from multicloud.console.instance import Instance, ask, user_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from multicloud.console.instance import Instance
+    from multicloud.console.doctor.case import Finding
     from multicloud.settings import Sources
-
-__all__ = ["ConfigurationError", "Finding", "examine"]
 
 
 def examine(sources: Sources, files: Sequence[str]) -> list[Finding]:
-    """All findings. `files` are HAProxy's configuration files, or none. Raises SettingError and ConfigurationError."""
-    read_all(sources)
-    values = sources.read(settings.RUN)
+    """All findings. `files` are HAProxy's configuration files, or none. Raises UsageError."""
+    case = _case(sources, files)
+    groups = AWAY if case.away else GROUPS
     findings: list[Finding] = []
-    instance: Instance | None = None
-    environ = dict(os.environ)
+    for number, (_, look) in enumerate(groups, 1):
+        findings += look(case)
+        if any(finding.kind == "problem" for finding in findings):
+            left = ", ".join(what for what, _ in groups[number:])
+            return [*findings, unknown(f"not looked at until that is mended: {left}")] if left else findings
+    return findings
+
+
+def _case(sources: Sources, files: Sequence[str]) -> Case:
+    _read_all(sources)
+    values = sources.read(settings.RUN)
+    instance, away, environ = Instance("", 0, "", [], {}), "", dict(os.environ)
     try:
         with runtime.RuntimeAPI(values.socket) as api:
             instance = ask(api)
             if instance.level != "user":
                 environ = dict(line.split("=", 1) for line in api.ask("show env").splitlines() if "=" in line)
     except runtime.RuntimeAPIError as error:
-        findings.append(unreachable(values.socket, error))
-    found = parser.read(files, environ, instance.version if instance else None) if files else None
-    user = user_of(instance.pid) if instance else None
-    if instance is not None:
-        findings += process(instance, values, user)
-        if not instance.forks(values.backends):
-            user = None  # who runs none of the commands
-    findings += settings_file(sources, instance, user)
-    if found is not None:
-        findings += backends(found, instance, user, values.backends)
-    if instance is not None:
-        if found is not None:
-            findings += certificates(instance, found, sources)
-        else:
-            findings += algorithms(instance, values.backends)
-        findings += own_checks(instance, values.backends, sources.path)
-        findings += checks(instance, sources, user, _explained(findings))
-        findings += hosts(instance, found)
-        findings += agents(instance.checked() + instance.own_checked(values.backends))
-    findings += weights(instance, sources, user, _explained(findings))
-    if found is None:
-        findings.append(unknown("the configuration was not looked at: name it with -f haproxy.cfg"))
-    return findings
+        away = str(error)
+    read = parser.read(files, environ, instance.version or None) if files else None
+    return Case(sources, values, instance, away, user_of(instance.pid) if instance.pid else None, read)
 
 
-def _explained(findings: Sequence[Finding]) -> frozenset[str]:
-    """The consequences of all that was found."""
-    return frozenset(what for finding in findings for what in finding.explains)
+def _read_all(sources: Sources) -> None:
+    """Read every value, also what the environment overrides in the file. Raises SettingError."""
+    alone = settings.Sources({settings.CONF: sources.environ.get(settings.CONF, "")})
+    for each in (sources, alone):
+        for section in each.sections:
+            backend, _, server = section.partition("/")
+            each.read(settings.CHECK if server else settings.ALL, section, backend)
+
+
+def settings_shown(case: Case) -> Iterator[Finding]:
+    """A line for each section: what is written there, and what the environment says for all; whose nobody's are."""
+    sources = case.sources
+    shown = []
+    for setting in settings.ALL:
+        where = sources.where(setting)
+        if where != "default":
+            shown.append(f"{setting.name} = {sources.text(setting)} ({where.removesuffix(f': {setting.name}')})")
+    yield ok(f"settings: {', '.join(shown)}" if shown else "settings: all have their defaults")
+    backends = runtime.by_backend(case.instance.servers)
+    for section, written in sources.sections.items():
+        backend, _, name = section.partition("/")
+        if section and written:
+            yield ok(f"settings of {section}: {', '.join(_written(sources, section, name) for name in written)}")
+        if section and backends and backend not in backends:
+            yield problem(
+                f"{sources.path}: [{section}] names no backend of HAProxy's, so what stands there holds for nothing; "
+                f"backends with servers: {some(list(backends))}"
+            )
+        elif name and backends and name not in (known := [server.name for server in backends[backend]]):
+            yield problem(
+                f"{sources.path}: [{section}] names no server of {backend}, so what stands there holds for nothing; "
+                f"its servers: {some(known)}"
+            )
+
+
+def _written(sources: Sources, section: str, name: str) -> str:
+    text, number = sources.sections[section][name]
+    setting = next(each for each in settings.ALL if each.name == name)
+    overridden = f", but {setting.variable} wins here" if sources.environ.get(setting.variable) else ""
+    return f"{name} = {text} ({sources.path}:{number}{overridden})"
+
+
+SETTINGS = "the settings", settings_shown
+GROUPS = (
+    SETTINGS,
+    ("the socket", running.answers),
+    ("what HAProxy and its user may do", running.permissions),
+    ("the configuration", configuration.look),
+    ("host names", servers.names),
+    ("certificates", certificates.look),
+    ("checks", servers.checks),
+    ("samples", servers.samples),
+    ("weights", servers.weights),
+)
+AWAY = SETTINGS, ("the socket", running.away), ("the running HAProxy", lambda _: ())
+"""What can be asked where HAProxy does not answer: its configuration, too, which may be why."""

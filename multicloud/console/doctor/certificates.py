@@ -8,142 +8,158 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from multicloud import probe
+from multicloud import check, probe, settings
 from multicloud.console import parser
-from multicloud.console.doctor.checks import as_checked
-from multicloud.console.doctor.finding import checks_of, ok, problem, some, unknown
+from multicloud.console.check import describe
+from multicloud.console.doctor.case import ok, problem, some, unknown
 from multicloud.console.instance import PASSED
-from multicloud.console.problems import samples_of
 from multicloud.light import UsageError
 from multicloud.runtime import MAINT
-from multicloud.settings import SettingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from multicloud.console.doctor.finding import Finding
-    from multicloud.console.instance import Instance
-    from multicloud.console.parser import Configuration, Section
+    from multicloud.console.doctor.case import Case, Finding
     from multicloud.runtime import Server
-    from multicloud.settings import Sources
+    from multicloud.settings import Settings, Sources
 
-PATIENCE, SECONDS = 1.0, 6.0
-"""How long one handshake may take, and all of them."""
+TIMEOUT, TIME_FOR_ALL = 1.0, 6.0
+"""Seconds that one handshake may take, and all of them."""
 
 SYSTEM = "@system-ca"
 """The system's authorities, as HAProxy calls them."""
 
-REFUSED = "certificate not accepted: "
+REFUSED, EXPIRED = "certificate not accepted: ", "certificate has expired"
 MISMATCH = ("Hostname mismatch", "IP address mismatch")
+
+NO_CHECK_TIME = 0x200000
+"""OpenSSL's X509_V_FLAG_NO_CHECK_TIME: a certificate may have expired."""
 
 
 class Terms(NamedTuple):
-    """What is asked of a certificate: an authority in `ca_file` ("" for the system's), and a name, None for any.
-
-    Where it is not verified, nothing is.
-    """
+    """What is asked of a certificate, if anything: an authority in `ca_file` ("": the system's), and a name or None."""
 
     verify: bool
     ca_file: str
     name: str | None
 
 
-class Handshakes:
-    """Handshakes with servers, each done once, and none begun when the time for all of them is over."""
-
-    def __init__(self) -> None:
-        self._deadline = time.monotonic() + SECONDS
-        self._done: dict[tuple[str, str, str, str], str | None] = {}
-
-    def refusal(self, server: Server, terms: Terms) -> str | None:
-        """Why the certificate of the server is not accepted on these terms: "" where it is, None if not known."""
-        if not terms.verify:
-            return ""
-        host = terms.name or server.name
-        key = server.address, server.port, host, terms.ca_file
-        if key not in self._done:
-            self._done[key] = self._shake_hands(server, host, terms.ca_file)
-        said = self._done[key]
-        return "" if said and terms.name is None and said.startswith(MISMATCH) else said
-
-    def _shake_hands(self, server: Server, host: str, ca_file: str) -> str | None:
-        left = self._deadline - time.monotonic()
-        if left <= 0 or not server.port.isdigit():
-            return None
-        target = probe.Target("tls", server.address, int(server.port), host, ca_file=ca_file)
-        try:
-            result = probe.probe(target, min(PATIENCE, left))
-            result.close()
-        except SettingError as error:
-            return str(error).partition(": ")[2]
-        if result.error is None:
-            return ""
-        said = result.error.removesuffix(", in the TLS handshake")
-        return said.removeprefix(REFUSED) if said.startswith(REFUSED) else None
-
-
-def certificates(instance: Instance, found: Configuration, sources: Sources) -> Iterator[Finding]:
-    """A line for each thing that is wrong with certificates, with all the servers that have it."""
-    checked = instance.checked()
-    by_key = {server.key: server for server in checked}
-    by_place = {(server.address, server.port): server for server in checked}
-    handshakes = Handshakes()
-    wrong: dict[tuple[str, str], list[Server]] = {}
-    accepted, unseen = [], []
-    for server, line in _verified(instance, found):
-        measured = by_key.get(server.source) or by_place.get((server.address, server.port))
-        own = _terms_of_check(measured, sources) if measured else None
-        refusal = handshakes.refusal(server, line)
-        refused_to_check = handshakes.refusal(server, own) if own else None
-        name = f"{server.backend}/{server.name}"
-        if refusal:
-            passes = measured is not None and measured.check == PASSED
-            text = _write_on_line(refusal, line, own if refused_to_check == "" else None, passes=passes)
-            wrong.setdefault(("HAProxy does not accept the certificate of", text), []).append(server)
-        elif refusal == "" and refused_to_check and server is measured and server.check != PASSED:
-            text = _set_for_check(refused_to_check, line, server, sources)
-            wrong.setdefault(("the check does not accept the certificate of", text), []).append(server)
-        elif refusal is None:
-            unseen.append(name)
+def look(case: Case) -> Iterator[Finding]:
+    """A line for each thing that is wrong with the certificates that HAProxy sees, with all servers that have it."""
+    alike: dict[tuple[str, str, Terms], list[Server]] = {}  # one handshake does for all backends
+    for server, terms in terms_of_lines(case).values():
+        alike.setdefault((server.address, server.port, terms), []).append(server)
+    checked = {(server.address, server.port): server for server in case.instance.checked()}
+    deadline = time.monotonic() + TIME_FOR_ALL
+    wrong: dict[str, list[str]] = {}
+    accepted: list[str] = []
+    unseen: list[str] = []
+    for (address, port, terms), servers in alike.items():
+        names = ["/".join(server.key) for server in servers]
+        said = refusal(servers[0], terms, deadline - time.monotonic())
+        if said:
+            text = _what_to_do(said, servers[0], terms, checked.get((address, port)), case)
+            wrong.setdefault(text, []).extend(names)
         else:
-            accepted.append(name)
-    for (who, text), servers in wrong.items():
-        names = some([f"{server.backend}/{server.name}" for server in servers])
-        explained = [] if who.startswith("HAProxy") else servers
-        consequences = [word for each in explained for word in (checks_of(each.backend, each.name), samples_of(each))]
-        yield problem(f"{who} {names} {text}", *consequences)
+            (unseen if said is None else accepted).extend(names)
+    for text, names in wrong.items():
+        yield problem(f"HAProxy does not accept the certificate of {some(names)} {text}")
     if unseen:
         yield unknown(f"certificates that could not be had in time from here were not verified: {some(unseen)}")
     if accepted and not wrong:
         yield ok(f"HAProxy accepts the certificates of {len(accepted)} servers by what their lines say")
 
 
-def _verified(instance: Instance, found: Configuration) -> Iterator[tuple[Server, Terms]]:
-    """The servers that HAProxy speaks TLS to, and what their lines ask of their certificates."""
-    process = found.process()
-    for section in found.proxies():
-        options = parser.servers(section)
-        for server in instance.servers:
-            on_line = options.get(server.name, {})
-            if server.backend == section.name and "ssl" in on_line and server.state != MAINT:
-                yield server, _terms_of_line(server, on_line, process)
+def _what_to_do(said: str, server: Server, terms: Terms, measured: Server | None, case: Case) -> str:
+    """Why a line refuses a certificate, and the cure; `measured` is the server whose check is for the same place."""
+    passes = measured is not None and measured.check == PASSED
+    why = f"({said}), so each request to it is a 503{', although its check passes' * passes}"
+    if said.startswith(EXPIRED):
+        return f"{why}: {renewal(server, terms.ca_file) or 'renew it'}"
+    own = _terms_of_check(measured, case.sources) if measured else None
+    knows = own if own and own.verify and refusal(server, own) == "" else None
+    if not said.startswith(MISMATCH):
+        authority = f"`ca-file {knows.ca_file or SYSTEM}`" if knows else "a `ca-file` that has its authority"
+        return f"{why}: write {authority} in place of `ca-file {terms.ca_file or SYSTEM}` on its `server` line"
+    name = (knows and knows.name) or name_in(server, terms.ca_file)
+    cure = f"write {f'`sni str({name})`' if name else '`sni` with a name that it is for'} on its `server` line"
+    if measured and not passes and name:  # the check does not use that line
+        members = [each for each in case.instance.checked() if each.backend == measured.backend]
+        alike = all(each.check != PASSED and name_in(each, terms.ca_file) == name for each in members)
+        cure += f", and set `host = {name}` in {place_of(measured, case.sources, alike=alike)} of {case.sources.path}"
+    return f"{why}: {cure}"
 
 
-def _terms_of_line(server: Server, options: dict[str, str], process: Section) -> Terms:
-    """As HAProxy asks them: the name is the SNI that was sent, or else `verifyhost`."""
-    usual = (process.last("ssl-server-verify") or ["required"])[0]
-    ca_file = options.get("ca-file", "")
-    if ca_file == SYSTEM:
-        ca_file = ""
-    elif ca_file:
-        ca_file = os.path.join((process.last("ca-base") or [""])[0], ca_file)
-    sni = options.get("sni", "")
-    literal = re.fullmatch(r"str\((.+)\)", sni)
-    name = server.name if sni == "srv_name" else literal[1] if literal else None  # else it depends on the request
-    return Terms(options.get("verify", usual) != "none", ca_file, name if sni else options.get("verifyhost"))
+def refusal(server: Server, terms: Terms, seconds: float = TIMEOUT) -> str | None:
+    """Why the server's certificate is not accepted on these terms: "" where it is, None if not known."""
+    if not terms.verify:
+        return ""
+    if seconds <= 0 or not server.port.isdigit():
+        return None
+    name = terms.name or server.name
+    target = probe.Target("tls", server.address, int(server.port), name, ca_file=terms.ca_file)
+    try:
+        result = probe.probe(target, min(TIMEOUT, seconds))
+        result.close()
+    except UsageError as error:
+        return str(error).partition(": ")[2]
+    said = (result.error or "").removesuffix(", in the TLS handshake")
+    if not said or (terms.name is None and said.startswith(tuple(f"{REFUSED}{text}" for text in MISMATCH))):
+        return ""
+    return said.removeprefix(REFUSED) if said.startswith(REFUSED) else None
+
+
+def _certificate(server: Server, ca_file: str) -> dict[str, Any]:
+    """The certificate, whatever its names and its dates are, if an authority in the file signed it; empty if not."""
+    try:
+        context = probe.tls_context(probe.Target("tls", server.address, None, server.name, ca_file=ca_file))
+        context.check_hostname = False
+        context.verify_flags |= NO_CHECK_TIME
+        with (
+            socket.create_connection((server.address, int(server.port)), TIMEOUT) as plain,
+            context.wrap_socket(plain, server_hostname=server.name) as tls,
+        ):
+            return describe(tls.getpeercert()) or {}
+    except (OSError, ValueError, UsageError):
+        return {}
+
+
+def name_in(server: Server, ca_file: str) -> str:
+    """A host name that the server's certificate is for; "" where none is seen."""
+    return next((name for name in _certificate(server, ca_file).get("names", ()) if "*" not in name), "")
+
+
+def renewal(server: Server, ca_file: str) -> str:
+    """What to do where the server's certificate has expired; "" where it has not, or none is seen."""
+    seen = _certificate(server, ca_file)
+    return f"renew it: it expired on {seen['not_after'][:10]}" if seen and seen["days_left"] < 0 else ""
+
+
+def terms_of_lines(case: Case) -> dict[tuple[str, str], tuple[Server, Terms]]:
+    """The servers that HAProxy speaks TLS to, and what their lines ask of their certificates, as HAProxy asks them.
+
+    The name is the SNI that was sent, or else `verifyhost`.
+    """
+    if case.configuration is None:
+        return {}
+    section = case.configuration.global_section()
+    options = {each.name: parser.servers(each) for each in case.configuration.proxies()}
+    terms = {}
+    for server in case.instance.servers:
+        on_line = options.get(server.backend, {}).get(server.name, {})
+        if "ssl" in on_line and server.state != MAINT:
+            verify = on_line.get("verify", section.first_word("ssl-server-verify"))
+            ca_file = on_line.get("ca-file", "")
+            ca_file = "" if ca_file in ("", SYSTEM) else os.path.join(section.first_word("ca-base"), ca_file)
+            sni = on_line.get("sni", "")
+            literal = re.fullmatch(r"str\((.+)\)", sni)
+            sent = server.name if sni == "srv_name" else literal[1] if literal else None  # it depends on the request
+            terms[server.key] = server, Terms(verify != "none", ca_file, sent if sni else on_line.get("verifyhost"))
+    return terms
 
 
 def _terms_of_check(server: Server, sources: Sources) -> Terms | None:
@@ -155,28 +171,46 @@ def _terms_of_check(server: Server, sources: Sources) -> Terms | None:
     return Terms(not target.insecure, target.ca_file, target.host) if target.scheme in ("tls", "https") else None
 
 
-def _write_on_line(refusal: str, line: Terms, accepting: Terms | None, *, passes: bool) -> str:
-    """What to write on the `server` line; `accepting` are a check's terms on which the certificate is accepted."""
-    is_now = f"`ca-file {line.ca_file or SYSTEM}`"
-    although = ", although its check passes" if passes else ""
-    if refusal.startswith(MISMATCH):
-        write = f"`sni str({accepting.name})`" if accepting and accepting.verify else "`sni` with a name that it is for"
-    elif accepting and accepting.verify:
-        write = f"`ca-file {accepting.ca_file or SYSTEM}` in place of {is_now}"
-    else:
-        write = f"a `ca-file` that has its authority in place of {is_now}"
-    return f"({refusal}), so each request to it is a 503{although}: write {write} on its `server` line"
+def as_checked(server: Server, sources: Sources) -> tuple[probe.Target, Settings]:
+    """What a check of the server probes, and its settings. Raises UsageError."""
+    values = sources.read(settings.CHECK, server.backend, server.name)
+    return check.haproxy_target((), variables_of(server), values), values
 
 
-def _set_for_check(refusal: str, line: Terms, server: Server, sources: Sources) -> str:
-    """What to set for the check, which does not accept what HAProxy accepts."""
-    if not line.verify:
-        by, value = "by `verify none`", "insecure = 1"
-    elif refusal.startswith(MISMATCH) and line.name:
-        by, value = f"as {line.name}'s", f"host = {line.name}"
-    else:
+def variables_of(server: Server) -> dict[str, str]:
+    """What HAProxy tells a check of the server."""
+    return {
+        "HAPROXY_PROXY_NAME": server.backend,
+        "HAPROXY_SERVER_NAME": server.name,
+        "HAPROXY_SERVER_ADDR": server.address,
+        "HAPROXY_SERVER_PORT": server.port,
+        "HAPROXY_SERVER_SSL": server.tls or "1",
+        "HAPROXY_SERVER_PROTO": server.mode,
+    }
+
+
+def place_of(server: Server, sources: Sources, *, alike: bool) -> str:
+    """The section for what mends a server's check: its backend's only where all servers there fail alike."""
+    own = "/".join(server.key)
+    return f"[{server.backend if alike and own not in sources.sections else own}]"
+
+
+def cure_of_check(said: str, server: Server, target: probe.Target, line: Terms | None) -> str:
+    """What to do about a certificate that a check refuses, with {place} for the section; "" if it is about none.
+
+    `line` are the terms on which HAProxy itself accepts certificates of the server, as far as they are known.
+    """
+    said = said.removeprefix(REFUSED)
+    mismatch = said.startswith(MISMATCH)
+    if said.startswith(EXPIRED):
+        return renewal(server, target.ca_file) or "renew it"
+    if line and refusal(server, line) == "":
         by, value = f"by `ca-file {line.ca_file or SYSTEM}`", f"ca_file = {line.ca_file}"
-    return (
-        f"({refusal}), which HAProxy accepts {by}: a check does not use the `server` line; "
-        f"set `{value}` in [{server.backend}] of {sources.path}"
-    )
+        if not line.verify:
+            by, value = "by `verify none`", "insecure = 1"
+        elif mismatch and line.name:
+            by, value = f"as {line.name}'s", f"host = {line.name}"
+        return f"HAProxy accepts it {by}, but a check does not use the `server` line; set `{value}` in {{place}}"
+    if mismatch and (name := name_in(server, target.ca_file)):
+        return f"if the server is well, set `host = {name}` in {{place}}, and write `sni str({name})` on its line"
+    return ""

@@ -1,40 +1,73 @@
-"""HAProxy's process: its version, its Runtime API, and what it and its user see of this machine."""
+"""HAProxy's process: its socket, and what it and its user see of this machine and may do."""
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import os
+import pwd
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from multicloud.console.doctor.finding import CHECKS, ok, problem, unknown
-from multicloud.console.instance import EXTERNAL, may
-from multicloud.console.problems import REWEIGH, SAMPLES
+from multicloud import settings
+from multicloud.console.doctor import configuration
+from multicloud.console.doctor.case import can, ok, problem, unknown
+from multicloud.console.instance import EXTERNAL, cannot_append, may, soft_limit_of_files
+from multicloud.light import reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from multicloud.console.doctor.finding import Finding
-    from multicloud.console.instance import Instance, User
-    from multicloud.settings import Settings
-
-REMOVE_CHROOT = "remove `chroot` from `global` (from HAProxy 3.4 on, write `chroot /`, without which it warns)"
+    from multicloud.console.doctor.case import Case, Finding
+    from multicloud.console.instance import User
+    from multicloud.settings import Sources
 
 UNCONFINED = ("", "unconfined", "kernel")
 """What the kernel says of a process that no profile of SELinux or AppArmor confines."""
 
+WAY = "`chmod a+x` each directory of the way"
 
-def unreachable(address: str, error: Exception) -> Finding:
-    """No HAProxy answers, so that nothing is known of it."""
-    hint = "as root, or as a user that the socket lets in" if "permission" in str(error) else "start HAProxy"
-    return problem(
-        f"{error} Put `stats socket {address} mode 600 level admin` into `global`, {hint}, "
+MANY_FILES, NO_END = 1_000_000, 1_000_000_000
+"""Soft limits of open files with which a check costs 10 ms more than it should, and with which none ends in time."""
+
+
+def away(case: Case) -> Iterator[Finding]:
+    """That no HAProxy answers, and what its configuration shows, which may be why."""
+    address = case.values.socket
+    hint = "as root, or as a user that the socket lets in" if "permission" in case.away else "start HAProxy"
+    yield problem(
+        f"{case.away} Put `stats socket {address}{_owner(case)} level admin` into `global`, {hint}, "
         "or name its socket in MULTICLOUD_SOCKET"
     )
+    if case.configuration:
+        yield from configuration.programs(case, configuration.user_in(case.configuration))
+    yield from configuration.look(case)
 
 
-def process(instance: Instance, values: Settings, user: User | None) -> Iterator[Finding]:
-    """What runs, and where."""
-    address = values.socket
+def _owner(case: Case) -> str:
+    """Words of a `stats socket` line with which HAProxy's user, who runs the reweigh, can open the socket."""
+    if "/" not in case.values.socket:
+        return ""
+    section = case.configuration.global_section() if case.configuration else None
+    user, group = (section.first_word("user"), section.first_word("group")) if section else ("", "")
+    try:
+        entry = pwd.getpwnam(user or "haproxy")
+    except KeyError:
+        return " mode 600"
+    return f" user {entry.pw_name}{f' group {group}' if group else _group(entry.pw_gid)} mode 660"
+
+
+def _group(gid: int) -> str:
+    """Words of a `stats socket` line."""
+    try:
+        return f" group {grp.getgrgid(gid).gr_name}"
+    except KeyError:
+        return ""
+
+
+def answers(case: Case) -> Iterator[Finding]:
+    """What answers at the socket, and whether it lets weights be set."""
+    address, instance = case.values.socket, case.instance
     if instance.version.split("-")[0] == "3.4.0":
         yield problem("HAProxy 3.4.0 crashes on external checks: upgrade to 3.4.1")
     else:
@@ -44,34 +77,26 @@ def process(instance: Instance, values: Settings, user: User | None) -> Iterator
     else:
         yield problem(
             f"the socket {address} has the level {instance.level}, so that HAProxy refuses `set server`: "
-            "write `level admin` at the end of its `stats socket` line",
-            REWEIGH,
+            "write `level admin` at the end of its `stats socket` line"
         )
-    if user is None:
-        yield unknown(f"HAProxy's process {instance.pid} cannot be seen from here: nor what its user may do")
-        return
-    if any(server.check.startswith(EXTERNAL) for server in instance.servers) and "/" in address:
-        yield _connects(address, user)
-    if instance.forks(values.backends):
-        yield from _surroundings(instance.pid, os.path.dirname(os.path.abspath(values.times)))
 
 
-def _connects(address: str, user: User) -> Finding:
-    """Whether the reweigh, which HAProxy starts as its own user, can connect: for that, one must be able to write."""
-    allowed = may(user, "w", address)
-    if allowed is None:
-        return unknown(f"only root sees whether HAProxy's user {user.name} can connect to the socket {address}")
-    if allowed:
-        return ok(f"HAProxy's user {user.name} can connect to it")
-    try:
-        group = f" group {grp.getgrgid(user.gid).gr_name}"
-    except KeyError:
-        group = ""
-    return problem(
-        f"HAProxy's user {user.name} cannot connect to the socket {address}, so no reweigh can set weights: "
-        f"write `user {user.name}{group}` into its `stats socket` line, and `chmod a+x` each directory of the way",
-        REWEIGH,
-    )
+def permissions(case: Case) -> Iterator[Finding]:
+    """Whether HAProxy's process and its user may do what external checks need; who runs none needs nothing."""
+    if case.user is None:
+        yield unknown(f"HAProxy's process {case.instance.pid} cannot be seen from here: nor what its user may do")
+    elif case.forks:
+        if any(server.check.startswith(EXTERNAL) for server in case.instance.servers) and "/" in case.values.socket:
+            words = f"`user {case.user.name}{_group(case.user.gid)} mode 660`"
+            cure = f"so no reweigh can set weights: write {words} into its `stats socket` line, and {WAY}"
+            yield can(case.user, "w", case.values.socket, "connect to the socket", cure)  # for which one must write
+        yield from _surroundings(case.instance.pid, os.path.dirname(os.path.abspath(case.values.times)))
+        yield from _open_files(case.instance.pid)
+        if case.sources.path != os.devnull and os.path.exists(case.sources.path):
+            yield from _settings_file(case.sources, case.user)
+        yield from _sample_file(case.values.times, case.user)
+    if case.configuration:
+        yield from configuration.programs(case, case.user or configuration.user_in(case.configuration))
 
 
 def _surroundings(pid: int, directory: str) -> Iterator[Finding]:
@@ -83,30 +108,62 @@ def _surroundings(pid: int, directory: str) -> Iterator[Finding]:
         return
     if root != "/":
         yield problem(
-            f"HAProxy runs in the chroot {root}, where it finds no checks: {REMOVE_CHROOT}", CHECKS, REWEIGH, SAMPLES
+            f"HAProxy runs in the chroot {root}, where it finds no checks: {configuration.REMOVE_CHROOT}",
         )
         return
     try:
         same = os.path.samestat(os.stat(directory), os.stat(f"/proc/{pid}/root{directory}"))
     except OSError as error:
-        yield problem(f"the sample file's directory {directory}: {(error.strerror or str(error)).lower()}", SAMPLES)
+        yield problem(f"the sample file's directory {directory}: {reason(error)}")
         return
     if same:
         yield ok("HAProxy sees the same files as this command, without a chroot")
     else:
         yield problem(
             f"HAProxy has a {directory} of its own (a container, or systemd's PrivateTmp), so its sample file is not "
-            "the one here: run this inside of it, or name a file elsewhere in MULTICLOUD_TIMES",
-            SAMPLES,
+            "the one here: run this inside of it, or name a file elsewhere in MULTICLOUD_TIMES"
         )
-    profile = _profile(pid)
-    if profile not in UNCONFINED:
-        yield unknown(f"what SELinux or AppArmor let HAProxy do was not looked at: it runs under {profile}")
+    with contextlib.suppress(OSError):
+        profile = Path(f"/proc/{pid}/attr/current").read_text(errors="replace").rstrip("\0\n").partition(" (")[0]
+        if profile not in UNCONFINED:
+            yield unknown(f"what SELinux or AppArmor let HAProxy do was not looked at: it runs under {profile}")
 
 
-def _profile(pid: int) -> str:
-    try:
-        with open(f"/proc/{pid}/attr/current", encoding="utf-8", errors="replace") as file:
-            return file.read().rstrip("\0\n").partition(" (")[0]
-    except OSError:
-        return ""
+def _open_files(pid: int) -> Iterator[Finding]:
+    """Before it starts a check, HAProxy closes every descriptor that it may have, one after the other."""
+    limit = soft_limit_of_files(pid)
+    if limit and limit >= MANY_FILES:
+        cost = "no check ends in time" if limit >= NO_END else "each check costs 10 ms of CPU more"
+        yield problem(
+            f"HAProxy's process may have {limit:,} files open, and before a check it closes each of these numbers: "
+            f"{cost}. Write `maxconn 8000` into `global`, and start HAProxy with a soft limit of 1024: "
+            "`LimitNOFILE=1024:524288` in its unit, or `ulimit -Sn 1024` before it"
+        )
+
+
+def _settings_file(sources: Sources, user: User) -> Iterator[Finding]:
+    """Whether HAProxy's user can read it, and the CA bundles that it names. HAProxy reads its own as root."""
+    cure = f"so each check and reweigh ends with exit code 2: `chmod a+r {sources.path}`, and {WAY}"
+    yield can(user, "r", sources.path, "read the settings file", cure)
+    for written in sources.sections.values():
+        path, number = written.get(settings.CA_FILE.name, ("", 0))
+        if path and may(user, "r", path) is False:
+            yield problem(
+                f"HAProxy's user {user.name} cannot read {path} ({sources.path}:{number}: ca_file), so checks that "
+                "verify a certificate end with exit code 2: is it there, and of mode 644?"
+            )
+
+
+def _sample_file(path: str, user: User) -> Iterator[Finding]:
+    """Whether the user can write the file and, when it grows too long, shorten it."""
+    if refused := cannot_append(user, path):
+        yield problem(refused)
+    elif may(user, "r", "/") is None:
+        yield unknown(f"only root sees whether HAProxy's user {user.name} can write {path}")
+    elif os.path.exists(path) and user.uid not in (0, os.stat(path).st_uid):
+        yield problem(
+            f"HAProxy's user {user.name} can write the sample file {path}, but not shorten it, since it is somebody "
+            f"else's: chown {user.name} {path}"
+        )
+    else:
+        yield ok(f"HAProxy's user {user.name} can write the sample file {path}")

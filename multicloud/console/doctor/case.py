@@ -1,0 +1,63 @@
+"""What doctor knows before it asks its first question, and what it says: a line for each finding."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from multicloud.console.instance import may
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from multicloud.console.instance import Instance, User
+    from multicloud.console.parser import Configuration
+    from multicloud.settings import Settings, Sources
+
+SHOWN = 8
+"""How many names a line has."""
+
+
+class Finding(NamedTuple):
+    """`kind` is ok, problem (what is wrong, and what to do) or unknown (what was not looked at, and why: no cure)."""
+
+    kind: str
+    text: str
+
+
+class Case(NamedTuple):
+    """A router, as far as it can be seen from here.
+
+    `values` are the settings of `multicloud run`. `away` says why HAProxy does not answer, and then `instance` is
+    empty. `user` is whom HAProxy runs as, None where that cannot be seen. `configuration` is None without a file.
+    """
+
+    sources: Sources
+    values: Settings
+    instance: Instance
+    away: str
+    user: User | None
+    configuration: Configuration | None
+
+    @property
+    def forks(self) -> bool:
+        """Whether HAProxy's user runs the commands."""
+        return self.instance.forks(self.values.backends)
+
+
+ok, problem, unknown = (partial(Finding, kind) for kind in ("ok", "problem", "unknown"))
+
+
+def some(names: Sequence[str]) -> str:
+    """The names, or the first of them."""
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def can(user: User, modes: str, path: str, what: str, cure: str) -> Finding:
+    """Whether HAProxy's user may do `what` with a file (instance.may)."""
+    allowed = may(user, modes, path)
+    if allowed is None:
+        return unknown(f"only root sees whether HAProxy's user {user.name} can {what} {path}")
+    if allowed:
+        return ok(f"HAProxy's user {user.name} can {what} {path}")
+    return problem(f"HAProxy's user {user.name} cannot {what} {path}, {cure}")

@@ -1,0 +1,134 @@
+"""HAProxy's configuration as `multicloud doctor` reads it: as HAProxy does."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from multicloud.console import parser
+from multicloud.demo.router import haproxy_binary
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("", []),
+        ("# comment", []),
+        ("  server eu 192.0.2.1:443  # comment", ["server", "eu", "192.0.2.1:443"]),
+        ("path \"${WAY}\" '${WAY}' ${WAY}", ["path", "/opt", "${WAY}", "${WAY}"]),
+        ('inter "${INTER-2s}"', ["inter", "2s"]),
+        ('inter "${WAY-2s}"', ["inter", "/opt"]),
+        ('socket "${WAY}/a"b\\ c', ["socket", "/opt/ab c"]),
+        ('a\\#b \'#\' "\\"#"', ["a#b", "#", '"#']),
+        ('empty ""', ["empty", ""]),
+        ('unfinished "quote', ["unfinished", "quote"]),
+    ],
+)
+def test_a_line_is_split_as_haproxy_splits_it(line: str, words: list[str]) -> None:
+    assert parser.split(line, {"WAY": "/opt"}) == words
+
+
+@pytest.mark.parametrize(
+    ("lines", "limits"),
+    [
+        ("server a b check", {"a": 2.0}),
+        ("server a b\n server inter c", {}),
+        ("server a b check inter 1s", {"a": 1.0}),
+        ("default-server inter 5s\n server a b check", {"a": 5.0}),
+        ("default-server inter 5s\n server a b check\n server c d check inter 1500", {"a": 5.0, "c": 1.5}),
+        ("default-server check inter 3s\n server a b inter 10s\n server c d\n server e f no-check", {"a": 10, "c": 3}),
+        ("timeout connect 1s\n server a b check inter 3s", {"a": 3.0}),
+        (
+            "timeout connect 1s\n timeout check 9s\n server a b check inter 3s\n server c d check inter 500",
+            {"a": 1, "c": 0.5},
+        ),
+    ],
+)
+def test_the_time_limit_of_each_check_is_haproxys(tmp_path: Path, lines: str, limits: dict[str, float]) -> None:
+    path = tmp_path / "haproxy.cfg"
+    path.write_text(f"backend upstream\n {lines}\n")
+    (section,) = parser.read([str(path)], {}).sections
+    assert parser.check_limits(section) == limits
+
+
+BLOCKS = """
+global
+.if {}
+ one
+.elif version_atleast(2.8)
+ two
+.if !defined(HERE)
+ inner
+.endif
+.else
+ three
+.endif
+ always
+"""
+
+
+@pytest.mark.parametrize(
+    ("condition", "version", "lines", "undecided"),
+    [
+        ("version_atleast(2.6)", "2.6.12-1+deb12u4", ["one", "always"], []),
+        ("version_atleast(2.8.26)", "2.8.25-5cf5d0683", ["two", "always"], []),
+        ("version_before(2.6.12)", "2.6.12", ["three", "always"], []),
+        ("version_atleast(3.5)", "3.5-dev5-abc", ["two", "always"], []),
+        ("version_atleast(3.5-dev5)", "3.5-dev5-abc", ["one", "always"], []),
+        ("!version_before( 3.5-dev6 )", "3.5-dev5-abc", ["two", "always"], []),
+        ("defined(HERE)", "2.8.0", ["one", "always"], []),
+        ("! defined(THERE)", "2.8.0", ["one", "always"], []),
+        ("", "2.6.0", ["three", "always"], []),
+        ("0", "2.8.0", ["two", "always"], []),
+        ("1", "2.8.0", ["one", "always"], []),
+        ("feature(OPENSSL)", "2.8.0", ["one", "two", "always"], [".if feature(OPENSSL)"]),
+        ("feature(OPENSSL)", "2.6.0", ["one", "three", "always"], [".if feature(OPENSSL)"]),
+        ("defined(HERE) && defined(A)", "2.6.0", ["one", "three", "always"], [".if defined(HERE) && defined(A)"]),
+        (
+            "defined(HERE)",
+            None,
+            ["one", "two", "inner", "three", "always"],
+            [".if defined(HERE)", ".elif version_atleast(2.8)", ".if !defined(HERE)"],
+        ),
+    ],
+)
+def test_blocks_are_decided_as_far_as_the_version_and_the_environment_tell(
+    tmp_path: Path, condition: str, version: str | None, lines: list[str], undecided: list[str]
+) -> None:
+    path = tmp_path / "haproxy.cfg"
+    path.write_text(BLOCKS.format(condition))
+    found = parser.read([str(path)], {"HERE": ""}, version)
+    assert [word for (word,) in found.global_section().lines] == lines
+    assert found.undecided == undecided
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        *("", "0", "1", "!0", "defined(HERE)", "!defined(HERE)", "defined(THERE)"),
+        *("version_atleast(2.6)", "version_atleast(3)", "version_before(2.8.1-dev3)", "!version_before(2.6.12)"),
+        *("version_atleast(2.8.25)", "version_before(2.8.25)", "version_atleast(3.5-dev1)", "version_before(3.5)"),
+    ],
+)
+def test_a_condition_is_decided_as_haproxy_decides_it(tmp_path: Path, condition: str) -> None:
+    path = tmp_path / "haproxy.cfg"
+    path.write_text(f".if {condition}\n.alert this-one\n.endif\n")
+    environ = {"HERE": "1"}
+    said = subprocess.run(
+        [haproxy_binary(), "-c", "-f", str(path)], env=environ, capture_output=True, text=True, check=False
+    ).stderr
+    shown = subprocess.run([haproxy_binary(), "-v"], capture_output=True, text=True, check=True).stdout
+    assert parser.holds(condition, environ, shown.split()[2]) == ("this-one" in said)
+
+
+def test_a_proxy_inherits_from_its_defaults(tmp_path: Path) -> None:
+    first, second = tmp_path / "1.cfg", tmp_path / "2.cfg"
+    first.write_text("defaults one\n balance source\ndefaults two from one\n balance first\n")
+    second.write_text("backend a\nbackend b from one\nbackend c\n balance roundrobin\n no balance\n")
+    sections = {section.name: section for section in parser.read([str(first), str(second)], {}).sections}
+    assert [sections[name].last("balance") for name in "abc"] == [["first"], ["source"], None]
