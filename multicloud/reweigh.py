@@ -109,7 +109,7 @@ def weigh(
 
     @functools.cache
     def count_again() -> Mapping[Key, sharing.Load]:
-        time.sleep(AGAIN)
+        api.pause(AGAIN)
         return sharing.loads(api.servers())
 
     share = functools.partial(sharing.share, samples=series, users=users, again=count_again)

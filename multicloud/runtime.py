@@ -198,6 +198,11 @@ class RuntimeAPI:
                 accepted.append(change)
         return accepted, refusals
 
+    def pause(self, seconds: float) -> None:
+        """Say nothing for so long, which does not count as talking."""
+        self._deadline += seconds
+        sleep(seconds)
+
     def _time_left(self) -> float:
         """Seconds; what never stops talking is stopped here. Raises TimeoutError."""
         left = self._deadline - monotonic()
