@@ -108,7 +108,10 @@ def share(
         return decisions
     largest = max(parts, key=parts.__getitem__)
     leader = next(each.server for each in decisions if each.weight == favorite and each.server.state == UP)
-    usual, load = _usual(largest, samples), users.get(largest.source, NOBODY)
+    load = users.get(largest.source, NOBODY)
+    if parts[largest] == 1 and leader is largest and not load.line(0.0):  # of most backends nothing more is worked out
+        return decisions
+    usual = _usual(largest, samples)
     # What the newest samples of one show that many use, and that is faster as a rule, is a line.
     leaves = load.expected(usual) > SPARE and usual < _usual(leader, samples)
     whole = parts[largest] == 1 and not leaves
