@@ -53,7 +53,7 @@ SETTLE = 15.0
 """Seconds: samples and two reweighs are as old. With 5 the parts swing, with 30 a line lasts."""
 
 LEAST = 0.03
-"""A smaller part is none: checks know a server without traffic as well, and sharing must come to an end."""
+"""A smaller part that does not grow is none: checks know a server without traffic as well, and sharing must end."""
 
 
 class Load(NamedTuple):
@@ -127,10 +127,12 @@ def share(
         newest = [sample.seconds for sample in samples[server.source][:RECENT]]
         line = users.get(server.source, NOBODY).line(seconds)
         price[server] = seconds + TOLL * max(0.0, line, sum(newest) / len(newest) - seconds)
-    parts = _step(parts, price, elapsed)
-    if len(parts) == 1:
+    if elapsed:
+        parts = _step(parts, price, elapsed, (backup + 1) / favorite)
+    parts = {server: part for server, part in parts.items() if part and server in times}
+    if parts.keys() == {leader}:
         return decisions
-    return [_decision(each, parts, users.get(each.server.source, NOBODY), times, favorite) for each in decisions]
+    return [_decision(each, parts, users, times, favorite, backup) for each in decisions]
 
 
 def _usual(server: Server, samples: Mapping[Key, Sequence[Sample]]) -> float:
@@ -155,22 +157,33 @@ def _parts(decisions: Sequence[Decision], favorite: int, backup: int) -> dict[Se
     return {server: weight / whole if weight >= least else 0.0 for server, weight in have.items()}
 
 
-def _step(parts: Mapping[Server, float], price: Mapping[Server, float], elapsed: float) -> dict[Server, float]:
-    """The new parts, of those that have one."""
+def _step(
+    parts: Mapping[Server, float], price: Mapping[Server, float], elapsed: float, least: float
+) -> dict[Server, float]:
+    """The new parts. One below LEAST that does not grow is 0, and so is one below `least`, which no weight can tell."""
     lowest, average = min(price.values()), sum(parts[server] * price[server] for server in price)
     kept = {server: parts[server] * (lowest / price[server]) ** (elapsed / SETTLE) for server in price}
     cheaper = {server: max(0.0, average - price[server]) for server in price}
     freed = (1 - sum(kept.values())) / (sum(cheaper.values()) or 1.0)
     new = {server: kept[server] + freed * cheaper[server] for server in price}
-    return {server: part for server, part in new.items() if part >= LEAST}
+    return {server: part * (part >= min(LEAST, max(parts[server], least))) for server, part in new.items()}
 
 
 def _decision(
-    ranked: Decision, parts: Mapping[Server, float], load: Load, usual: Mapping[Server, float], favorite: int
+    ranked: Decision,
+    parts: Mapping[Server, float],
+    users: Mapping[Key, Load],
+    usual: Mapping[Server, float],
+    favorite: int,
+    backup: int,
 ) -> Decision:
-    server = ranked.server
+    server, load = ranked.server, users.get(ranked.server.source, NOBODY)
     if server not in parts:
-        return Decision(server, 0, Reason.SLOWER) if server.state == UP and ranked.weight else ranked
+        if server.state != UP or not ranked.weight:
+            return ranked
+        if len(parts) == 1 and ranked.weight == favorite:  # faster than the one that has it all: next time
+            return Decision(server, backup, Reason.BACKUP)
+        return Decision(server, 0, Reason.SLOWER)
     weight = round(favorite * parts[server] / max(parts.values()))
     if server is not max(parts, key=parts.__getitem__):  # with two favourites, one has come back from maintenance
         weight = min(weight, favorite - 1)

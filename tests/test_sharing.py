@@ -191,3 +191,18 @@ def test_requests_count_with_those_of_the_servers_that_track_and_in_tcp_mode_not
     for server, in_flight, rate, held in ((own, 3, 10.0, 0.5), (once, 9, 30.0, 1.5), (tcp, 99, 1.0, 9.0)):
         server.in_flight, server.rate, server.held = in_flight, rate, held
     assert sharing.loads([own, once, tcp, idle]) == {own.key: Load(12, 40.0, 1.25)}
+
+
+def test_a_small_step_is_the_begin_of_sharing_too() -> None:
+    a, b, c = weights(share(servers(a=256, b=1, c=0), {"a": FULL}, elapsed=0.5))
+    assert a == 256 > b >= c > 1
+
+
+def test_a_favourite_that_many_use_keeps_all_where_the_step_is_too_small_for_another() -> None:
+    ranked = [
+        Decision(server, weight, Reason.FASTEST) for server, weight in zip(servers(a=256, b=1), (1, 256), strict=True)
+    ]
+    samples = {("app", name): [Sample(seconds)] for name, seconds in USUAL.items()}
+    users = {("app", "a"): Load(4, 40.0, 0.1)}
+    decided = sharing.share(ranked, samples=samples, users=users, again=dict, elapsed=3.0, favorite=256, backup=1)
+    assert weights([*decided]) == [256, 1]
