@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 
@@ -25,7 +24,7 @@ def said(running: Edge, command: str) -> str:
     return " ".join(run(command, environ=running.router.settings).stdout.split())
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a network")
+@pytest.mark.root("make a network")
 @pytest.mark.parametrize("beside", [False, True], ids=["external", "beside"])
 @pytest.mark.parametrize(
     ("ipv6", "addresses"), [(False, ("127.0.0.1", "2001:db8::2")), (True, ("::ffff:7f00:1",))], ids=["ipv4", "ipv6"]

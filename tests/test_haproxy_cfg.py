@@ -283,7 +283,7 @@ def test_haproxy_takes_as_many_descriptors_as_it_needs_and_starts_with_less(
         assert "\nMaxconn: 8000\n" in api.ask("show info")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+@pytest.mark.root("mount")
 def test_the_image_starts_haproxy_with_few_descriptors_whatever_the_limit(tmp_path: Path) -> None:
     servers.AUTHORITY.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
     (tmp_path / "haproxy.cfg").write_text(configuration(Plan([EU], here())))

@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multicloud import history, samplefile, settings
+from tests.test_check import check, said
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -699,66 +700,13 @@ def test_a_file_planted_where_a_trim_writes_is_left_alone_and_stops_no_trim(shar
     assert (path.read_text(), planted.read_text()) == (lines_of(3), text)
 
 
-def make_hard_link(path: Path) -> None:
-    (path.parent / "elsewhere").write_text("")
-    path.hardlink_to(path.parent / "elsewhere")
-
-
-def make_device_link(path: Path) -> None:
-    path.symlink_to("/dev/full")
-
-
-def make_socket(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as bound:
-        bound.bind(str(path))
-
-
-@pytest.mark.parametrize(
-    ("make", "reason"),
-    [
-        (make_link, "a symbolic link, which is not followed"),
-        (make_device_link, "a symbolic link, which is not followed"),
-        (make_hard_link, "a hard link, perhaps to somebody else's file"),
-        (Path.mkdir, "is a directory"),
-        (os.mkfifo, "not a regular file"),
-        (make_socket, "no such device or address"),
-    ],
-)
-def test_a_check_tells_the_truth_and_warns_where_nothing_can_be_recorded(
-    tmp_path: Path, make: Callable[[Path], None], reason: str
-) -> None:
-    path = tmp_path / "times.txt"
-    make(path)
-    before = {each.name: each.lstat().st_mtime_ns for each in tmp_path.iterdir()}
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        result = check(server.getsockname()[1], path)
-    assert (result.returncode, result.stdout) == (0, "")
-    assert result.stderr == f"warning: not recorded: {path}: {reason}\n"
-    assert {each.name: each.lstat().st_mtime_ns for each in tmp_path.iterdir()} == before
-
-
 @needs_root
 def test_a_check_on_a_full_disk_tells_the_truth_and_warns(full_disk: Path) -> None:
+    path = full_disk / "other.txt"
     with socket.create_server(("127.0.0.1", 0)) as server:
-        result = check(server.getsockname()[1], full_disk / "other.txt")
-    assert result.returncode == 0
-    assert result.stderr == f"warning: not recorded: {full_disk}/other.txt: no space left on device\n"
-
-
-def check(port: int, path: Path) -> subprocess.CompletedProcess[str]:
-    """Run the installed command as HAProxy does."""
-    return subprocess.run(
-        [Path(sys.executable).with_name("multicloud-check"), "NOT_USED", "NOT_USED", "127.0.0.1", str(port)],
-        env={
-            "HAPROXY_PROXY_NAME": "upstream",
-            "HAPROXY_SERVER_NAME": "eu.example.com",
-            "MULTICLOUD_SCHEME": "tcp",
-            "MULTICLOUD_TIMES": str(path),
-        },
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
+        port = server.getsockname()[1]
+        result = check("127.0.0.1", port, HAPROXY_SERVER_PROTO="tcp", MULTICLOUD_TIMES=str(path))
+    assert said(result) == (0, "", f"warning: not recorded: {path}: no space left on device\n")
 
 
 HOG = """
