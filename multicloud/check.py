@@ -50,7 +50,7 @@ def main() -> int:
     try:
         light.run_in_child(work, RECORD_TIME)
     except OSError as error:
-        light.warn(f"warning: not recorded: {(error.strerror or str(error)).lower()}")
+        light.warn(f"warning: not recorded: {light.reason(error)}")
     return 0 if result.error is None else 1
 
 

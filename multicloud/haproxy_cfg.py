@@ -1,8 +1,7 @@
 """Writes HAProxy's configuration for servers in several clouds: a function a section.
 
-A version decides by plain conditions. Where none is known, both branches are written, in HAProxy's own `.if`: so is the
-project's haproxy.cfg, which is what is written for no server and no version. Text is only ever put together here, never
-cut, and nothing of what is wanted is checked: `multicloud config` does that.
+A version decides by plain conditions. Where none is known, both branches are written, in HAProxy's own `.if`: that is
+the project's haproxy.cfg. Text is put together here, never cut, and `multicloud config` checks what is wanted.
 """
 
 from __future__ import annotations
@@ -38,9 +37,8 @@ EXAMPLES = tuple(Server(host, host, 443) for host in ("helloworld-xyz-uc.a.run.a
 class Plan(NamedTuple):
     """What is to be written: for which servers of which backend, and for which HAProxy (None: not known).
 
-    Without `http` it is TCP. `blocks` leaves out what a configuration that is there has already. `beside` has HAProxy
-    check the servers itself, and ask for `path`, for multicloud-run. `directory` is where the commands are, such as
-    "/opt/bin/"; "" where HAProxy finds them by their names.
+    Without `http` it is TCP, and `blocks` are what a configuration lacks that is there. With `beside` HAProxy checks
+    the servers itself, for multicloud-run, and asks for `path`. The commands are in `directory`, such as "/opt/bin/".
     """
 
     servers: Sequence[Server] = ()
@@ -56,11 +54,6 @@ class Plan(NamedTuple):
     def common(self) -> str:
         """The name of the defaults of all sections. TCP has its own in blocks, which may stand beside HTTP."""
         return "tcp-common" if self.blocks and not self.http else "common"
-
-    @property
-    def relay(self) -> str:
-        """The address of `relay`."""
-        return self.variable("RELAY_PORT", "8082", before="127.0.0.1:")
 
     @property
     def tls(self) -> bool:
@@ -79,8 +72,8 @@ class Plan(NamedTuple):
         """`new` for HAProxy `version` and newer, `old` for those before; both where it is not known which it is."""
         if self.version:
             return new if self.version >= version else old
-        number = ".".join(map(str, version))
-        return f".if version_atleast({number})\n{new}\n" + f".else\n{old}\n" * bool(old) + ".endif"
+        condition, number = "version_atleast" if new else "version_before", ".".join(map(str, version))
+        return f".if {condition}({number})\n" + "\n.else\n".join(filter(None, (new, old))) + "\n.endif"
 
     def relayed(self, new: str, old: str = "") -> str:
         """`new` where requests go through `relay`, `old` where they need not."""
@@ -94,9 +87,9 @@ def escaped(word: str) -> str:
 
 def configuration(plan: Plan) -> str:
     """The text: the sections that stand there once for all applications, then those of the application."""
-    sections = [
+    sections = (
         _global(plan),
-        _resolvers(),
+        RESOLVERS,
         _common(plan),
         _reweigh(plan) * (not plan.beside),
         plan.relayed(_relay(plan)),
@@ -106,8 +99,8 @@ def configuration(plan: Plan) -> str:
         _once(plan) * plan.http,
         plan.relayed(_choice(plan)),
         _last_resort(plan),
-        f"# End of what multicloud config wrote for {plan.backend}." if plan.blocks else _stats(plan),
-    ]
+        f"# End of what multicloud config wrote for {plan.backend}." if plan.blocks else STATS,
+    )
     return "\n\n".join(filter(None, sections)) + "\n"
 
 
@@ -129,9 +122,6 @@ def _global(plan: Plan) -> str:
     forks = """\
     # Checks are programs, and HAProxy must fork to run them. A chroot would hide those.
     insecure-fork-wanted"""
-    families = """\
-    # Of names with IPv4 and IPv6 addresses, IPv6 counts where this machine has it.
-    dns-accept-family auto"""
     preserve = """\
     # Checks see HAProxy's own environment, so that MULTICLOUD_PATH and the like can be set for all of them at once.
     external-check preserve-env"""
@@ -143,14 +133,13 @@ global
     # before each external check it closes every number up to that. Where even this is not allowed, it starts with less.
     maxconn {plan.variable("MAXCONN", "8000")}
     no strict-limits
-{plan.since((3, 2), families)}
+{plan.since((3, 2), "    dns-accept-family auto # IPv6 where this machine has it")}
 {forks * (not plan.beside)}
 {plan.since((2, 8, 25), preserve, "    external-check") * (not plan.beside)}
 """)
 
 
-def _resolvers() -> str:
-    return """\
+RESOLVERS = """\
 # The name servers are those of /etc/resolv.conf; /etc/hosts is read at the start only. When they go away, or no longer
 # know a name, its last address stays for 24 days, about the longest that HAProxy can wait: the checks say whether a
 # server serves, and its certificate whether it is the right one.
@@ -204,7 +193,7 @@ def _relay(plan: Plan) -> str:
 # `relay`, which puts it in place. Each line is the region's name with the address of `relay`, and tracks the region.
 defaults choices from {plan.common}
     balance roundrobin
-    # A connection to `relay` costs nothing, and each of its requests is the first one on it: so it answers failures.
+    # A connection to `relay` costs nothing, and each request is the first one on its own: so it answers every failure.
     option http-server-close
     # Another region is tried where `relay` says that it may be: with status 425, or by closing without an answer, which
     # it does only after a kept connection has failed. For that a request must be here as a whole.
@@ -217,7 +206,7 @@ defaults choices from {plan.common}
     default-server weight 1
 
 frontend relay from {plan.common}
-    bind {plan.relay}
+    bind {plan.variable("RELAY_PORT", "8082", before="127.0.0.1:")}
     option dontlog-normal
     http-request set-var(txn.backend) req.hdr(X-Backend)
     http-request set-var(txn.region) req.hdr(X-Upstream)
@@ -279,6 +268,10 @@ def _regions(plan: Plan) -> str:
     http-request set-uri %[pathq] if { url -m beg -i http:// https:// }
     http-request deny deny_status 405 if METH_CONNECT
     http-response set-header Upstream %s"""
+    family = f"""\
+    # It would prefer IPv6 even where this machine has none; where it has nothing else, write `ipv6`. HAProxy 2.6 heeds
+    # this, and the words above, on the lines of the servers only.
+    default-server {IPV4}"""
     authorities = plan.variable("UPSTREAM_CA", "/etc/ssl/certs/ca-certificates.crt")
     return _text(f"""\
 # What the backends have in common whose servers are the regions. Every other section says `from {plan.common}`.
@@ -289,9 +282,9 @@ defaults {plan.name("regions")} from {plan.common}
     # TLS to each server, whose certificate must be for its name; addresses are looked up again as DNS changes.
     default-server {"ssl " * plan.tls}verify required ca-file {authorities} sni srv_name
     default-server resolvers default init-addr last,libc,none weight 1
-    # Servers may share a host name. Before 3.2 HAProxy would prefer IPv6 even where this machine has none; on one that
-    # has nothing else, write `ipv6`. HAProxy 2.6 heeds this on the servers' own lines only.
-{plan.since((3, 2), f"    default-server {SHARED}", f"    default-server {SHARED} {IPV4}")}
+    # Servers may share a host name.
+    default-server {SHARED}
+{plan.since((3, 2), "", family)}
 """)
 
 
@@ -306,9 +299,9 @@ def _upstream(plan: Plan) -> str:
     http-reuse always
     default-server pool-purge-delay 1m"""
     yours = """\
-    # Your servers, one line each. The name is the host name: it is the Host header, the SNI, the name in the
-    # certificate and the name in the sample file. Each stands in the lists below, too. Any platform that routes by host
-    # name will do: Google Cloud Run, Heroku, AWS Lambda function URLs, Azure Functions, ..."""
+    # Your servers, one line each, in the lists below, too. The name is the host name: it is the Host header, the SNI,
+    # the name in the certificate and the one in the sample file. Any platform that routes by host name will do: Google
+    # Cloud Run, Heroku, AWS Lambda function URLs, Azure Functions, ..."""
     return _text(f"""\
 backend {plan.backend} from {plan.name("regions")}
 {kept * plan.http}
@@ -317,7 +310,7 @@ backend {plan.backend} from {plan.name("regions")}
     srvtcpka-idle 20s
     srvtcpka-intvl 5s
     srvtcpka-cnt 3
-{_own_check(plan) * plan.http if plan.beside else _external_check(plan)}
+{_checks(plan) * (plan.http or not plan.beside)}
     # A check may take as long as the interval. Real requests are watched too: when five connections in a row fail, a
     # server is DOWN without waiting for its check. Weight 1 serves until there are samples.
     default-server check inter {plan.variable("MULTICLOUD_INTER", "2s")} fall 2 rise 2
@@ -328,17 +321,15 @@ backend {plan.backend} from {plan.name("regions")}
 """)
 
 
-def _external_check(plan: Plan) -> str:
-    return f"""\
+def _checks(plan: Plan) -> str:
+    """External checks, or HAProxy's own: those ask each server by its name, over a kept connection where they can."""
+    if not plan.beside:
+        return f"""\
     # Write no `fastinter` beside external checks and `observe`: once one has come sooner, HAProxy 2.8 and newer keep to
     # it for good, and 2.6.12 crashes.
     option external-check
     external-check path "${{PATH}}"
     external-check command {plan.variable("MULTICLOUD_CHECK", f"{plan.directory}multicloud-check")}"""
-
-
-def _own_check(plan: Plan) -> str:
-    """HAProxy asks each server by its name, over a kept connection where it can."""
     reuse = plan.since((3, 2), "    default-server check-reuse-pool")
     keep_alive = " hdr Connection keep-alive" * bool(reuse)  # HAProxy would say `close`
     return f"""\
@@ -354,15 +345,16 @@ def _own_check(plan: Plan) -> str:
 
 def _servers(plan: Plan, *, checked: bool = False, tracking: bool = False, relayed: bool = False) -> str:
     """A list of the servers: with checks, tracking those that have them, or at the address of `relay`."""
+    relay = plan.variable("RELAY_PORT", "8082", before="127.0.0.1:")
     lines = []
     for server in plan.servers or EXAMPLES:
-        address = plan.relay if relayed else f"{server.address}:{server.port}"
+        address = relay if relayed else f"{server.address}:{server.port}"
         # Not `no-ssl`: of a server with that, HAProxy tells an external check that it speaks TLS.
         ssl = " ssl" * (server.tls and not plan.tls and not relayed)
         sni = f" check-sni {server.name}" * (checked and plan.beside and plan.http and server.tls)
         names = f" {SHARED} {IPV4}" * (plan.version is not None and plan.version < (2, 8) and not relayed)
         track = f" track {plan.backend}/{server.name}" * tracking
-        lines.append(f"    {'# ' * (not plan.servers)}server {server.name} {address}{ssl}{sni}{names}{track}")
+        lines.append(f"    {'# ' * (not plan.servers)}server {server.name} {address}{ssl}{names}{track}{sni}")
     return "\n".join(lines)
 
 
@@ -386,15 +378,9 @@ backend {plan.name("choice")} from choices
 
 
 def _last_resort(plan: Plan) -> str:
-    relayed = f"""\
-backend {plan.name("last-resort")} from choices
-    # They have the address of `relay`, as in `{plan.name("choice")}`.
-    http-request set-header X-Backend {plan.backend}
-{_servers(plan, relayed=True)}"""
-    direct = f"""\
-backend {plan.name("last-resort")} from {plan.name("regions")}
-{CLOSING * plan.http}
-{_servers(plan)}"""
+    first = f"backend {plan.name('last-resort')} from"
+    relayed = f"{first} choices\n    http-request set-header X-Backend {plan.backend}\n{_servers(plan, relayed=True)}"
+    direct = f"{first} {plan.name('regions')}\n{CLOSING * plan.http}\n{_servers(plan)}"
     return _text(f"""\
 # The same servers without checks and weights: they are asked when all checks fail but the servers may well serve (a
 # mistyped health path, say), and until the next reweigh when favourite and backup die together. To do without, delete
@@ -403,12 +389,11 @@ backend {plan.name("last-resort")} from {plan.name("regions")}
 """)
 
 
-def _stats(plan: Plan) -> str:
-    return f"""\
-frontend stats from {plan.common}
+STATS = """\
+frontend stats from common
     mode http
-    bind "${{ADDRESS-}}:${{STATS_PORT-9000}}"
-    bind "${{ADDRESS-}}:${{STATS_PROXY_PORT-9001}}" accept-proxy
+    bind "${ADDRESS-}:${STATS_PORT-9000}"
+    bind "${ADDRESS-}:${STATS_PROXY_PORT-9001}" accept-proxy
     option dontlog-normal
     stats enable
     stats uri /

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from multicloud import light
-from multicloud.light import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,24 +39,24 @@ def haproxy_version(environ: Mapping[str, str]) -> tuple[int, int, int]:
     """The version of the HAProxy on this machine (find_haproxy). Raises UsageError."""
     found = find_haproxy(environ)
     if not found:
-        raise UsageError("no HAProxy found on PATH; say for which one, such as --haproxy 2.8")
+        raise light.UsageError("no HAProxy found on PATH; say for which one, such as --haproxy 2.8")
     try:
         return version(version_line(found))
     except OSError as error:
-        raise UsageError(f"{found}: {light.reason(error)}; or say --haproxy 2.8") from None
+        raise light.UsageError(f"{found}: {light.reason(error)}; or say --haproxy 2.8") from None
 
 
 def version(text: str) -> tuple[int, int, int]:
     """The version that `2.8`, `2.8.25` or the first line of `haproxy -v` says. Raises UsageError."""
     found = re.match(r"(?:HA-?Proxy version )?((\d{1,3})\.(\d{1,3})(?:\.(\d{1,3}))?)(?![\d.])", text)
     if not found:
-        raise UsageError(f"HAProxy {text!r}: cannot read the version; accepted: such as 2.8 or 2.8.25")
+        raise light.UsageError(f"HAProxy {text!r}: cannot read the version; accepted: such as 2.8 or 2.8.25")
     numbers = int(found[2]), int(found[3]), int(found[4] or 0)
     if numbers < OLDEST:
-        raise UsageError(f"HAProxy {found[1]} is too old; accepted: 2.6 and newer")
+        raise light.UsageError(f"HAProxy {found[1]} is too old; accepted: 2.6 and newer")
     if numbers == CRASHES and found[4]:
         accepted = "2.6 and newer, such as 3.4.1"
-        raise UsageError(f"HAProxy {found[1]} crashes on any external check; accepted: {accepted}")
+        raise light.UsageError(f"HAProxy {found[1]} crashes on any external check; accepted: {accepted}")
     return numbers
 
 

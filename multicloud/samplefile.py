@@ -23,7 +23,7 @@ import os
 import stat
 import time
 
-from multicloud.light import UsageError
+from multicloud.light import UsageError, reason
 from multicloud.settings import is_name
 
 FAILED_MARK = b" failed"
@@ -159,6 +159,7 @@ def _flock(fd: int, path: str) -> None:
 def open_file(path: str, flags: int) -> int:
     """Open a regular file that is there. Raises FileNotFoundError and SampleFileError."""
     try:
+        os.lstat(path)  # on a frozen disk, to open for writing what the kernel has not looked up yet would wait
         fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             found = os.fstat(fd)
@@ -180,4 +181,4 @@ def unusable(path: str, error: OSError) -> SampleFileError:
     """What the system said of the file, in words."""
     if error.errno == errno.ELOOP:
         return SampleFileError(f"{path}: a symbolic link, which is not followed")
-    return SampleFileError(f"{path}: {(error.strerror or str(error)).lower()}")
+    return SampleFileError(f"{path}: {reason(error)}")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import stat
 
-from multicloud.light import UsageError
+from multicloud.light import UsageError, reason
 
 TYPE_CHECKING = False  # `typing` costs a check more than this whole module does
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def _text_of(path: str, *, required: bool) -> str:
             raise SettingError(f"{path}: no such file, which {CONF} names; accepted: a file of settings") from None
         return ""
     except OSError as error:
-        raise SettingError(f"{path}: {(error.strerror or str(error)).lower()}; accepted: a file to be read") from None
+        raise SettingError(f"{path}: {reason(error)}; accepted: a file to be read") from None
 
 
 def is_name(name: str) -> bool:

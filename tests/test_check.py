@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -219,7 +216,7 @@ def test_a_server_without_a_name_is_not_recorded(missing: str, times: Path) -> N
 @pytest.mark.parametrize(
     ("variables", "error"),
     [
-        ({"MULTICLOUD_SCHEME": "ftp"}, "MULTICLOUD_SCHEME: cannot read 'ftp'; accepted: auto, tcp, tls, http or https"),
+        ({"MULTICLOUD_PATH": "/\r\nX: y"}, r"MULTICLOUD_PATH: cannot read '/\r\nX: y'; accepted: a path that starts"),
         (
             {"MULTICLOUD_CA_FILE": "/missing.pem", "HAPROXY_SERVER_SSL": "1"},
             "MULTICLOUD_CA_FILE: cannot load '/missing.pem': no such file or directory",
@@ -273,39 +270,12 @@ def symbolic_link(path: Path) -> Path:
     return path
 
 
-def fifo(path: Path) -> Path:
-    os.mkfifo(path)
-    return path
-
-
-def link_to_a_device(path: Path) -> Path:
-    path.symlink_to("/dev/full")
-    return path
-
-
-def hard_link(path: Path) -> Path:
-    path.with_name("target").write_text("")
-    path.hardlink_to(path.with_name("target"))
-    return path
-
-
-def unix_socket(path: Path) -> Path:
-    with socket.socket(socket.AF_UNIX) as bound:
-        bound.bind(str(path))
-    return path
-
-
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
         (directory, "is a directory"),
         (in_a_missing_directory, "no such directory"),
         (symbolic_link, "a symbolic link, which is not followed"),
-        (fifo, "not a regular file"),
-        (link_to_a_device, "a symbolic link, which is not followed"),
-        (lambda _: Path("/dev/full"), "not a regular file"),
-        (hard_link, "a hard link, perhaps to somebody else's file"),
-        (unix_socket, "no such device or address"),
     ],
 )
 def test_a_sample_that_cannot_be_recorded_changes_no_verdict(
@@ -331,6 +301,28 @@ def test_a_directory_that_is_read_only_changes_no_verdict(times: Path) -> None:
         words, environ = started(server.address, server.port, MULTICLOUD_TIMES=str(times))
         result = run([*restricted, *words], environ)
     assert said(result) == (0, "", f"warning: not recorded: {times}: permission denied\n")
+
+
+@pytest.mark.root("mount a disk")
+def test_a_full_disk_changes_no_verdict(tmp_path: Path) -> None:
+    disk = directory(tmp_path / "disk")
+    if run(["mount", "-t", "tmpfs", "-o", "size=4k", "none", str(disk)], dict(os.environ)).returncode:
+        pytest.skip("cannot mount")
+    try:
+        (disk / "filler").write_bytes(b"x" * 4096)
+        with servers.Server(status(200)) as server:
+            result = check(server.address, server.port, MULTICLOUD_TIMES=str(disk / "times.txt"))
+    finally:
+        run(["umount", str(disk)], dict(os.environ))
+    assert said(result) == (0, "", f"warning: not recorded: {disk}/times.txt: no space left on device\n")
+
+
+def test_the_verdict_does_not_depend_on_how_the_end_of_a_child_is_told(times: Path) -> None:
+    with servers.Server(status(200)) as server:
+        words, environ = started(server.address, server.port, MULTICLOUD_TIMES=str(times))
+        result = run(["/bin/sh", "-c", 'trap "" CHLD; exec "$@"', "sh", *words], environ)
+    assert said(result) == (0, "", "")
+    assert SAMPLE.fullmatch(times.read_text())
 
 
 @pytest.mark.parametrize("streams", ["<&- >&- 2>&-", "2>&-", "</dev/null >/dev/full 2>/dev/full"])
@@ -393,6 +385,37 @@ def test_a_wrapper_of_two_lines_sets_what_haproxy_does_not_hand_on(times: Path, 
     assert SAMPLE.fullmatch(times.read_text())
 
 
+def configured(directory: Path, command: Path, backends: str) -> str:
+    """The path of a configuration of HAProxy that starts the command for each server.
+
+    `backends` are the servers of the backend `web`, and further backends.
+    """
+    path = directory / "haproxy.cfg"
+    path.write_text(
+        f"""
+        global
+            insecure-fork-wanted
+            external-check
+        defaults
+            timeout connect 10s
+            timeout client 10s
+            timeout server 10s
+            option external-check
+            external-check path "{os.defpath}"
+            external-check command "{command}"
+            default-server check inter 1s
+        frontend front
+            mode http
+            bind "unix@{directory}/front.sock"
+            default_backend web
+        backend web
+            mode http
+        {backends}
+        \n"""
+    )
+    return str(path)
+
+
 def test_haproxy_itself_names_address_port_and_scheme(times: Path, tmp_path: Path) -> None:
     wrapper = tmp_path / "check"
     wrapper.write_text(f'#!/bin/sh\nMULTICLOUD_INSECURE=1 MULTICLOUD_TIMES={times} exec {CHECK} "$@"\n')
@@ -404,36 +427,20 @@ def test_haproxy_itself_names_address_port_and_scheme(times: Path, tmp_path: Pat
         servers.Server(servers.silent, tls=servers.good()) as tls,
         servers.Server(servers.silent) as tcp,
     ):
-        configuration = tmp_path / "haproxy.cfg"
-        configuration.write_text(
-            textwrap.dedent(f"""
-                global
-                    insecure-fork-wanted
-                    external-check
-                defaults
-                    timeout connect 10s
-                    timeout client 10s
-                    timeout server 10s
-                    option external-check
-                    external-check path "{os.defpath}"
-                    external-check command "{wrapper}"
-                    default-server check inter 3s
-                frontend front
-                    mode http
-                    bind "unix@{tmp_path}/front.sock"
-                    default_backend web
-                backend web
-                    mode http
-                    server unix "unix@{unix.address}"
-                    server ipv6 [::1]:{ipv6.port}
-                    server https 127.0.0.1:{https.port} ssl verify none
-                backend raw
-                    mode tcp
-                    server tls 127.0.0.1:{tls.port} ssl verify none
-                    server tcp 127.0.0.1:{tcp.port}
-            """)
+        configuration = configured(
+            tmp_path,
+            wrapper,
+            f"""
+                server unix "unix@{unix.address}"
+                server ipv6 [::1]:{ipv6.port}
+                server https 127.0.0.1:{https.port} ssl verify none
+            backend raw
+                mode tcp
+                server tls 127.0.0.1:{tls.port} ssl verify none
+                server tcp 127.0.0.1:{tcp.port}
+            """,
         )
-        with subprocess.Popen([haproxy_binary(), "-db", "-q", "-f", str(configuration)]) as haproxy:
+        with subprocess.Popen([haproxy_binary(), "-db", "-q", "-f", configuration]) as haproxy:
             try:
                 wait_until(lambda: checked(times) >= {"unix", "ipv6", "https", "tls", "tcp"}, 60, "a sample of each")
             finally:
@@ -444,6 +451,40 @@ def test_haproxy_itself_names_address_port_and_scheme(times: Path, tmp_path: Pat
         b"Host: https",
     ]
     assert (https.names[0], tls.names[0]) == ("https", "tls")
+
+
+PROCESS_1 = """
+import os, subprocess, sys
+haproxy = subprocess.Popen(sys.argv[1:])
+input()
+stats = [open(f"/proc/{name}/stat").read() for name in os.listdir("/proc") if name.isdigit()]
+print(sum(stat.rpartition(")")[2].startswith(" Z 1 ") for stat in stats))
+haproxy.kill()
+"""
+"""It starts HAProxy and never waits for a child. When it is asked, it says how many zombies it has, and ends."""
+
+
+@pytest.mark.root("make a namespace of processes")
+@pytest.mark.parametrize("behaviour", [status(200), servers.endless(b"HTTP/1.1 200 OK\r\n\r\n", b"x", pause=0.03)])
+def test_a_check_leaves_no_zombie_where_process_1_does_not_reap(
+    behaviour: servers.Behaviour, times: Path, tmp_path: Path
+) -> None:
+    apart = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if shutil.which("unshare") is None or run([*apart, "true"], dict(os.environ)).returncode:
+        pytest.skip("unshare does not work here")
+    wrapper = tmp_path / "check"
+    wrapper.write_text(f'#!/bin/sh\nMULTICLOUD_SCHEME=http MULTICLOUD_TIMES={times} exec {CHECK} "$@"\n')
+    wrapper.chmod(0o755)
+    with servers.Server(behaviour) as server:
+        configuration = configured(tmp_path, wrapper, f"server eu 127.0.0.1:{server.port}")
+        words = [*apart, sys.executable, "-c", PROCESS_1, haproxy_binary(), "-db", "-q", "-f", configuration]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process_1:
+            try:
+                wait_until(lambda: times.exists() and times.read_text().count("\n") >= 4, 30, "four checks")
+                zombies, _ = process_1.communicate("\n", timeout=30)
+            finally:
+                process_1.kill()
+    assert zombies == "0\n"
 
 
 def checked(times: Path) -> set[str]:
@@ -490,8 +531,8 @@ def test_a_settings_file_that_cannot_be_read_is_one_line_and_exit_code_2(times: 
 
 
 @contextlib.contextmanager
-def frozen_disk(directory: Path) -> Iterator[Path]:
-    """A directory on a disk of its own on which every process waits that writes."""
+def frozen_disk(directory: Path, name: str) -> Iterator[Path]:
+    """A directory on a disk of its own, with a file of that name, on which every process waits that writes."""
     image, disk = directory / "disk.img", directory / "disk"
     disk.mkdir()
     with image.open("wb") as file:
@@ -500,6 +541,7 @@ def frozen_disk(directory: Path) -> Iterator[Path]:
         if shutil.which(words[0]) is None or run(words, dict(os.environ)).returncode:
             pytest.skip(f"{words[0]} does not work here")
     try:
+        (disk / name).touch()
         if run(["fsfreeze", "--freeze", str(disk)], dict(os.environ)).returncode:
             pytest.skip("fsfreeze does not work here")
         try:
@@ -511,30 +553,18 @@ def frozen_disk(directory: Path) -> Iterator[Path]:
 
 
 @pytest.mark.root("mount a disk")
-def test_on_a_frozen_disk_a_check_has_its_verdict_and_only_one_waits_for_the_disk(tmp_path: Path) -> None:
-    with servers.Server(status(200)) as server, frozen_disk(tmp_path) as disk:
-        path = disk / "times.txt"
+@pytest.mark.parametrize("there", [True, False])
+def test_on_a_frozen_disk_a_check_has_its_verdict_and_only_one_waits_for_the_disk(there: bool, tmp_path: Path) -> None:
+    with servers.Server(status(200)) as server, frozen_disk(tmp_path, "there.txt") as disk:
+        path = disk / ("there.txt" if there else "new.txt")
         words, environ = started(server.address, server.port, MULTICLOUD_TIMES=str(path))
-        codes = [subprocess.run(words, env=environ, stderr=subprocess.DEVNULL, timeout=60).returncode for _ in range(3)]
-        assert codes == [0, 0, 0]
-        told = check(server.address, server.port, MULTICLOUD_TIMES=str(path / "x"), HAPROXY_SERVER_NAME="other")
-        assert told.returncode == 0
-        waiting = subprocess.run(words, env=environ, stderr=subprocess.PIPE, text=True, timeout=60)
-    assert (
-        waiting.stderr == f"warning: not recorded: {path}: the check before still waits for it: is its disk frozen?\n"
-    )
-
-
-def test_a_verdict_does_not_wait_for_the_lock_of_the_sample_file(times: Path) -> None:
-    times.touch()
-    with servers.Server(status(200)) as server, times.open("rb+") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        words, environ = started(server.address, server.port, MULTICLOUD_TIMES=str(times))
-        with subprocess.Popen(words, env=environ, stderr=subprocess.PIPE, text=True) as running:
-            assert running.wait(60) == 0
-            assert times.read_text() == ""  # it has ended, and what records has not
-            fcntl.flock(held, fcntl.LOCK_UN)
-    wait_until(lambda: SAMPLE.fullmatch(times.read_text()) is not None, 30, "the sample")
+        # Its child would keep a pipe of standard error open.
+        assert subprocess.run(words, env=environ, stderr=subprocess.DEVNULL, timeout=60).returncode == 0
+        for _ in range(3):
+            reason = "locked by another process for more than 0.1 s: is its disk frozen?"
+            warning = f"warning: not recorded: {path if there else disk}: {reason}\n"
+            assert said(run(words, environ)) == (0, "", warning)
+        assert len(waiting_with(f"MULTICLOUD_TIMES={path}")) == 1
 
 
 @pytest.mark.root("be a user who has too many processes")

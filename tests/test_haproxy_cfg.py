@@ -191,21 +191,22 @@ def upgrades(client: socket.socket) -> None:
 
 
 @contextlib.contextmanager
-def routed(directory: Path, text: str, commands: dict[str, str] | None = None) -> Iterator[tuple[Router, int]]:
+def routed(
+    directory: Path, text: str, ca_file: str, commands: dict[str, str] | None = None
+) -> Iterator[tuple[Router, int]]:
     """A HAProxy with the configuration, and the port of its router."""
-    servers.AUTHORITY.cert_pem.write_to_path(str(directory / "authority.pem"))
-    environ = listen_anywhere(directory / "authority.pem")
+    environ = listen_anywhere(Path(ca_file))
     with Router(directory, text, commands=commands or {}, environ=environ) as router:
         yield router, int(environ["PORT"])
 
 
 @pytest.mark.parametrize("beside", [False, True], ids=["external", "beside"])
-def test_what_is_not_http_is_measured_and_routed(tmp_path: Path, beside: bool) -> None:
+def test_what_is_not_http_is_measured_and_routed(tmp_path: Path, ca_file: str, beside: bool) -> None:
     with contextlib.ExitStack() as stack:
         places = [stack.enter_context(serving(echoes)) for _ in range(3)]
         text = configuration(Plan(places, here(), http=False, beside=beside))
         commands = {"MULTICLOUD_BACKENDS": "upstream"} if beside else {}
-        router, port = stack.enter_context(routed(tmp_path, text, commands))
+        router, port = stack.enter_context(routed(tmp_path, text, ca_file, commands))
         address = router.settings["MULTICLOUD_SOCKET"]
         wait_until(lambda: sorted(weights(address).values()) == [0, 1, 256], 30, "a favourite and a backup")
         with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
@@ -215,14 +216,14 @@ def test_what_is_not_http_is_measured_and_routed(tmp_path: Path, beside: bool) -
 
 
 @pytest.mark.parametrize("http", [False, True], ids=["tcp", "websocket"])
-def test_a_tunnel_in_which_nobody_speaks_stays(tmp_path: Path, http: bool) -> None:
+def test_a_tunnel_in_which_nobody_speaks_stays(tmp_path: Path, ca_file: str, http: bool) -> None:
     with serving(upgrades if http else echoes) as server:
         text = configuration(Plan([server], here(), http=http, beside=True))
         for end in ("client", "server"):
             assert f"timeout {end} 30s\n" in text
             text = text.replace(f"timeout {end} 30s\n", f"timeout {end} 500ms\n")
         with (
-            routed(tmp_path, text) as (_, port),
+            routed(tmp_path, text, ca_file) as (_, port),
             socket.create_connection(("127.0.0.1", port), timeout=10) as client,
         ):
             if http:
@@ -271,21 +272,23 @@ def open_files(api: runtime.RuntimeAPI) -> int:
 @pytest.mark.parametrize("beside", [False, True], ids=["external", "beside"])
 @pytest.mark.parametrize("hard", [4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]])
 def test_haproxy_takes_as_many_descriptors_as_it_needs_and_starts_with_less(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hard: int, beside: bool
+    tmp_path: Path, ca_file: str, monkeypatch: pytest.MonkeyPatch, hard: int, beside: bool
 ) -> None:
     script = tmp_path / "limited"
     script.write_text(f'#!/bin/sh\nulimit -S -n 1024; ulimit -H -n {hard}; exec {haproxy_binary()} "$@"\n')
     script.chmod(0o755)
     text = configuration(Plan([EU], here(), beside=beside))
     monkeypatch.setenv("HAPROXY_BINARY", str(script))
-    with routed(tmp_path, text) as (router, _), runtime.RuntimeAPI(router.settings["MULTICLOUD_SOCKET"]) as api:
+    with (
+        routed(tmp_path, text, ca_file) as (router, _),
+        runtime.RuntimeAPI(router.settings["MULTICLOUD_SOCKET"]) as api,
+    ):
         assert open_files(api) <= min(hard, ENOUGH)
         assert "\nMaxconn: 8000\n" in api.ask("show info")
 
 
 @pytest.mark.root("mount")
-def test_the_image_starts_haproxy_with_few_descriptors_whatever_the_limit(tmp_path: Path) -> None:
-    servers.AUTHORITY.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+def test_the_image_starts_haproxy_with_few_descriptors_whatever_the_limit(tmp_path: Path, ca_file: str) -> None:
     (tmp_path / "haproxy.cfg").write_text(configuration(Plan([EU], here())))
     (tmp_path / "haproxy").symlink_to(haproxy_binary())
     address = str(tmp_path / "socket")
@@ -296,7 +299,7 @@ def test_the_image_starts_haproxy_with_few_descriptors_whatever_the_limit(tmp_pa
     """
     with subprocess.Popen(
         ["unshare", "--mount", "sh", "-euc", start, "sh", tmp_path],
-        env={**listen_anywhere(tmp_path / "authority.pem"), **places},
+        env={**listen_anywhere(Path(ca_file)), **places},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as process:
@@ -308,7 +311,7 @@ def test_the_image_starts_haproxy_with_few_descriptors_whatever_the_limit(tmp_pa
             process.terminate()
 
 
-def test_haproxys_own_checks_ask_each_server_for_its_own_name(tmp_path: Path) -> None:
+def test_haproxys_own_checks_ask_each_server_for_its_own_name(tmp_path: Path, ca_file: str) -> None:
     answer = servers.OK.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
     with contextlib.ExitStack() as stack:
         asked = {}
@@ -316,7 +319,7 @@ def test_haproxys_own_checks_ask_each_server_for_its_own_name(tmp_path: Path) ->
             asked[name] = stack.enter_context(servers.Server(servers.answers(answer), tls=servers.good(name)))
         places = [Server(name, "127.0.0.1", server.port or 0) for name, server in asked.items()]
         text = configuration(Plan(places, here(), path="/healthz", beside=True))
-        with routed(tmp_path, text) as (router, _):
+        with routed(tmp_path, text, ca_file) as (router, _):
             wait_until(lambda: all(len(server.requests) > 1 for server in asked.values()), 20, "two checks of each")
             with runtime.RuntimeAPI(router.settings["MULTICLOUD_SOCKET"]) as api:
                 checks = {server.name: server.check for server in api.servers() if server.backend == "upstream"}

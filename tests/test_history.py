@@ -12,7 +12,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multicloud import history, samplefile, settings
-from tests.test_check import check, said
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -65,15 +63,6 @@ def test_there_are_no_samples_where_there_is_no_file(times: str) -> None:
     found = history.read(times, 30)
     assert (found.series, found.lines, found.size, history.trim(times, 30)) == ({}, 0, 0, 0)
     assert not os.path.exists(times)
-
-
-def test_a_new_file_is_for_its_owner_to_write_and_for_the_group_to_read(times: str) -> None:
-    before = os.umask(0)
-    try:
-        samplefile.append(times, *EU, 0.1, 5)
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE(os.stat(times).st_mode) == 0o640
 
 
 @pytest.mark.parametrize(("text", "lines"), [("", 0), ("\n", 1), ("upstream eu.example.com 0.1 5", 0)])
@@ -162,22 +151,14 @@ def test_every_line_is_read_across_blocks(tmp_path: Path) -> None:
     assert [when for _, when, _ in values] == [float(i) for i in range(1, count + 1)]
 
 
-def test_an_unfinished_line_is_not_continued(times: str) -> None:
-    Path(times).write_text("upstream eu.example.com 0.1")
-    samplefile.append(times, *EU, 0.2, 5)
-    assert Path(times).read_text().splitlines()[1] == "upstream eu.example.com 0.200000 5.000"
-
-
-@pytest.mark.parametrize("name", ["a b", "a\nb", "", "a/b", "$(id)", "é", "not UTF-8: \udcff"])
-def test_a_name_that_haproxy_does_not_allow_is_not_written(times: str, name: str) -> None:
-    with pytest.raises(samplefile.SampleFileError, match="not the names of a backend and a server: 'upstream' "):
-        samplefile.append(times, "upstream", name, 0.1, 5)
-    assert not Path(times).exists()
-
-
 def make_link(path: Path) -> None:
     (path.parent / "elsewhere").write_text("")
     path.symlink_to(path.parent / "elsewhere")
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(path))
 
 
 @pytest.mark.parametrize(
@@ -186,6 +167,7 @@ def make_link(path: Path) -> None:
         (make_link, "a symbolic link, which is not followed"),
         (Path.mkdir, "a directory|not a regular file"),
         (os.mkfifo, "not a regular file"),
+        (make_socket, "no such device or address"),
     ],
 )
 def test_what_is_not_a_regular_file_is_not_used(tmp_path: Path, make: Callable[[Path], None], reason: str) -> None:
@@ -218,57 +200,6 @@ def test_a_trim_leaves_off_behind_as_many_lines_that_are_no_samples_as_a_reader(
     assert history.read(times, 30).series == {EU: [(0.2, 2.0, False)]}
     assert history.trim(times, 30) > 1000
     assert Path(times).read_text() == lines_of(2)
-
-
-def test_a_lock_that_is_never_released_does_not_hold_an_append_for_long(times: str) -> None:
-    samplefile.append(times, *EU, 0.1, 5)
-    with open(times) as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(samplefile.LockedError, match=r"locked by another process for more than 0.5 s"):
-            samplefile.append(times, *EU, 0.2, 6)
-    samplefile.append(times, *EU, 0.3, 7)
-    assert history.read(times, 30).series[EU] == [(0.3, 7.0, False), (0.1, 5.0, False)]
-
-
-def test_an_append_waits_for_a_lock_that_is_soon_released(times: str) -> None:
-    samplefile.append(times, *EU, 0.1, 5)
-    with open(times) as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        threading.Timer(0.05, fcntl.flock, (held, fcntl.LOCK_UN)).start()
-        samplefile.append(times, *EU, 0.2, 6)
-    assert history.read(times, 30).series[EU] == [(0.2, 6.0, False), (0.1, 5.0, False)]
-
-
-def test_a_file_that_is_removed_while_an_append_takes_its_lock_is_made_again(
-    times: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    samplefile.append(times, *EU, 0.1, 5)
-    original = fcntl.flock
-
-    def remove_then_lock(fd: int, operation: int) -> None:
-        monkeypatch.undo()
-        os.unlink(times)
-        original(fd, operation)
-
-    monkeypatch.setattr(fcntl, "flock", remove_then_lock)
-    samplefile.append(times, *EU, 0.2, 6)
-    assert history.read(times, 30).series[EU] == [(0.2, 6.0, False)]
-
-
-def test_a_directory_that_is_not_there_is_said(tmp_path: Path) -> None:
-    path = tmp_path / "none" / "times.txt"
-    with pytest.raises(samplefile.SampleFileError, match=f"^{re.escape(str(path))}: no such directory$"):
-        samplefile.append(str(path), *EU, 0.1, 5)
-
-
-def test_a_file_that_has_grown_to_its_limit_takes_no_more(times: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samplefile, "MAX_BYTES", len(lines_of(1)) + 1)
-    samplefile.append(times, *EU, 0.1, 1)
-    samplefile.append(times, *EU, 0.2, 2)
-    monkeypatch.setattr(samplefile, "MAX_BYTES", len(lines_of(1, 2)))
-    with pytest.raises(samplefile.SampleFileError, match="has grown to 0 MiB"):
-        samplefile.append(times, *EU, 0.3, 3)
-    assert Path(times).read_text() == lines_of(1, 2)
 
 
 def test_a_trim_leaves_the_newest_of_each_server_in_order(times: str) -> None:
@@ -422,29 +353,6 @@ def test_a_trim_that_is_killed_while_it_shrinks_the_file_loses_no_sample(
     assert found >= set(read_text(Path(times).parent, lines_of(3, 4)).series[EU])
 
 
-def test_a_file_that_is_made_and_removed_by_others_meanwhile_is_made_again(
-    times: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = os.open
-    turns = []
-
-    def interfere(path: str, flags: int, mode: int = 0o777) -> int:
-        if flags & os.O_DIRECTORY:
-            return original(path, flags)
-        turns.append(flags & os.O_EXCL)
-        if len(turns) == 2:  # just before it is made here
-            os.mknod(path)
-        if len(turns) == 3:  # just before what somebody else made is opened
-            os.unlink(path)
-        return original(path, flags, mode)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "open", interfere)
-        samplefile.append(times, *EU, 0.1, 5)
-    assert turns == [0, os.O_EXCL, 0, os.O_EXCL]
-    assert history.read(times, 30).series[EU] == [(0.1, 5.0, False)]
-
-
 def interfere(monkeypatch: pytest.MonkeyPatch, path: str, change: Change) -> None:
     """Let `change` happen once a trim has read the file, and before it puts the shorter one in its place."""
     original = history._newest_lines
@@ -545,14 +453,6 @@ def test_a_hard_link_to_another_file_is_not_written_to(tmp_path: Path, name: str
     else:
         assert history.trim(str(path), 1) == 2
     assert other.read_text() == "another file\n" * 3
-
-
-@pytest.mark.parametrize("cut", range(1, len(lines_of(1))))
-def test_what_a_killed_writer_left_is_never_taken_for_a_sample(times: str, cut: int) -> None:
-    Path(times).write_text(lines_of(2) + lines_of(1)[:cut])
-    samplefile.append(times, *EU, 0.3, 3)
-    found = history.read(times, 30)
-    assert (found.series, found.garbage) == ({EU: [(0.3, 3.0, False), (0.2, 2.0, False)]}, 1)
 
 
 @pytest.mark.parametrize("numbers", ["0.1 5", "nan 5"])
@@ -698,15 +598,6 @@ def test_a_file_planted_where_a_trim_writes_is_left_alone_and_stops_no_trim(shar
     planted.chmod(0o666)
     assert history.trim(str(path), 1) == 2
     assert (path.read_text(), planted.read_text()) == (lines_of(3), text)
-
-
-@needs_root
-def test_a_check_on_a_full_disk_tells_the_truth_and_warns(full_disk: Path) -> None:
-    path = full_disk / "other.txt"
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        result = check("127.0.0.1", port, HAPROXY_SERVER_PROTO="tcp", MULTICLOUD_TIMES=str(path))
-    assert said(result) == (0, "", f"warning: not recorded: {path}: no space left on device\n")
 
 
 HOG = """

@@ -16,7 +16,6 @@ import click
 from multicloud import check as checks
 from multicloud import light, probe, settings
 from multicloud.console import terminal
-from multicloud.light import CommandError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,9 +37,11 @@ def check(url: str | None, connect: str | None, sources: Sources, *, count: int,
     """
     named = checks.server_named(os.environ)
     if connect is not None and not url:
-        raise UsageError("--connect needs a URL")
+        raise light.UsageError("--connect needs a URL")
+    if not url and not any(map(os.environ.get, ("HAPROXY_SERVER_ADDR", "HAPROXY_SERVER_NAME"))):
+        raise light.UsageError(f"no server to probe; give {ACCEPTED}")
     if record and not all(named):
-        raise UsageError("--record needs HAPROXY_PROXY_NAME and HAPROXY_SERVER_NAME, to say whose sample it is")
+        raise light.UsageError("--record needs HAPROXY_PROXY_NAME and HAPROXY_SERVER_NAME, to say whose sample it is")
     resolved = None
     if url:
         values = sources.read(settings.CHECK)
@@ -70,7 +71,7 @@ def check(url: str | None, connect: str | None, sources: Sources, *, count: int,
         _sum_up(results)
     for result in results:
         if result.seconds is None:
-            raise CommandError(f"{target}: {result.error}")
+            raise light.CommandError(f"{target}: {result.error}")
 
 
 def _not_for_root(path: str) -> str | None:
@@ -104,21 +105,21 @@ def resolve(url: str, connect: str | None, values: Settings) -> tuple[probe.Targ
         settings.HOST.parse(host)
         path = str(settings.PATH.parse(slash + path.partition("#")[0])) if slash else values.path
     except ValueError:
-        raise UsageError(f"cannot probe {url!r}; give {ACCEPTED}") from None
+        raise light.UsageError(f"cannot probe {url!r}; give {ACCEPTED}") from None
     name = host
     if connect is not None:
         try:
             name, connect_port = _host_and_port(connect)
         except ValueError:
             accepted = "ADDRESS, ADDRESS:PORT or [ADDRESS]:PORT"
-            raise UsageError(f"cannot connect to {connect!r}; give {accepted}") from None
+            raise light.UsageError(f"cannot connect to {connect!r}; give {accepted}") from None
         port = connect_port or port
     start = time.monotonic()
     try:
         address = str(socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0][4][0])
     except (OSError, UnicodeError) as error:
         reason = light.reason(error)
-        raise CommandError(f"{name}: {reason}; --connect ADDR goes to an address of your choice") from None
+        raise light.CommandError(f"{name}: {reason}; --connect ADDR goes to an address of your choice") from None
     seconds = time.monotonic() - start
     target = checks.target_of(scheme, address, port, values.host or host, values)
     target.path = path

@@ -15,7 +15,6 @@ import click
 
 from multicloud import light, samplefile, settings
 from multicloud.console import terminal
-from multicloud.light import CommandError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -34,9 +33,8 @@ def extra(name: str) -> Iterator[None]:
     except ImportError as error:
         # Debian's packages of these modules have their names.
         pip, apt = f"pip install '.[{name}]'", f"apt install python3-{error.name}"
-        raise UsageError(
-            f"{error.name} is missing; in the project's directory: {pip}, or with the Debian package: {apt}"
-        ) from None
+        missing = f"{error.name} is missing; in the project's directory: {pip}, or with the Debian package: {apt}"
+        raise light.UsageError(missing) from None
 
 
 def with_settings(group: Sequence[settings.Setting]) -> Callable[[Command], Command]:
@@ -166,7 +164,7 @@ def reweigh(dry_run: bool, verbose: bool, sources: settings.Sources) -> None:
     for change in outcome.changes:
         click.echo(("" if dry_run else "sent: ") + runtime.set_weight(change))
     if outcome.refusals:
-        raise CommandError(reweighs.refused(outcome))
+        raise light.CommandError(reweighs.refused(outcome))
 
 
 @cli.command()
@@ -197,7 +195,7 @@ def status(watch: float | None, form: str, sources: settings.Sources) -> None:
     if watch is None:
         click.echo(_status(sources, form), nl=False)
     elif form != "table":
-        raise UsageError(f"--watch shows the table only; repeat `multicloud status --format {form}` instead")
+        raise light.UsageError(f"--watch shows the table only; repeat `multicloud status --format {form}` instead")
     else:
         watch_status(sources, interval=watch)
 
@@ -309,7 +307,7 @@ def plot(output: str, sources: settings.Sources) -> None:
     Exit code: 0 drawn, 1 no samples to draw, 2 wrong settings.
     """
     if not output.endswith((".png", ".svg")):
-        raise UsageError(f"cannot draw {output!r}; give a name that ends with .png or .svg")
+        raise light.UsageError(f"cannot draw {output!r}; give a name that ends with .png or .svg")
     with extra("plot"):
         from multicloud.console import plot as plots
     plots.draw(sources, output)
@@ -342,17 +340,12 @@ def config(
 
     Exit code: 0 written, 2 wrong arguments.
     """
-    from multicloud import haproxy_cfg, installed
+    from multicloud import installed
     from multicloud.console import config as configs
+    from multicloud.haproxy_cfg import Plan
 
-    plan = haproxy_cfg.Plan(
-        version=installed.version(haproxy) if haproxy else None,
-        backend=backend,
-        http=mode == "http",
-        path=path,
-        blocks=blocks,
-        beside=beside,
-    )
+    version = installed.version(haproxy) if haproxy else None
+    plan = Plan(version=version, backend=backend, http=mode == "http", path=path, blocks=blocks, beside=beside)
     text, note = configs.write(light.printable(shlex.join(["multicloud", *sys.argv[1:]])), servers, plan)
     click.echo(text, nl=False)
     if note:
@@ -403,8 +396,8 @@ def _run() -> int:
             error.show()
             return error.exit_code
         command = error.ctx.command_path if error.ctx else "multicloud"
-        raise UsageError(f"{error.format_message()}; see {command} --help") from None
+        raise light.UsageError(f"{error.format_message()}; see {command} --help") from None
     except click.Abort:
         return 130
     except OSError as error:
-        raise CommandError(light.reason(error)) from None
+        raise light.CommandError(light.reason(error)) from None

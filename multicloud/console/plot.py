@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import time
-
-import matplotlib as mpl
-
-mpl.use("agg")  # draws to files, and needs no screen
-
 from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
+from matplotlib import figure
 
 from multicloud import history, light, reweigh, settings
-from multicloud.light import CommandError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,15 +31,15 @@ def draw(sources: Sources, path: str) -> None:
         if timed:
             backends.setdefault(backend, {})[server] = timed
     if not backends:
-        raise CommandError(f"{values.times}: no samples with a time to draw; `multicloud doctor` finds out why")
-    figure = Figure(figsize=(9, 3.6 * len(backends)), layout="constrained")
-    pictures = figure.subplots(len(backends), squeeze=False)[:, 0]
-    for axes, (backend, series) in zip(pictures, backends.items(), strict=True):
+        raise light.CommandError(f"{values.times}: no samples with a time to draw; `multicloud doctor` finds out why")
+    picture = figure.Figure(figsize=(9, 3.6 * len(backends)), layout="constrained")
+    parts = picture.subplots(len(backends), squeeze=False)[:, 0]
+    for axes, (backend, series) in zip(parts, backends.items(), strict=True):
         _draw_backend(axes, backend, series, sources)
     try:
-        figure.savefig(path, dpi=100)
+        picture.savefig(path, dpi=100)
     except OSError as error:
-        raise CommandError(f"{path}: {light.reason(error)}") from None
+        raise light.CommandError(f"{path}: {light.reason(error)}") from None
 
 
 def _draw_backend(axes: Axes, backend: str, series: dict[str, list[Sample]], sources: Sources) -> None:

@@ -38,7 +38,7 @@ class Demo(NamedTuple):
     def heading(self) -> str:
         """What is shown above the table."""
         app, stats = (f"http://localhost:{port}/" for port in (self.port, self.stats_port))
-        fastest = self.regions.fastest()
+        fastest = min(self.regions, key=lambda region: region.delay)
         return (
             f"app:   {app}    try: curl -sD- {app}\nstats: {stats}\n"
             f"fastest region right now: {fastest.name}, {fastest.delay * 1000:.0f} ms\n\n"

@@ -131,10 +131,6 @@ class Regions:
         if wait:
             future.result(timeout=10)
 
-    def fastest(self) -> Region:
-        """The region that would answer first now."""
-        return min(self._regions, key=lambda region: region.delay)
-
 
 async def drift(regions: Regions) -> None:
     """Change the delays smoothly, 20 to 100 ms, so that the regions are the fastest for TURN seconds each, in turn."""

@@ -250,6 +250,24 @@ def test_root_makes_no_sample_file_where_haproxys_user_would(router: Edge, tmp_p
     assert (times.stat().st_uid, len(times.read_text().splitlines())) == (65534, 1)
 
 
+def test_without_a_server_a_person_is_told_what_to_give() -> None:
+    done = run("check")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: no server to probe; give {probes.ACCEPTED}\n"
+
+
+def test_the_time_that_counts_is_said_with_its_reason() -> None:
+    result = probe.Probe()
+    result.phases = {"connect": 0.05, "first_byte": 0.001}
+    ways = {
+        0.05: "up: 50.0 ms to connect, which counts, since no answer comes sooner; 1.0 ms from the request",
+        0.051: "up: 51.0 ms from the start of the connection, which counts; 1.0 ms from the request",
+        0.001: "up: 1.0 ms from the request, which counts; 51.0 ms from the start of the connection",
+    }
+    for result.seconds, text in ways.items():
+        assert probes.verdict(result) == text
+
+
 def test_what_a_certificate_says_does_not_control_the_terminal() -> None:
     result = probe.Probe()
     result.tls_version = "TLSv1.3"

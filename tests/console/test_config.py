@@ -245,7 +245,7 @@ def test_when_the_favourite_is_killed_behind_debians_configuration_with_blocks_n
 
 def in_debians(text: str) -> str:
     """Debian's configuration with blocks for the servers of another one, at the places of a test."""
-    regions = dict(re.findall(r"^    server (\S+) (127\.0\.0\.1:\d+)$", text, re.MULTILINE))
+    regions = dict(re.findall(r"^    server (\S+) (127\.0\.0\.1:\d+)\b(?! check)", text, re.MULTILINE))
     names = [f"{name}={address}" for name, address in regions.items()]
     blocks = written("--blocks", "--backend", "app", haproxy=haproxy_binary(), to=tuple(names))
     for place, there in (
