@@ -10,12 +10,14 @@ import contextlib
 import math
 import multiprocessing
 import os
+import threading
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import trustme
 
 from multicloud.demo import regions as simulated
+from tests.names import enter_network
 from tests.ports import free_port
 from tests.servers import server_context
 
@@ -66,7 +68,8 @@ class Regions:
         self.authority = trustme.CA()
         pem = self.authority.issue_cert(*names).private_key_and_cert_chain_pem.bytes() if tls else None
         self._here, self._there = multiprocessing.Pipe()
-        self._process = PROCESSES.Process(target=_serve, args=(self._there, list(names), pem), daemon=True)
+        network = f"/proc/{os.getpid()}/task/{threading.get_native_id()}/ns/net"
+        self._process = PROCESSES.Process(target=_serve, args=(self._there, network, list(names), pem), daemon=True)
         self._regions = [Region(name, self._ask) for name in names]
 
     def __enter__(self) -> Self:
@@ -102,8 +105,9 @@ class Regions:
         return self._here.recv()
 
 
-def _serve(there: Connection, names: Sequence[str], pem: bytes | None) -> None:
-    """Do what is asked for until the other end is closed."""
+def _serve(there: Connection, network: str, names: Sequence[str], pem: bytes | None) -> None:
+    """Do what is asked for until the other end is closed, in the network of who asks."""
+    enter_network(network)
     with contextlib.suppress(PermissionError):
         os.nice(-10)
     with _Breakables(names, pem) as regions, contextlib.suppress(EOFError):
