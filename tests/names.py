@@ -58,9 +58,10 @@ class NameServer:
             kind, data = ("AAAA", dnslib.AAAA) if ":" in address else ("A", dnslib.A)
             if query.q.qtype == getattr(dnslib.QTYPE, kind) and not reply.header.rcode:
                 reply.add_answer(dnslib.RR(query.q.qname, query.q.qtype, ttl=1, rdata=data(address)))
-        packed = reply.pack()
         size = max([512, *(record.edns_len for record in query.ar if record.rtype == dnslib.QTYPE.OPT)])
-        return bytes(packed if len(packed) <= size else reply.truncate().pack())
+        if len(reply.pack()) > size:
+            reply.rr, reply.header.tc = reply.rr[:1], 1
+        return bytes(reply.pack())
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ def samples_of(running: Edge, server: str) -> int:
 
 @pytest.mark.parametrize("beside", [False, True])
 def test_weights_become_256_1_0_0_and_traffic_goes_to_the_fastest_region(*, beside: bool) -> None:
-    with edge(FOUR, beside=beside) as running:
+    with edge(FOUR, interval="2s", beside=beside) as running:
         wait_until(lambda: running.weights() == RANKED, 20, "weights 256/1/0/0")
         answers = [running.get() for _ in range(50)]
         assert {status for status, _ in answers} == {200}
@@ -30,7 +30,7 @@ def test_weights_become_256_1_0_0_and_traffic_goes_to_the_fastest_region(*, besi
 
 def test_after_twenty_one_and_more_samples_the_weights_are_still_right() -> None:
     """The shell version gave every server 256 from the 21st sample on."""
-    with edge(FOUR, times=measured(FOUR, 25)) as running:
+    with edge(FOUR, interval="2s", times=measured(FOUR, 25)) as running:
         wait_until(lambda: running.weights() == RANKED, 20, "weights 256/1/0/0")
         wait_until(lambda: samples_of(running, "eu.demo") > 25 + 2, 20, "new samples")
         assert running.weights() == RANKED

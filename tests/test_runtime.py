@@ -48,7 +48,7 @@ def told(address: str) -> list[tuple[str, str, str, int]]:
 
 def set_weights(address: str, changes: dict[str, int], backend: str = "upstream") -> list[str]:
     """Set weights; what was refused of them. The others, and no more, count as accepted."""
-    with runtime.RuntimeAPI(address) as api:
+    with runtime.RuntimeAPI(address, timeout=30) as api:
         wanted = [
             ranking.Decision(runtime.Server(backend, name, "UP", 1), weight, ranking.Reason.FASTEST)
             for name, weight in changes.items()

@@ -85,6 +85,7 @@ def test_values_are_read(variable: str, text: str, value: object) -> None:
         ("MULTICLOUD_EXPECT", "99"),
         ("MULTICLOUD_EXPECT", "600"),
         ("MULTICLOUD_TIMEOUT", "0"),
+        ("MULTICLOUD_INTERVAL", "0"),
         ("MULTICLOUD_TIMEOUT", "-1"),
         ("MULTICLOUD_TIMEOUT", "nan"),
         ("MULTICLOUD_TIMEOUT", "inf"),

@@ -10,15 +10,8 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud import reweigh, run, runtime, scores
-from multicloud.console.instance import (
-    EXIT_CODES,
-    EXTERNAL,
-    PASSED,
-    REWEIGH_SERVER,
-    cannot_append,
-    user_of,
-    where_reasons_are,
-)
+from multicloud.console import instance as instances
+from multicloud.console.instance import EXTERNAL, PASSED, REWEIGH_SERVER, cannot_append, user_of
 from multicloud.ranking import changes
 from multicloud.runtime import DOWN, MAINT, UP
 from multicloud.settings import BACKENDS, TIMES
@@ -100,7 +93,7 @@ def without_address(servers: Sequence[Server]) -> list[str]:
     lines = {}
     addressed = {(each.backend, each.host): each.name for each in reversed(servers) if not each.unresolved}
     for server in servers:
-        name = f"{server.backend}/{server.name}"
+        name = "/".join(server.key)
         if not server.unresolved or server.host in lines:
             continue
         if other := addressed.get((server.backend, server.host)):
@@ -123,10 +116,10 @@ def reweigh_stopped(seen: Seen) -> list[str]:
     by_hand = f"`runuser -u {user.name} -- multicloud reweigh`" if user else "`multicloud reweigh` as HAProxy's user"
     lines = []
     for server in seen.instance.servers:
-        name = f"{server.backend}/{server.name}"
+        name = "/".join(server.key)
         if server.name == REWEIGH_SERVER and server.state == DOWN:
-            says_why = f"{by_hand} says why; {where_reasons_are(seen.instance.pid, user)}"
-            lines.append(f"{name} is DOWN, so nobody sets weights: {EXIT_CODES.get(server.code, says_why)}")
+            says_why = f"{by_hand} says why; {instances.where_reasons_are(seen.instance.pid, user)}"
+            lines.append(f"{name} is DOWN, so nobody sets weights: {instances.EXIT_CODES.get(server.code, says_why)}")
         elif server.name == REWEIGH_SERVER and server.state == MAINT:
             lines.append(
                 f"{name} is in maintenance, so an operator has frozen the weights: `set server {name} state ready` "
@@ -220,7 +213,7 @@ def _why_missing(server: Server, seen: Seen) -> str:
         )
     if server.check == PASSED:
         return f"its check passes, but does not write to {seen.times}: is it multicloud-check, with the same `times`?"
-    return f"its check fails; {where_reasons_are(seen.instance.pid, user_of(seen.instance.pid))}"
+    return f"its check fails; {instances.where_reasons_are(seen.instance.pid, user_of(seen.instance.pid))}"
 
 
 def weights_not_set(seen: Seen) -> list[str]:

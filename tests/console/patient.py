@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from multicloud import settings
 from multicloud.console import doctor
+from multicloud.demo.router import haproxy_binary
 from tests.edge import Router, measured, wait_until
 from tests.haproxy import tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+VERSION = subprocess.run([haproxy_binary(), "-v"], capture_output=True, text=True, check=True).stdout.split()[2]
 
 GOOD = """
 global

@@ -11,7 +11,7 @@ import pytest
 
 from multicloud.console.doctor import running
 from tests.command import Terminal, run
-from tests.console.patient import GOOD, examine, look, one, rewrite, say, small, told, well
+from tests.console.patient import GOOD, VERSION, examine, look, one, rewrite, say, small, told, well
 from tests.edge import Edge, edge, wait_until
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def test_all_is_well_with_the_shipped_configuration() -> None:
             "`global` has `external-check`",
             "`global` has `insecure-fork-wanted`",
             "upstream: `balance roundrobin` takes weights",
-            "HAProxy accepts the certificates of 6 servers",
+            "HAProxy accepts the certificates of ",
         ):
             assert one(others, part).startswith("ok ")
         assert "not looked at" not in " ".join(others)
@@ -106,10 +106,15 @@ RUNNING = [
     (
         "    http-request set-uri",
         "    # ",
-        "web: `GET http://other",
+        "upstream: `GET http://other",
         "write `http-request set-uri %[pathq] if {",
     ),
-    ("    http-request deny", "    # ", "web hands CONNECT on", "write `http-request deny deny_status 405 if METH_CON"),
+    (
+        "    http-request deny",
+        "    # ",
+        "upstream: CONNECT is handed on",
+        "write `http-request deny deny_status 405 if",
+    ),
 ]
 
 
@@ -136,16 +141,14 @@ def test_what_is_wrong_with_a_configuration_is_told_and_mended(
         (" level admin", " level operator", "has the level operator", "write `level admin` at the end of its `stats"),
         ("command true", "command no-such-check", "there is no no-such-check in the", "write its whole path"),
         ("default-server check", "default-server", "no server has an external check", "and `check` on its line"),
-        ("inter 300", "inter 300 agent-check agent-port 1", "", ""),
     ],
 )
 def test_what_is_wrong_with_a_running_haproxy_is_told_and_mended(good: str, bad: str, what: str, cure: str) -> None:
     with small(GOOD.replace(good, bad, 1)) as router:
-        if what.startswith("web") and "http-send-name-header" in "".join(examine(router)[1]):
+        if bad == "    # " and VERSION >= "3.3":
             pytest.skip("this HAProxy has no `http-send-name-header Host`")
-        if what:
-            told(router, what, cure)
-            assert examine(router)[1][-1].startswith("unknown not looked at until that is mended: ")
+        told(router, what, cure)
+        assert examine(router)[1][-1].startswith("unknown not looked at until that is mended: ")
         rewrite(router, lambda _: GOOD)
         well(router)
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
 
 import pytest
 
-from multicloud.demo.router import haproxy_binary
 from tests.command import run
-from tests.console.patient import GOOD, examine, one, rewrite, say, small, told, well
+from tests.console.patient import GOOD, VERSION, examine, one, rewrite, say, small, told, well
 from tests.edge import wait_until
 from tests.names import name_server, own_network
-
-VERSION = subprocess.run([haproxy_binary(), "-v"], capture_output=True, text=True, check=True).stdout.split()[2]
 
 
 def named(address: str) -> str:

@@ -155,7 +155,7 @@ def test_a_socket_that_haproxys_user_cannot_open_is_told_until_its_line_says_who
         assert words == f"user nobody group {grp.getgrgid(group).gr_name} mode 660"
         rewrite(router, lambda text: text.replace("mode 600", words))
         well(router)
-        one(look(router.settings)[1], "HAProxy's user nobody can connect to it")
+        one(look(router.settings)[1], "HAProxy's user nobody can connect to the socket")
 
 
 @as_root

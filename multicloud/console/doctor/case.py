@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
+
+from multicloud.console.instance import may
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,21 +45,19 @@ class Case(NamedTuple):
         return self.instance.forks(self.values.backends)
 
 
-def ok(text: str) -> Finding:
-    """All is well with it."""
-    return Finding("ok", text)
-
-
-def problem(text: str) -> Finding:
-    """What is wrong, and what to do."""
-    return Finding("problem", text)
-
-
-def unknown(text: str) -> Finding:
-    """What could not be looked at, and why."""
-    return Finding("unknown", text)
+ok, problem, unknown = (partial(Finding, kind) for kind in ("ok", "problem", "unknown"))
 
 
 def some(names: Sequence[str]) -> str:
     """The names, or the first of them."""
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def can(user: User, modes: str, path: str, what: str, cure: str) -> Finding:
+    """Whether HAProxy's user may do `what` with a file (instance.may)."""
+    allowed = may(user, modes, path)
+    if allowed is None:
+        return unknown(f"only root sees whether HAProxy's user {user.name} can {what} {path}")
+    if allowed:
+        return ok(f"HAProxy's user {user.name} can {what} {path}")
+    return problem(f"HAProxy's user {user.name} cannot {what} {path}, {cure}")

@@ -41,10 +41,7 @@ NO_CHECK_TIME = 0x200000
 
 
 class Terms(NamedTuple):
-    """What is asked of a certificate: an authority in `ca_file` ("" for the system's), and a name, None for any.
-
-    Where it is not verified, nothing is.
-    """
+    """What is asked of a certificate, if anything: an authority in `ca_file` ("": the system's), and a name or None."""
 
     verify: bool
     ca_file: str
@@ -62,7 +59,7 @@ def look(case: Case) -> Iterator[Finding]:
     accepted: list[str] = []
     unseen: list[str] = []
     for (address, port, terms), servers in alike.items():
-        names = [f"{server.backend}/{server.name}" for server in servers]
+        names = ["/".join(server.key) for server in servers]
         said = refusal(servers[0], terms, deadline - time.monotonic())
         if said:
             text = _what_to_do(said, servers[0], terms, checked.get((address, port)), case)
@@ -150,14 +147,10 @@ def terms_of_lines(case: Case) -> dict[tuple[str, str], tuple[Server, Terms]]:
     if case.configuration is None:
         return {}
     section = case.configuration.global_section()
-    options = {
-        (each.name, name): words
-        for each in case.configuration.proxies()
-        for name, words in parser.servers(each).items()
-    }
+    options = {each.name: parser.servers(each) for each in case.configuration.proxies()}
     terms = {}
     for server in case.instance.servers:
-        on_line = options.get(server.key, {})
+        on_line = options.get(server.backend, {}).get(server.name, {})
         if "ssl" in on_line and server.state != MAINT:
             verify = on_line.get("verify", section.first_word("ssl-server-verify"))
             ca_file = on_line.get("ca-file", "")
@@ -198,7 +191,7 @@ def variables_of(server: Server) -> dict[str, str]:
 
 def place_of(server: Server, sources: Sources, *, alike: bool) -> str:
     """The section for what mends a server's check: its backend's only where all servers there fail alike."""
-    own = f"{server.backend}/{server.name}"
+    own = "/".join(server.key)
     return f"[{server.backend if alike and own not in sources.sections else own}]"
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from multicloud import run
 from multicloud.console import parser
-from multicloud.console.doctor.case import ok, problem, some, unknown
-from multicloud.console.instance import REWEIGH_SERVER, may, user_named
+from multicloud.console.doctor.case import can, ok, problem, some, unknown
+from multicloud.console.instance import REWEIGH_SERVER, user_named
 from multicloud.runtime import MAINT
 
 if TYPE_CHECKING:
@@ -161,29 +161,37 @@ def _tunnels(sections: Sequence[Section]) -> Iterator[Finding]:
 
 def _targets(configuration: Configuration) -> Iterator[Finding]:
     """Whether a request can name another host than the one that `http-send-name-header` writes (RFC 9112, 3.2)."""
-    named = {each.name: each for each in configuration.proxies() if each.first_word("http-send-name-header") == "Host"}
-    for section in configuration.sections:
-        if section.kind not in ("frontend", "listen"):
-            continue
-        led_to = [line[1] for line in section.lines if line[0] in ("use_backend", "default_backend") and len(line) > 1]
-        led = [named[name] for name in (section.name, *led_to) if name in named]
-        if not led:
-            continue
-        rules = [line for line in section.lines if line[0] == "http-request"]
-        behind = [line[:2] for each in led for line in each.lines]
-        if not any(line[1:2] == ["set-uri"] for line in rules) and ["http-request", "set-uri"] not in behind:
-            yield problem(
-                f"{section.name}: `GET http://other.example.com/` reaches that host at a region, past "
-                "`http-send-name-header Host`: write `http-request set-uri %[pathq] if { url -m beg -i http:// "
-                "https:// }` into it"
-            )
-        ruling = [word for line in rules if "deny" in line for word in line] + [
-            word for line in section.lines if line[0] == "acl" for word in line
-        ]
-        if not any("CONNECT" in word or word == "method" for word in ruling):
-            yield problem(
-                f"{section.name} hands CONNECT on: write `http-request deny deny_status 405 if METH_CONNECT` into it"
-            )
+    frontends = [each for each in configuration.sections if each.kind == "frontend"]
+    whole: list[str] = []
+    connect: list[str] = []
+    for section in configuration.proxies():
+        if section.first_word("http-send-name-header") == "Host":
+            leads = ["use_backend", section.name], ["default_backend", section.name]
+            places = [section], [each for each in frontends if any(line[:2] in leads for line in each.lines)]
+            if not any(each and all(map(_drops_hosts, each)) for each in places):
+                whole.append(section.name)
+            if not any(each and all(map(_denies_connect, each)) for each in places):
+                connect.append(section.name)
+    if whole:
+        yield problem(
+            f"{some(whole)}: `GET http://other.example.com/` reaches that host at a region, past "
+            "`http-send-name-header Host`: write `http-request set-uri %[pathq] if { url -m beg -i http:// https:// }` "
+            "into the backend or its frontend"
+        )
+    if connect:
+        yield problem(
+            f"{some(connect)}: CONNECT is handed on to the regions: write `http-request deny deny_status 405 if "
+            "METH_CONNECT` into the backend or its frontend"
+        )
+
+
+def _drops_hosts(section: Section) -> bool:
+    return any(line[:2] == ["http-request", "set-uri"] for line in section.lines)
+
+
+def _denies_connect(section: Section) -> bool:
+    rules = [line for line in section.lines if line[:2] == ["http-request", "deny"] or line[0] == "acl"]
+    return any("CONNECT" in word or word == "method" for line in rules for word in line)
 
 
 def user_in(configuration: Configuration) -> User | None:
@@ -212,17 +220,14 @@ def programs(case: Case, user: User | None) -> Iterator[Finding]:
 
 
 def _executable(backend: str, program: str, user: User) -> Finding:
-    for needed in filter(None, (program, _interpreter(program))):
-        allowed = may(user, "x", needed)
-        if allowed is None:
-            return unknown(f"{backend}: only root sees whether HAProxy's user {user.name} may execute {program}")
-        if not allowed:
-            target = os.path.realpath(needed)  # where it is a symbolic link, as a virtual environment's Python is
-            return problem(
-                f"{backend}: HAProxy's user {user.name} cannot execute {needed}{f' ({target})' * (target != needed)}: "
-                "`chmod a+x` it and every directory on the way, or install it elsewhere, such as in /opt"
-            )
-    return ok(f"{backend}: HAProxy's user {user.name} can execute {program}")
+    """Whether the user can execute a command, and what that begins with where it is a script."""
+    cure = "so no check runs: `chmod a+x` it and every directory on the way, or install it elsewhere, such as in /opt"
+    for needed in filter(None, (_interpreter(program), program)):
+        target = os.path.realpath(needed)  # where it is a symbolic link, as a virtual environment's Python is
+        finding = can(user, "x", needed, "execute", f"which is {target}, {cure}" if target != needed else cure)
+        if finding.kind != "ok":
+            break
+    return finding._replace(text=f"{backend}: {finding.text}")
 
 
 def _interpreter(program: str) -> str | None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import os
 import pwd
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from multicloud import settings
 from multicloud.console.doctor import configuration
-from multicloud.console.doctor.case import ok, problem, unknown
+from multicloud.console.doctor.case import can, ok, problem, unknown
 from multicloud.console.instance import EXTERNAL, cannot_append, may, soft_limit_of_files
 from multicloud.light import reason
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 UNCONFINED = ("", "unconfined", "kernel")
 """What the kernel says of a process that no profile of SELinux or AppArmor confines."""
+
+WAY = "`chmod a+x` each directory of the way"
 
 MANY_FILES, NO_END = 1_000_000, 1_000_000_000
 """Soft limits of open files with which a check costs 10 ms more than it should, and with which none ends in time."""
@@ -48,9 +52,17 @@ def _owner(case: Case) -> str:
     user, group = (section.first_word("user"), section.first_word("group")) if section else ("", "")
     try:
         entry = pwd.getpwnam(user or "haproxy")
-        return f" user {entry.pw_name} group {group or grp.getgrgid(entry.pw_gid).gr_name} mode 660"
     except KeyError:
         return " mode 600"
+    return f" user {entry.pw_name}{f' group {group}' if group else _group(entry.pw_gid)} mode 660"
+
+
+def _group(gid: int) -> str:
+    """Words of a `stats socket` line."""
+    try:
+        return f" group {grp.getgrgid(gid).gr_name}"
+    except KeyError:
+        return ""
 
 
 def answers(case: Case) -> Iterator[Finding]:
@@ -75,7 +87,9 @@ def permissions(case: Case) -> Iterator[Finding]:
         yield unknown(f"HAProxy's process {case.instance.pid} cannot be seen from here: nor what its user may do")
     elif case.forks:
         if any(server.check.startswith(EXTERNAL) for server in case.instance.servers) and "/" in case.values.socket:
-            yield _connects(case.values.socket, case.user)
+            words = f"`user {case.user.name}{_group(case.user.gid)} mode 660`"
+            cure = f"so no reweigh can set weights: write {words} into its `stats socket` line, and {WAY}"
+            yield can(case.user, "w", case.values.socket, "connect to the socket", cure)  # for which one must write
         yield from _surroundings(case.instance.pid, os.path.dirname(os.path.abspath(case.values.times)))
         yield from _open_files(case.instance.pid)
         if case.sources.path != os.devnull and os.path.exists(case.sources.path):
@@ -83,23 +97,6 @@ def permissions(case: Case) -> Iterator[Finding]:
         yield from _sample_file(case.values.times, case.user)
     if case.configuration:
         yield from configuration.programs(case, case.user or configuration.user_in(case.configuration))
-
-
-def _connects(address: str, user: User) -> Finding:
-    """Whether the reweigh, which HAProxy starts as its own user, can connect: for that, one must be able to write."""
-    allowed = may(user, "w", address)
-    if allowed is None:
-        return unknown(f"only root sees whether HAProxy's user {user.name} can connect to the socket {address}")
-    if allowed:
-        return ok(f"HAProxy's user {user.name} can connect to it")
-    try:
-        group = f" group {grp.getgrgid(user.gid).gr_name}"
-    except KeyError:
-        group = ""
-    return problem(
-        f"HAProxy's user {user.name} cannot connect to the socket {address}, so no reweigh can set weights: write "
-        f"`user {user.name}{group} mode 660` into its `stats socket` line, and `chmod a+x` each directory of the way"
-    )
 
 
 def _surroundings(pid: int, directory: str) -> Iterator[Finding]:
@@ -126,17 +123,10 @@ def _surroundings(pid: int, directory: str) -> Iterator[Finding]:
             f"HAProxy has a {directory} of its own (a container, or systemd's PrivateTmp), so its sample file is not "
             "the one here: run this inside of it, or name a file elsewhere in MULTICLOUD_TIMES"
         )
-    profile = _profile(pid)
-    if profile not in UNCONFINED:
-        yield unknown(f"what SELinux or AppArmor let HAProxy do was not looked at: it runs under {profile}")
-
-
-def _profile(pid: int) -> str:
-    try:
-        with open(f"/proc/{pid}/attr/current", encoding="utf-8", errors="replace") as file:
-            return file.read().rstrip("\0\n").partition(" (")[0]
-    except OSError:
-        return ""
+    with contextlib.suppress(OSError):
+        profile = Path(f"/proc/{pid}/attr/current").read_text(errors="replace").rstrip("\0\n").partition(" (")[0]
+        if profile not in UNCONFINED:
+            yield unknown(f"what SELinux or AppArmor let HAProxy do was not looked at: it runs under {profile}")
 
 
 def _open_files(pid: int) -> Iterator[Finding]:
@@ -153,16 +143,8 @@ def _open_files(pid: int) -> Iterator[Finding]:
 
 def _settings_file(sources: Sources, user: User) -> Iterator[Finding]:
     """Whether HAProxy's user can read it, and the CA bundles that it names. HAProxy reads its own as root."""
-    allowed = may(user, "r", sources.path)
-    if allowed is None:
-        yield unknown(f"only root sees whether HAProxy's user {user.name} can read the settings file {sources.path}")
-    elif allowed:
-        yield ok(f"HAProxy's user {user.name} can read the settings file")
-    else:
-        yield problem(
-            f"HAProxy's user {user.name} cannot read the settings file {sources.path}, so each check and reweigh ends "
-            f"with exit code 2: `chmod a+r {sources.path}`, and `chmod a+x` each directory of the way"
-        )
+    cure = f"so each check and reweigh ends with exit code 2: `chmod a+r {sources.path}`, and {WAY}"
+    yield can(user, "r", sources.path, "read the settings file", cure)
     for written in sources.sections.values():
         path, number = written.get(settings.CA_FILE.name, ("", 0))
         if path and may(user, "r", path) is False:

@@ -11,23 +11,10 @@ from typing import TYPE_CHECKING
 
 from multicloud import haproxy_checks, history, probe, reweigh, runtime, samplefile, settings
 from multicloud.console import parser, problems
+from multicloud.console.doctor import certificates
 from multicloud.console.doctor.case import ok, problem, unknown
-from multicloud.console.doctor.certificates import (
-    as_checked,
-    cure_of_check,
-    place_of,
-    renewal,
-    terms_of_lines,
-    variables_of,
-)
-from multicloud.console.instance import (
-    EXIT_CODES,
-    PASSED,
-    REWEIGH_SERVER,
-    TIMED_OUT,
-    name_servers,
-    where_reasons_are,
-)
+from multicloud.console.doctor.certificates import renewal
+from multicloud.console.instance import EXIT_CODES, PASSED, REWEIGH_SERVER, TIMED_OUT, name_servers, where_reasons_are
 from multicloud.light import UsageError
 from multicloud.runtime import MAINT
 
@@ -38,7 +25,7 @@ if TYPE_CHECKING:
     from multicloud.console.doctor.certificates import Terms
     from multicloud.console.instance import User
     from multicloud.runtime import Server
-    from multicloud.settings import Setting, Sources
+    from multicloud.settings import Sources
 
 BETWEEN_LOOKS = 1.5
 """Seconds between two looks at the name servers' counters: HAProxy asks every second for what it does not know."""
@@ -57,14 +44,12 @@ TLS, HTTP = (settings.HOST, settings.CA_FILE, settings.INSECURE), (settings.PATH
 USED = {"tcp": (), "tls": TLS, "http": HTTP, "https": (*HTTP, *TLS[1:])}
 """The settings that a check uses of each scheme, beside the scheme itself and the timeout."""
 
-REMEDIES: tuple[tuple[str, tuple[Setting, ...]], ...] = (
-    ("mismatch", (settings.HOST,)),
-    ("certificate not accepted", (settings.CA_FILE,)),
-    ("without TLS?", (settings.SCHEME,)),
-    ("TLS server?", (settings.SCHEME,)),
-    ("HTTP", (settings.SCHEME,)),
-    ("status ", (settings.PATH, settings.EXPECT, settings.HOST)),
-    ("timed out", (settings.TIMEOUT,)),
+REMEDIES = (
+    ("mismatch", "`host`"),
+    ("certificate not accepted", "`ca_file`"),
+    *((part, "`scheme`") for part in ("without TLS?", "TLS server?", "HTTP")),
+    ("status ", "`path` or `expect` or `host`"),
+    ("timed out", "`timeout`"),
 )
 """The settings that may mend what a probe says, by a part of it; the first one that fits counts."""
 
@@ -93,29 +78,24 @@ def names(case: Case) -> Iterator[Finding]:
 
 def _ipv6(case: Case, named: Sequence[Server]) -> Iterator[Finding]:
     """Whether HAProxy has preferred IPv6 addresses, as it does before 3.3, on a machine without a way to them."""
-    lost = {server.host: server.address for server in named if ":" in server.address and not _has_way(server.address)}
-    if lost and _shares_network(case.instance.pid):
-        host, address = next(iter(lost.items()))
+    try:
+        here = os.path.samestat(os.stat(f"/proc/{case.instance.pid}/ns/net"), os.stat("/proc/self/ns/net"))
+    except OSError:
+        here = False  # it may have another network than this process
+    lost = [each for each in named if here and ":" in each.address and not _has_way(each.address)]
+    if lost:
+        names = ", ".join(dict.fromkeys(server.host for server in lost))
         yield problem(
-            f"HAProxy has taken IPv6 addresses ({', '.join(lost)}), and this machine has no way over IPv6 to {host} "
-            f"({address}): if these names have IPv4 addresses, too, write `resolve-prefer ipv4` on every `server` line "
-            "(from HAProxy 2.8 on, `default-server` will do)"
+            f"HAProxy has taken IPv6 addresses ({names}), and this machine has no way over IPv6 to {lost[0].address}: "
+            "if these names have IPv4 addresses, too, write `resolve-prefer ipv4` on every `server` line (from HAProxy "
+            "2.8 on, `default-server` will do)"
         )
 
 
 def _has_way(address: str) -> bool:
     try:
         with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as connection:
-            connection.connect((address, 443))  # sends nothing
-    except OSError:
-        return False
-    return True
-
-
-def _shares_network(pid: int) -> bool:
-    """Whether HAProxy has the same network as this process."""
-    try:
-        return os.path.samestat(os.stat(f"/proc/{pid}/ns/net"), os.stat("/proc/self/ns/net"))
+            return connection.connect_ex((address, 443)) == 0  # sends nothing
     except OSError:
         return False
 
@@ -169,29 +149,24 @@ def checks(case: Case) -> Iterator[Finding]:
     for server in checked:
         if server.check == TIMED_OUT:
             yield problem(
-                f"the check of {server.backend}/{server.name} is slower than its interval, and was killed: a longer "
+                f"the check of {'/'.join(server.key)} is slower than its interval, and was killed: a longer "
                 "`inter`, or a MULTICLOUD_TIMEOUT below it, which also says what it waited for"
             )
     yield from _slow(case)
     for server, text in _failures(failing, case):
-        yield problem(f"the check of {server.backend}/{server.name} fails with exit code {server.code}: {text}")
+        yield problem(f"the check of {'/'.join(server.key)} fails with exit code {server.code}: {text}")
     if checked and all(server.check == PASSED for server in checked):
         yield ok(f"the checks of all {len(checked)} servers pass")
     own = case.instance.own_checked(case.values.backends)
     for server in own:
         if server.check in haproxy_checks.FAILED_STATUSES and server.state != MAINT:
-            yield _own_failure(server)
+            code = f" {server.code}" if server.code not in ("", "0") else ""
+            remedy = next(text for start, text in OWN_REMEDIES if server.check.startswith(start))
+            renew = renewal(server, "") if server.check == "L6RSP" else ""
+            yield problem(f"HAProxy's check of {'/'.join(server.key)} fails ({server.check}{code}): {renew or remedy}")
     if own and all(server.check in haproxy_checks.PASSED_STATUSES for server in own):
         yield ok(f"HAProxy's own checks of all {len(own)} servers pass")
     yield from _agents(checked + own)
-
-
-def _own_failure(server: Server) -> Finding:
-    code = f" {server.code}" if server.code not in ("", "0") else ""
-    remedy = next(text for start, text in OWN_REMEDIES if server.check.startswith(start))
-    if server.check == "L6RSP":
-        remedy = renewal(server, "") or remedy
-    return problem(f"HAProxy's check of {server.backend}/{server.name} fails ({server.check}{code}): {remedy}")
 
 
 def _slow(case: Case) -> Iterator[Finding]:
@@ -202,14 +177,14 @@ def _slow(case: Case) -> Iterator[Finding]:
         limit, seconds = limits.get(server.key), server.check_seconds
         if server.check != TIMED_OUT and limit and seconds and seconds > CLOSE * limit:
             yield problem(
-                f"the last check of {server.backend}/{server.name} took {seconds:g} s of the {limit:g} s that it may: "
+                f"the last check of {'/'.join(server.key)} took {seconds:g} s of the {limit:g} s that it may: "
                 "a longer `inter`"
             )
 
 
 def _failures(failing: Sequence[Server], case: Case) -> Iterator[tuple[Server, str]]:
     """Why each of the external checks fails, as far as it can be seen, and what to do."""
-    lines = terms_of_lines(case)
+    lines = certificates.terms_of_lines(case)
     said = {
         server.key: _why(server, case, lines.get(server.key, (server, None))[1], ask=number < PROBES)
         for number, server in enumerate(failing)
@@ -217,9 +192,9 @@ def _failures(failing: Sequence[Server], case: Case) -> Iterator[tuple[Server, s
     for server in failing:
         members = {each.key for each in case.instance.checked() if each.backend == server.backend}
         cures = {cure for key, (_, cure, _) in said.items() if cure and key in members}
-        place = place_of(server, case.sources, alike=members <= said.keys() and len(cures) == 1)
+        place = certificates.place_of(server, case.sources, alike=members <= said.keys() and len(cures) == 1)
         why, cure, used = said[server.key]
-        yield server, why + cure.format(place=f"{place} of {case.sources.path}") + used
+        yield server, why + cure.replace("{place}", f"{place} of {case.sources.path}") + used
 
 
 def _why(server: Server, case: Case, line: Terms | None, *, ask: bool) -> tuple[str, str, str]:
@@ -233,7 +208,7 @@ def _why(server: Server, case: Case, line: Terms | None, *, ask: bool) -> tuple[
     if not ask:
         return reason, "", ""
     try:
-        target, values = as_checked(server, case.sources)
+        target, values = certificates.as_checked(server, case.sources)
         result = probe.probe(target, min(values.timeout, PROBE_TIME), values.clock)
         result.close()
     except UsageError as error:
@@ -241,15 +216,15 @@ def _why(server: Server, case: Case, line: Terms | None, *, ask: bool) -> tuple[
     used = _used(target.scheme, server, case.sources)
     if result.error is None:
         return f"{target} is up from here with {used}: its check may have other settings; {reason}", "", ""
-    cure = cure_of_check(result.error, server, target, line)
-    if not cure and (group := next((group for part, group in REMEDIES if part in result.error), ())):
-        cure = f"if the server is well, set {' or '.join(f'`{setting.name}`' for setting in group)} in {{place}}"
+    cure = certificates.cure_of_check(result.error, server, target, line)
+    if not cure and (names := next((names for part, names in REMEDIES if part in result.error), "")):
+        cure = f"if the server is well, set {names} in {{place}}"
     return f"{target}: {result.error}", f": {cure}" if cure else "", f"; asked with {used}"
 
 
 def _by_hand(server: Server, user: User | None) -> str:
     """The command that does what HAProxy's own call does, as its user."""
-    variables = " ".join(f"{name}={shlex.quote(text)}" for name, text in variables_of(server).items())
+    variables = " ".join(f"{name}={shlex.quote(text)}" for name, text in certificates.variables_of(server).items())
     return f"`runuser -u {user.name if user else 'haproxy'} -- env {variables} multicloud check`"
 
 
@@ -266,8 +241,9 @@ def _used(scheme: str, server: Server, sources: Sources) -> str:
 
 def _agents(members: Sequence[Server]) -> Iterator[Finding]:
     """Agents of servers (`agent-check`): one that says a weight and the reweigh overwrite each other's."""
-    for number, server in enumerate(server for server in members if server.agent and server.agent_port.isdigit()):
-        name = f"{server.backend}/{server.name}"
+    asked = [server for server in members if server.agent and server.agent_port.isdigit()]
+    for number, server in enumerate(asked):
+        name = "/".join(server.key)
         said = _ask_agent(server) if number < AGENTS else None
         if said is None:
             yield unknown(
