@@ -135,10 +135,10 @@ def describe_haproxy() -> str | None:
     """What the HAProxy on this machine says of its version, and where it is; None where there is none."""
     program = installed.find_haproxy(os.environ)
     try:
-        found = re.match(r"HA-?Proxy version (\S+)", installed.version_line(program)) if program else None
+        version = re.match(r"HA-?Proxy version (\S+)", installed.version_line(program)) if program else None
     except OSError:
         return None
-    return f"HAProxy {found[1]} at {program}" if found else None
+    return f"HAProxy {version[1]} at {program}" if version else None
 
 
 def user_of(pid: int) -> User | None:
