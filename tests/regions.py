@@ -7,9 +7,11 @@ out, each be tried again, and leave them with more to do than before.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import multiprocessing
 import os
+import threading
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["__main__", "tests.regions"])
+
+CLONE_NEWNET = 0x40000000
+"""<sched.h>"""
 
 
 class Region:
@@ -66,7 +71,8 @@ class Regions:
         self.authority = trustme.CA()
         pem = self.authority.issue_cert(*names).private_key_and_cert_chain_pem.bytes() if tls else None
         self._here, self._there = multiprocessing.Pipe()
-        self._process = PROCESSES.Process(target=_serve, args=(self._there, list(names), pem), daemon=True)
+        network = f"/proc/{os.getpid()}/task/{threading.get_native_id()}/ns/net"
+        self._process = PROCESSES.Process(target=_serve, args=(self._there, list(names), pem, network), daemon=True)
         self._regions = [Region(name, self._ask) for name in names]
 
     def __enter__(self) -> Self:
@@ -102,8 +108,11 @@ class Regions:
         return self._here.recv()
 
 
-def _serve(there: Connection, names: Sequence[str], pem: bytes | None) -> None:
-    """Do what is asked for until the other end is closed."""
+def _serve(there: Connection, names: Sequence[str], pem: bytes | None, network: str) -> None:
+    """Do in that network what is asked for until the other end is closed."""
+    if not os.path.samefile(network, "/proc/self/ns/net"):  # whichever test came first has started the server of forks
+        with open(network) as entered:
+            assert ctypes.CDLL(None).setns(entered.fileno(), CLONE_NEWNET) == 0
     with contextlib.suppress(PermissionError):
         os.nice(-10)
     with _Breakables(names, pem) as regions, contextlib.suppress(EOFError):

@@ -126,16 +126,15 @@ def here(tmp_path: Path) -> Iterator[Site]:
 def test_each_of_haproxys_checks_is_one_sample_with_its_duration(here: Site) -> None:
     seen: dict[str, dict[str, float]] = {"eu": {}, "us": {}}
 
-    def look() -> None:
+    def are_seen() -> bool:
         with runtime.RuntimeAPI(here.address) as api:
             for server in api.servers():
                 if server.last_chk and server.check_seconds is not None:
                     seen[server.name].setdefault(server.last_chk, server.check_seconds)
+        return len(seen["us"]) >= 30
 
     with here.beside():
-        while len(seen["us"]) < 30:
-            look()
-            time.sleep(0.02)
+        wait_until(are_seen, 60, "thirty checks")
     for name, checks in seen.items():
         recorded = [seconds for seconds, _, failed in here.samples(name) if not failed]
         durations = list(checks.values())
