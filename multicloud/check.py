@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 USAGE = "multicloud-check [proxy_addr proxy_port server_addr server_port]"
 
-LOCK_WAIT, RECORD_TIME = 0.1, 0.2
+LOCK_TIME, RECORD_TIME = 0.1, 0.2
 """Seconds that a check waits for the sample file's lock, and that the verdict waits for the child which records.
 
 Whoever finds the file locked has ended before the verdict, and only who waits for a frozen disk itself is left alone.
@@ -68,7 +68,7 @@ def _probe(target: probe.Target, values: settings.Settings) -> probe.Probe:
         result.stopped, result.error = True, "stopped in its last moment"
         return result
     finally:
-        _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
+        _signal.signal(_signal.SIGTERM, _signal.SIG_IGN)  # what follows ends by itself, and leaves no child behind
 
 
 def server_named(environ: Mapping[str, str]) -> tuple[str, str]:
@@ -124,7 +124,7 @@ def record(environ: Mapping[str, str], path: str, seconds: float | None, allowed
         return "HAPROXY_PROXY_NAME and HAPROXY_SERVER_NAME do not name a server"
     counts = allowed if seconds is None else seconds
     try:
-        samplefile.append(path, backend, server, counts, time.time(), failed=seconds is None, wait=LOCK_WAIT)
+        samplefile.append(path, backend, server, counts, time.time(), failed=seconds is None, wait=LOCK_TIME)
     except samplefile.SampleFileError as error:
         return str(error)
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import re
 import socket
 import subprocess
@@ -88,15 +89,26 @@ def by_name(address: str) -> Callable[[str], str]:
     return change
 
 
+HERE = "/proc/thread-self/ns/net"
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def enter_network(path: str) -> None:
+    """Let this thread, and what it starts, have the network that `path` stands for, as /proc has it."""
+    if not os.path.samefile(path, HERE):
+        with open(path) as network:
+            if LIBC.setns(network.fileno(), CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "setns")
+
+
 @contextlib.contextmanager
 def own_network(*, ipv6: bool) -> Iterator[None]:
     """A network with nothing but loopback, for this thread and what it starts; with IPv6 there is a way out over that.
 
     It takes root.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    with open("/proc/thread-self/ns/net") as before:
-        if libc.unshare(CLONE_NEWNET):
+    with open(HERE) as before:
+        if LIBC.unshare(CLONE_NEWNET):
             raise OSError(ctypes.get_errno(), "unshare")
         try:
             Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text(f"{int(not ipv6)}")
@@ -105,4 +117,4 @@ def own_network(*, ipv6: bool) -> Iterator[None]:
                 subprocess.run(["ip", "-6", "route", "add", "default", "dev", "lo"], check=True)
             yield
         finally:
-            assert libc.setns(before.fileno(), CLONE_NEWNET) == 0
+            enter_network(f"/proc/self/fd/{before.fileno()}")

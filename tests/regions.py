@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import math
 import multiprocessing
 import os
@@ -19,6 +18,7 @@ from weakref import WeakSet
 import trustme
 
 from multicloud.demo import regions as simulated
+from tests.names import enter_network
 from tests.ports import free_port
 from tests.servers import server_context
 
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["__main__", "tests.regions"])
-
-CLONE_NEWNET = 0x40000000
-"""<sched.h>"""
 
 
 class Region:
@@ -75,7 +72,7 @@ class Regions:
         pem = self.authority.issue_cert(*names).private_key_and_cert_chain_pem.bytes() if tls else None
         self._here, self._there = multiprocessing.Pipe()
         network = f"/proc/{os.getpid()}/task/{threading.get_native_id()}/ns/net"
-        self._process = PROCESSES.Process(target=_serve, args=(self._there, list(names), pem, network), daemon=True)
+        self._process = PROCESSES.Process(target=_serve, args=(self._there, network, list(names), pem), daemon=True)
         self._regions = [Region(name, self._ask) for name in names]
 
     def __enter__(self) -> Self:
@@ -111,11 +108,9 @@ class Regions:
         return self._here.recv()
 
 
-def _serve(there: Connection, names: Sequence[str], pem: bytes | None, network: str) -> None:
-    """Do in that network what is asked for until the other end is closed."""
-    if not os.path.samefile(network, "/proc/self/ns/net"):  # whichever test came first has started the server of forks
-        with open(network) as entered:
-            assert ctypes.CDLL(None).setns(entered.fileno(), CLONE_NEWNET) == 0
+def _serve(there: Connection, network: str, names: Sequence[str], pem: bytes | None) -> None:
+    """Do what is asked for until the other end is closed, in the network of who asks."""
+    enter_network(network)
     with contextlib.suppress(PermissionError):
         os.nice(-10)
     with _Breakables(names, pem) as regions, contextlib.suppress(EOFError):

@@ -124,9 +124,13 @@ def test_a_server_that_cannot_be_reached_is_down(times: Path) -> None:
         (None, None, "https"),
     ],
 )
-def test_the_scheme_is_what_haproxy_speaks_to_the_server(tls: str | None, proto: str | None, scheme: str) -> None:
+def test_the_scheme_is_what_haproxy_speaks_to_the_server(
+    tls: str | None, proto: str | None, scheme: str, times: Path
+) -> None:
     with servers.refusing() as port:
-        result = check("127.0.0.1", port, HAPROXY_SERVER_SSL=tls, HAPROXY_SERVER_PROTO=proto)
+        result = check(
+            "127.0.0.1", port, HAPROXY_SERVER_SSL=tls, HAPROXY_SERVER_PROTO=proto, MULTICLOUD_TIMES=str(times)
+        )
     assert result.stderr == f"error: {scheme}://{EU}:{port} (127.0.0.1): connection refused, connecting\n"
 
 

@@ -219,12 +219,12 @@ def _status(sources: settings.Sources, form: str) -> str:
     from multicloud import scrape
     from multicloud.console import status as statuses
 
-    found = statuses.collect(sources)
+    shown = statuses.collect(sources)
     if form == "json":
-        return statuses.as_json(found)
+        return statuses.as_json(shown)
     if form == "prometheus":
-        return scrape.prometheus(found.rows, len(found.problems))
-    return statuses.table(found, color=terminal.colorful(), width=shutil.get_terminal_size().columns)
+        return scrape.prometheus(shown.rows, len(shown.problems))
+    return statuses.table(shown, color=terminal.colorful(), width=shutil.get_terminal_size().columns)
 
 
 @cli.command()
@@ -261,7 +261,8 @@ def run(metrics: str, sources: settings.Sources) -> None:
 def doctor(files: tuple[str, ...], sources: settings.Sources) -> None:
     """Find what usually goes wrong, and say how to mend it.
 
-    It looks at the running HAProxy, the settings, the sample file and, with -f, the configuration, and changes nothing.
+    It looks at the settings, the running HAProxy, with -f its configuration, and the samples, and changes nothing. What
+    is asked first explains what is asked later: after the first group of questions that has a problem it stops.
     As root it asks what HAProxy's user may do. Servers whose check fails are probed once, with their own settings.
 
     \b

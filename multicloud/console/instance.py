@@ -88,7 +88,7 @@ class Instance(NamedTuple):
     def forks(self, backends: Collection[str]) -> bool:
         """Whether HAProxy's user runs the commands: it should, unless the checks are for `multicloud run`."""
         external = any(server.check.startswith(EXTERNAL) for server in self.servers)
-        return external or not (backends or self.own_checked())
+        return external or not (backends or any(server.check for server in self.servers))
 
 
 def ask(api: RuntimeAPI) -> Instance:
@@ -135,10 +135,10 @@ def describe_haproxy() -> str | None:
     """What the HAProxy on this machine says of its version, and where it is; None where there is none."""
     program = installed.find_haproxy(os.environ)
     try:
-        found = re.match(r"HA-?Proxy version (\S+)", installed.version_line(program)) if program else None
+        version = re.match(r"HA-?Proxy version (\S+)", installed.version_line(program)) if program else None
     except OSError:
         return None
-    return f"HAProxy {found[1]} at {program}" if found else None
+    return f"HAProxy {version[1]} at {program}" if version else None
 
 
 def user_of(pid: int) -> User | None:

@@ -160,20 +160,20 @@ def _inherited(words: Sequence[str], sections: Sequence[Section]) -> list[list[s
 
 def split(line: str, environ: Mapping[str, str]) -> list[str]:
     """The words of a line: quotes and backslashes taken away, and "${NAME-default}" replaced by its value."""
-    words = [found[0] for found in WORD_OR_COMMENT.finditer(line) if not found[0].startswith("#")]
-    return ["".join(_part(found, environ) for found in re.finditer(PART, word)) for word in words]
+    words = [word[0] for word in WORD_OR_COMMENT.finditer(line) if not word[0].startswith("#")]
+    return ["".join(_part(part, environ) for part in re.finditer(PART, word)) for word in words]
 
 
-def _part(found: re.Match[str], environ: Mapping[str, str]) -> str:
+def _part(part: re.Match[str], environ: Mapping[str, str]) -> str:
     """What a part of a word stands for: an escaped character, a quoted text or a plain one."""
-    text = found[found.lastgroup or 0]
-    if found.lastgroup != "weak":
+    text = part[part.lastgroup or 0]
+    if part.lastgroup != "weak":
         return text
     return re.sub(r"\\(.)", r"\1", VARIABLE.sub(lambda variable: _value(variable, environ), text))
 
 
-def _value(found: re.Match[str], environ: Mapping[str, str]) -> str:
-    return environ.get(found["bare"] or found["name"], found["default"] or "")
+def _value(variable: re.Match[str], environ: Mapping[str, str]) -> str:
+    return environ.get(variable["bare"] or variable["name"], variable["default"] or "")
 
 
 def options(section: Section) -> dict[str, list[str]]:

@@ -181,8 +181,8 @@ def samples_missing(seen: Seen) -> list[str]:
             continue  # it may be a reweigh under another name
         for server in members:
             beside = server.backend in seen.backends
-            told = beside and (unrecorded or not server.check)  # by `nobody_records`, or by run.unmeasured
-            if not told and (missing := _missing(server, seen)):
+            explained = beside and (unrecorded or not server.check)  # by `nobody_records`, or run.unmeasured
+            if not explained and (missing := _missing(server, seen)):
                 lines.append(f"{missing}: {_why_missing(server, seen)}")
     return lines
 

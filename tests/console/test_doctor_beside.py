@@ -60,7 +60,7 @@ def test_between_two_steps_of_the_install_the_next_one_alone_is_told(tmp_path: P
         path.write_text(here.text.replace("global\n", f"global\n    chroot {tmp_path}\n    user nobody\n"))
         here.router.restart()
         here.conf.write_text("")
-        wait_until(lambda: look(around(here), path)[0] != [], 10, "the checks have a result")
+        wait_until(lambda: "checks the servers" in str(look(around(here), path)[0]), 10, "they are checked")
         for files in ((), (path,)):
             (line,) = look(around(here), *files)[0]
             assert "HAProxy checks the servers of app by itself, and nobody takes that as samples" in line

@@ -37,7 +37,7 @@ def look(case: Case) -> Iterator[Finding]:
     """Who measures the servers, and what the files say or, without them, what HAProxy tells of its algorithms."""
     yield from _measured(case)
     if case.configuration is None:
-        yield from _algorithms_told(case)
+        yield from _running_algorithms(case)
         yield unknown("the configuration was not looked at: name it with -f haproxy.cfg")
         return
     section, proxies = case.configuration.global_section(), case.configuration.proxies()
@@ -85,7 +85,7 @@ def _measured(case: Case) -> Iterator[Finding]:
         )
 
 
-def _algorithms_told(case: Case) -> Iterator[Finding]:
+def _running_algorithms(case: Case) -> Iterator[Finding]:
     """The balance algorithms that HAProxy tells, which does not tell whether a hash is a consistent one."""
     instance = case.instance
     if instance.level == "user":

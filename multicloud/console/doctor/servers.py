@@ -73,7 +73,7 @@ def names(case: Case) -> Iterator[Finding]:
     yield from _ipv6(case, named)
     if named and case.instance.name_servers:
         hosts = list(dict.fromkeys(server.host for server in named))
-        yield from _name_servers(case, hosts, explained=bool(lost))
+        yield from _name_servers(case, hosts, some_lost=bool(lost))
 
 
 def _ipv6(case: Case, named: Sequence[Server]) -> Iterator[Finding]:
@@ -100,11 +100,11 @@ def _has_way(address: str) -> bool:
         return False
 
 
-def _name_servers(case: Case, hosts: list[str], *, explained: bool) -> Iterator[Finding]:
+def _name_servers(case: Case, hosts: list[str], *, some_lost: bool) -> Iterator[Finding]:
     """What the counters say of HAProxy's name servers. It keeps the last address of a name that they do not give it.
 
-    `explained`: names that are unknown to them have been told. Counters begin with HAProxy, so that only those that
-    grow are of now.
+    `some_lost`: a name that they do not know is one of those without any address. Counters begin with HAProxy, so only
+    those that grow are of now.
     """
     before = case.instance.name_servers
     counts = ("nx", "refused", "truncated")
@@ -135,7 +135,7 @@ def _name_servers(case: Case, hosts: list[str], *, explained: bool) -> Iterator[
             yield problem(f"the name server {new.name} refuses to answer HAProxy: {keeps}: let it answer this machine")
         elif grown.get("nx"):
             unknown_to.append(new.name)
-    if unknown_to and len(unknown_to) == len(after) and not explained:
+    if unknown_to and len(unknown_to) == len(after) and not some_lost:
         yield problem(
             f"a name does not resolve any more, say {' and '.join(unknown_to)}: {keeps}. Of which one, HAProxy does "
             "not tell: is each of them in DNS? HAProxy does not read /etc/hosts"
