@@ -53,7 +53,7 @@ SETTLE = 15.0
 """Seconds: samples and two reweighs are as old. With 5 the parts swing, with 30 a line lasts."""
 
 LEAST = 0.03
-"""A smaller part that does not grow is none: checks know a server without traffic as well, and sharing must end."""
+"""Of the largest part. A smaller one that does not grow is none: checks know idle servers too, and sharing must end."""
 
 
 class Load(NamedTuple):
@@ -130,7 +130,7 @@ def share(
     if elapsed:
         parts = _step(parts, price, elapsed, (backup + 1) / favorite)
     parts = {server: part for server, part in parts.items() if part and server in times}
-    if parts.keys() == {leader}:
+    if parts.keys() <= {leader}:
         return decisions
     return [_decision(each, parts, users, times, favorite, backup) for each in decisions]
 
@@ -166,7 +166,11 @@ def _step(
     cheaper = {server: max(0.0, average - price[server]) for server in price}
     freed = (1 - sum(kept.values())) / (sum(cheaper.values()) or 1.0)
     new = {server: kept[server] + freed * cheaper[server] for server in price}
-    return {server: part * (part >= min(LEAST, max(parts[server], least))) for server, part in new.items()}
+    largest = max(new.values())
+    return {
+        server: part * (part >= min(LEAST * largest, max(parts[server], least * largest)))
+        for server, part in new.items()
+    }
 
 
 def _decision(

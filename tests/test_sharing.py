@@ -206,3 +206,15 @@ def test_a_favourite_that_many_use_keeps_all_where_the_step_is_too_small_for_ano
     users = {("app", "a"): Load(4, 40.0, 0.1)}
     decided = sharing.share(ranked, samples=samples, users=users, again=dict, elapsed=3.0, favorite=256, backup=1)
     assert weights([*decided]) == [256, 1]
+
+
+def test_any_number_of_servers_can_share() -> None:
+    members = [Server("app", str(number), "UP", 256 if not number else 250) for number in range(60)]
+    samples = {server.key: [Sample(0.1 + number / 1e5)] for number, server in enumerate(members)}
+    for _ in range(20):
+        ranked = rank(members, {key: found[0].seconds for key, found in samples.items()})
+        decided = sharing.share(ranked, samples=samples, users={}, again=dict, elapsed=3.0, favorite=256, backup=1)
+        for server, decision in zip(members, decided, strict=True):
+            server.weight = decision.weight
+        assert sum(server.weight > 1 for server in members) == 60
+        assert max(server.weight for server in members) == 256
