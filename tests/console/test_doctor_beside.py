@@ -54,6 +54,7 @@ def test_all_is_well_with_the_loop_beside_haproxy(tmp_path: Path) -> None:
         assert "!" not in status(here)
 
 
+@pytest.mark.root("start HAProxy in a chroot")
 def test_between_two_steps_of_the_install_the_next_one_alone_is_told(tmp_path: Path) -> None:
     with site(tmp_path) as here:
         path = tmp_path / "haproxy.cfg"
