@@ -26,6 +26,7 @@ from multicloud import haproxy_cfg
 from multicloud.console import config
 from tests.edge import regions_at, wait_until
 from tests.machine import Machine
+from tests.names import name_server, own_network
 from tests.regions import Regions
 from tests.test_drop_in import DELAYS, shell_version
 from tests.test_traffic import failures
@@ -85,14 +86,14 @@ def regions() -> Iterator[Regions]:
         yield regions
 
 
-def servers(regions: Regions) -> list[str]:
-    """The regions as `multicloud config` is told them."""
-    return [f"{region.name}=127.0.0.1:{region.port}" for region in regions]
+def servers(regions: Regions, at: str = "127.0.0.1") -> list[str]:
+    """The regions as `multicloud config` is told them, all `at` one address or host name."""
+    return [f"{region.name}={at}:{region.port}" for region in regions]
 
 
 @contextlib.contextmanager
 def router(
-    regions: Regions, *, volumes: Sequence[str] = (), mounted: str = "", backends: str = ""
+    regions: Regions, *, volumes: Sequence[str] = (), mounted: str = "", backends: str = "", at: str = "127.0.0.1"
 ) -> Iterator[Container]:
     """The image as it is, with the servers in its variable; `mounted` is a configuration in place of that.
 
@@ -102,7 +103,7 @@ def router(
     if mounted:
         files[HAPROXY_CFG.lstrip("/")] = mounted
     variables = {
-        **({} if mounted else {"MULTICLOUD_SERVERS": " ".join(servers(regions))}),
+        **({} if mounted else {"MULTICLOUD_SERVERS": " ".join(servers(regions, at))}),
         **({"MULTICLOUD_BACKENDS": backends, "MULTICLOUD_PATH": "/healthz"} if backends else {}),
         "FLY_REGION": "test1",
         "UPSTREAM_CA": "/etc/regions.pem",
@@ -145,6 +146,17 @@ def test_the_loop_reaches_its_weights_and_the_container_is_healthy(regions: Regi
         assert (answer.status, answer.headers["upstream"]) == (200, "eu")
         health = running.run("sh", "-c", CONFIG["Healthcheck"]["Test"][1])
         assert (health.returncode, health.stderr) == (0, "")
+
+
+def test_a_name_with_both_kinds_of_address_is_served_in_a_network_without_ipv6() -> None:
+    with (
+        own_network(ipv6=False),
+        name_server("127.0.0.1", "2001:db8::2", port=53),
+        regions_at(DELAYS) as regions,
+        router(regions, at="regions.demo"),
+    ):
+        answer = get(8080)
+        assert (answer.status, answer.headers["upstream"]) == (200, "eu")
 
 
 def test_health_is_lost_where_haproxy_does_not_answer() -> None:

@@ -27,12 +27,12 @@ class NameServer:
     An answer that is larger than the client takes (RFC 6891; 512 bytes where it does not say) is cut.
     """
 
-    def __init__(self, *addresses: str) -> None:
+    def __init__(self, *addresses: str, port: int = 0) -> None:
         self.addresses = addresses or ("127.0.0.1",)
         self.answers = True
         self.unknown: set[str] = set()
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind(("127.0.0.1", 0))
+        self._socket.bind(("127.0.0.1", port))
         host, port = self._socket.getsockname()
         self.address = f"{host}:{port}"
 
@@ -66,9 +66,9 @@ class NameServer:
 
 
 @contextlib.contextmanager
-def name_server(*addresses: str) -> Iterator[NameServer]:
+def name_server(*addresses: str, port: int = 0) -> Iterator[NameServer]:
     """Run it."""
-    running = NameServer(*addresses)
+    running = NameServer(*addresses, port=port)
     thread = threading.Thread(target=running.serve)
     thread.start()
     try:
