@@ -18,6 +18,7 @@ import _socket as socket  # what `socket` adds is four milliseconds, and `ssl` l
 import os
 from time import monotonic, sleep
 
+from multicloud import light
 from multicloud.settings import CA_FILE, SettingError
 
 TYPE_CHECKING = False  # `typing` costs a check more than this whole module does
@@ -394,7 +395,7 @@ def _reason(error: OSError) -> str:
     verify_message = getattr(error, "verify_message", None)
     if verify_message:
         return f"certificate not accepted: {verify_message.rstrip('.')}"
-    text = (error.strerror or str(error)).lower()
+    text = light.reason(error)
     if type(error).__name__ in ("SSLEOFError", "SSLZeroReturnError"):  # by name: ssl may not have been imported
         return "closed the connection"
     return _tls_reason(text) if hasattr(error, "library") else text

@@ -13,7 +13,7 @@ import socket
 from operator import itemgetter
 from time import monotonic, sleep
 
-from multicloud import settings
+from multicloud import light, settings
 from multicloud.light import CommandError
 
 TYPE_CHECKING = False  # `typing` is not needed at run time
@@ -203,7 +203,7 @@ class RuntimeAPI:
         return left
 
     def _broken(self, error: OSError) -> RuntimeAPIError:
-        reason = "no answer in time" if isinstance(error, TimeoutError) else (error.strerror or str(error)).lower()
+        reason = "no answer in time" if isinstance(error, TimeoutError) else light.reason(error)
         missing = self.address == settings.SOCKET.default and isinstance(error, FileNotFoundError)
         if missing and not any(map(os.path.exists, settings.SOCKET.others)):
             reason += f"; nor is there {' or '.join(settings.SOCKET.others)}"

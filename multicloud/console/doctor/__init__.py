@@ -56,7 +56,7 @@ def _read_all(sources: Sources) -> None:
     for each in (sources, alone):
         for section in each.sections:
             backend, _, server = section.partition("/")
-            each.read(settings.CHECK if server else settings.ALL, section, backend)
+            each.read(settings.CHECK if server else settings.ALL, backend, server)
 
 
 def settings_shown(case: Case) -> Iterator[Finding]:
