@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from multicloud import installed, runtime
+from multicloud import installed, runtime, settings
 from multicloud.console import config, parser
 from multicloud.demo.router import Router, haproxy_binary
-from multicloud.haproxy_cfg import Plan
 from multicloud.light import UsageError
 from tests.command import run
 from tests.edge import edge, wait_until
@@ -61,9 +60,9 @@ defaults
 """Debian's own haproxy.cfg (bookworm and trixie), less some ciphers and error files."""
 
 
-def written(*arguments: str, haproxy: str = haproxy_binary(), to: tuple[str, ...] = LISTED) -> str:
+def written(*arguments: str, haproxy: str = haproxy_binary(), to: tuple[str, ...] = LISTED, **environ: str) -> str:
     """What the command writes for a HAProxy."""
-    done = run("config", *arguments, *to, environ={"HAPROXY_BINARY": haproxy})
+    done = run("config", *arguments, *to, environ={"HAPROXY_BINARY": haproxy, **environ})
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -90,8 +89,8 @@ def test_blocks_at_the_end_of_debians_configuration_are_valid_without_a_warning(
 @pytest.mark.parametrize("haproxy", HAPROXIES.values())
 def test_a_second_application_is_the_second_part_of_its_blocks(tmp_path: Path, haproxy: str) -> None:
     text = debian(tmp_path, chroot=False) + written("--blocks", "--backend", "app", haproxy=haproxy)
-    second = written("--blocks", "--backend", "api", haproxy=haproxy).partition("# ---- For the application")[2]
-    assert_valid(haproxy, text + "#" + second.replace("bind :8080", "bind :8088"), tmp_path)
+    second = written("--blocks", "--backend", "api", haproxy=haproxy, MULTICLOUD_BIND=":8088")
+    assert_valid(haproxy, text + "#" + second.partition("# ---- For the application")[2], tmp_path)
 
 
 @pytest.mark.parametrize(("first", "second"), [(80, 443), (443, 80)])
@@ -159,15 +158,17 @@ def test_a_server_is_spoken_to_over_tls_unless_its_port_says_otherwise(mode: str
 
 def test_where_the_commands_are_is_written_as_haproxy_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(installed, "command", lambda name: f"/it's a #1/{name}")
+    sources = settings.Sources({settings.CONF: os.devnull})
+    wanted = config.Wanted(["eu"], "2.8.25")
     for blocks in (False, True):
-        text, _ = config.write("multicloud config eu", ["eu"], Plan(version=(2, 8, 25), blocks=blocks))
+        text, _ = config.write("multicloud config eu", sources, wanted._replace(blocks=blocks))
         for name in ("check", "reweigh"):
             [line] = re.findall(rf"external-check command .*{name}.*", text)
             assert parser.split(line, {})[2] == f"/it's a #1/multicloud-{name}"
     for path in ('/a"b', "/a}b", "/a$b", "/a\\b", "/a\nb"):
         monkeypatch.setattr(installed, "command", lambda name, path=path: f"{path}/{name}")
         with pytest.raises(UsageError, match="HAProxy cannot be told that"):
-            config.write("multicloud config eu", ["eu"], Plan(version=(2, 8, 25)))
+            config.write("multicloud config eu", sources, wanted)
 
 
 @pytest.mark.parametrize(
@@ -193,10 +194,11 @@ def test_where_the_commands_are_is_written_as_haproxy_reads_it(monkeypatch: pyte
         ("--haproxy 3.4.0 eu", "HAProxy 3.4.0 crashes on any external check; accepted: 2.6 and newer, such as 3.4.1"),
         ("--haproxy new eu", "HAProxy 'new': cannot read the version; accepted: such as 2.8 or 2.8.25"),
         ("--backend a/b eu", "--backend 'a/b'; accepted: letters, digits and . : _ -"),
-        ("--backend reweigh eu", "--backend 'reweigh'; accepted: letters, digits and . : _ -, but reweigh is taken"),
+        ("--backend reweigh eu", "two sections would have the name reweigh; accepted: another name for the backend"),
+        ("https://eu.example.com", "'https://eu.example.com': a URL is no server; accepted: SERVER[=ADDRESS[:PORT]]"),
         ("--path healthz eu", "--path 'healthz'; accepted: a path that starts with /"),
         ("--mode tcp --path /healthz eu", "--path '/healthz': in mode tcp, checks ask for no path"),
-        ("", "no server named; accepted: SERVER[=ADDRESS[:PORT]], one or more"),
+        ("", "no server named; accepted: SERVER[=ADDRESS[:PORT]], one or more, or `servers` in /etc/multicloud.conf"),
     ],
 )
 def test_what_cannot_be_used_is_one_clear_line(arguments: str, error: str) -> None:
@@ -250,7 +252,7 @@ def in_debians(text: str) -> str:
     blocks = written("--blocks", "--backend", "app", haproxy=haproxy_binary(), to=tuple(names))
     for place, there in (
         (r"bind :8080", 'bind "127.0.0.1:${PORT}"'),
-        (r"127\.0\.0\.1:8082", '"127.0.0.1:${RELAY_PORT}"'),
+        (r"abns@\S+", '"abns@${RELAY}"'),
         (r"ca-file \S+", 'ca-file "${UPSTREAM_CA}"'),
         (
             r"external-check command \S+-(check|reweigh)",
@@ -258,6 +260,6 @@ def in_debians(text: str) -> str:
         ),
     ):
         blocks, count = re.subn(place, there, blocks)
-        assert count or "8082" in place
+        assert count or "abns" in place
     own = re.sub(r"\t(chroot|user|group|daemon|errorfile) .*\n", "", DEBIAN.replace("\tdaemon", "\tdaemon "))
     return own.replace("/run/haproxy/admin.sock", '"${MULTICLOUD_SOCKET}"') + blocks
