@@ -236,8 +236,11 @@ FORWARDED = """\
     http-request set-header X-Forwarded-Proto https if { ssl_fc } || { dst_port 443 }"""
 
 
+SMALL = "{ req.hdr_val(content-length) gt 0 } { req.hdr_val(content-length) lt 8192 }"
+WHOLE = f"    http-request wait-for-body time 29s if {SMALL}"
+
+
 def _choices(plan: Plan) -> str:
-    small = "{ req.hdr_val(content-length) gt 0 } { req.hdr_val(content-length) lt 8192 }"
     return f"""\
 # HAProxy no longer gives each server its own Host header by itself, so a region is chosen here, and its name handed to
 # `relay`, which puts it in place. Each line is the region's name with the address of `relay`, and tracks the region.
@@ -251,7 +254,7 @@ defaults {plan.shared("choices")} from {plan.common}
     option redispatch 1
     retry-on conn-failure empty-response 425
 {FORWARDED}
-    http-request wait-for-body time 29s if {small}
+{WHOLE}
     http-response return status 503 default-errorfiles if {{ status 425 }}
     http-send-name-header X-Upstream
     default-server weight 1"""
@@ -272,7 +275,7 @@ frontend {plan.name("relay")} from {plan.common}
 
 def _routes(plan: Plan, acl: str = "") -> str:
     """The lines of a frontend that choose the backend, for the requests of that condition or for all."""
-    rest = f"    use_backend {{}} if {acl}" if acl else "    default_backend {}"
+    rest = f"    use_backend {{}} if {acl.rstrip()}" if acl else "    default_backend {}"
     once = f"    use_backend {plan.backend}-once if {acl}!{SAFE}\n" * plan.http
     relayed = f"""\
     # While HAProxy stops, `relay` listens no more: what is still to come goes to the region that answered last.
@@ -305,6 +308,7 @@ def _router(plan: Plan) -> str:
 {head}frontend {plan.name("router")} from {plan.common}
 {f"    bind {plan.bind or USUAL}" if plan.bind or plan.blocks else usual}
 {fly * (plan.http and not plan.blocks)}
+{plan.relayed(WHOLE)}
 {_routes(plan)}
 """)
 

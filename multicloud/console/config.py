@@ -259,15 +259,15 @@ def write(command: str, sources: Sources, wanted: Wanted) -> tuple[str, list[str
 
 def _listed(sources: Sources, wanted: Wanted) -> dict[str, Sequence[str]]:
     """The servers of each backend: those that are given, or the settings'. Raises UsageError."""
-    if wanted.servers or sources.environ.get(settings.SERVERS.variable):
-        return {wanted.backend or "upstream": wanted.servers or sources.read((settings.SERVERS,)).servers}
     backends = [name or "upstream" for name, lines in sources.sections.items() if settings.SERVERS.name in lines]
-    found = {name: sources.read((settings.SERVERS,), name).servers for name in backends}
+    if wanted.servers or sources.environ.get(settings.SERVERS.variable):
+        backends = [wanted.backend or "upstream"]
+    found = {name: wanted.servers or sources.read((settings.SERVERS,), name).servers for name in backends}
     listed = {name: found[name] for name in found if found[name] and wanted.backend in (None, name)}
     if not listed:
         accepted = f"SERVER[=ADDRESS[:PORT]], one or more, or `servers` in {sources.path}"
         raise UsageError(f"no server named; accepted: {accepted}")
-    return {**listed}
+    return listed
 
 
 def _plan(sources: Sources, wanted: Wanted, backend: str, texts: Sequence[str]) -> Plan:

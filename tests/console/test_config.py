@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import grp
+import http.client
 import os
 import pwd
 import re
 import shlex
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -16,10 +18,11 @@ import pytest
 from multicloud import installed, runtime, settings
 from multicloud.console import config, parser
 from multicloud.demo.router import Router, haproxy_binary
+from multicloud.haproxy_cfg import Plan, Server, configuration
 from multicloud.light import UsageError
 from tests.command import run
 from tests.edge import edge, wait_until
-from tests.test_haproxy_cfg import HAPROXIES, assert_valid
+from tests.test_haproxy_cfg import HAPROXIES, assert_valid, here
 from tests.test_traffic import DELAYS, failures
 from tests.traffic import Traffic
 
@@ -129,6 +132,153 @@ def test_a_server_more_is_a_name_more() -> None:
     more = set(two.splitlines()) - set(one.splitlines())
     assert {line.split()[1] for line in more if "  server " in line} == {"us.example.com"}
     assert all("us.example.com" in line for line in more)
+
+
+def from_settings(directory: Path, text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """What the command says and writes for a settings file."""
+    conf = directory / "multicloud.conf"
+    conf.write_text(text)
+    return run("config", *arguments, environ={"MULTICLOUD_CONF": str(conf), "HAPROXY_BINARY": haproxy_binary()})
+
+
+APPLICATIONS = """
+ca_file = /etc/ssl/cert.pem
+[app]
+servers = eu.example.com=203.0.113.7 us.example.com=203.0.113.8
+bind = 127.0.0.1:8080 name site
+[app/us.example.com]
+insecure = 1
+[api]
+servers = eu=203.0.113.7 us=203.0.113.8
+host = www.example.com
+bind = none
+[db]
+servers = eu=203.0.113.7:5432
+mode = tcp
+bind = :5432
+insecure = 1
+"""
+
+
+@pytest.mark.parametrize("haproxy", HAPROXIES.values())
+@pytest.mark.parametrize("options", [(), ("--blocks",), ("--beside",), ("--blocks", "--beside")])
+def test_all_applications_of_the_settings_file_are_written(
+    tmp_path: Path, ca_file: str, haproxy: str, options: tuple[str, ...]
+) -> None:
+    version = subprocess.run([haproxy, "-v"], capture_output=True, text=True, check=True).stdout.split()[2]
+    text = APPLICATIONS.replace("/etc/ssl/cert.pem", ca_file)
+    done = from_settings(tmp_path, text, "--haproxy", version.partition("-")[0], *options)
+    assert done.returncode == 0, done.stderr
+    own = debian(tmp_path, chroot="--beside" in options) if "--blocks" in options else ""
+    assert_valid(haproxy, own + done.stdout, tmp_path)
+    sections = {section.name: section for section in parser.read([str(tmp_path / "haproxy.cfg")], {}).sections}
+    app, api, db = (parser.servers(sections[name]) for name in ("app", "api", "db"))
+    assert {name: words["verify"] for name, words in app.items()} == {
+        "eu.example.com": "required",
+        "us.example.com": "none",
+    }
+    assert {words["sni"] for words in api.values()} == {"str(www.example.com)"}
+    assert db["eu"]["verify"] == "none"
+    assert sections["db"].last("mode") == ["tcp"]
+    assert sections["app-router"].last("bind") == ["127.0.0.1:8080", "name", "site"]
+    assert "api-router" not in sections
+
+
+def test_without_a_frontend_its_lines_stand_in_a_comment_each_with_the_applications_condition(tmp_path: Path) -> None:
+    text = from_settings(tmp_path, APPLICATIONS, "--blocks", "--haproxy", "2.8").stdout
+    lines = [line.removeprefix("#     ") for line in text.splitlines() if line.startswith("#     ")]
+    assert [line for line in lines if not line.startswith("# ")] == [
+        "acl is_api hdr(host) -i api.example.com",
+        "use_backend api-last-resort if is_api { nbsrv(api) lt 1 }",
+        "use_backend api-once if is_api !{ method GET HEAD OPTIONS }",
+        "use_backend api if is_api",
+    ]
+
+
+def test_the_lines_for_a_frontend_of_ones_own_take_no_other_requests() -> None:
+    def with_own_frontend(text: str) -> str:
+        """The lines stand where the comment says: below another `use_backend`."""
+        places = re.findall(r"^    server (\S+\.demo) (127\.0\.0\.1):(\d+)$", text, re.MULTILINE)
+        plan = Plan([Server(name, at, int(port)) for name, at, port in places[:1]], here(), bind="none")
+        written = configuration(plan)
+        lines = [line[2:] for line in written.splitlines() if line.startswith("#     ")]
+        own = [
+            "frontend mine from common",
+            '    bind "127.0.0.1:${PORT}"',
+            "    use_backend admin if { path_beg /admin }",
+        ]
+        admin = "backend admin from common\n    http-request return status 200 content-type text/plain string admin"
+        return written + "\n".join([*own, *lines, admin, ""]).replace(
+            "hdr(host) -i upstream.example.com", "path_beg /app"
+        )
+
+    with edge({"eu.demo": 0.0}, interval="600s", configure=with_own_frontend) as running:
+        for method in ("GET", "POST"):
+            for path, status, region in (("/app", 200, "eu.demo"), ("/admin/app", 200, None), ("/", 503, None)):
+                connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=10)
+                connection.request(method, path)
+                answer = connection.getresponse()
+                assert (answer.status, answer.headers["upstream"]) == (status, region)
+                connection.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "error"),
+    [
+        (
+            "[a]\nservers = x\n[b]\nservers = y\n",
+            "",
+            "[b] would bind :8080, as [a] does, and each get some of the users",
+        ),
+        ("bind = :80,:81\n[a]\nservers = x\n[b]\nservers = y\nbind = *:81\n", "", "[b] would bind :81, as [a] does"),
+        ("[a]\nservers = x\n[b]\nservers = y\n", "--backend c", "no server named; accepted: SERVER"),
+        (
+            "[a]\nservers = x\n[a/x]\nhost = y\n",
+            "",
+            "5: host: HAProxy cannot be told this of one server alone; accepted: in",
+        ),
+        (
+            "[a]\nservers = x\n[a/x]\npath = /y\n",
+            "--beside",
+            "5: path: HAProxy cannot be told this of one server alone",
+        ),
+        ("[a]\nservers = x\nhost = y:80\n", "", "4: host: 'y:80' cannot be in a certificate; accepted: a host name"),
+        ("[a]\nservers = x x\n", "", "'x': there is a server x already"),
+        ("[a]\nservers = x\n[a-once]\nservers = y\nbind = :81\n", "", "two sections would have the name a-once"),
+        ("[a]\nservers = x\n", "--output {}/no/such/file", "/no/such/file is not written: no such file or directory"),
+    ],
+)
+def test_what_the_settings_cannot_mean_is_one_clear_line(tmp_path: Path, text: str, arguments: str, error: str) -> None:
+    done = from_settings(tmp_path, f"# first line\n{text}", *arguments.format(tmp_path).split())
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1 if "output" in arguments else 2, "", 1)
+    assert error in done.stderr
+
+
+def test_a_file_is_replaced_whole_or_not_at_all_and_only_where_haproxy_accepts_it(tmp_path: Path) -> None:
+    own, written = tmp_path / "own.cfg", tmp_path / "multicloud.cfg"
+    own.write_text(debian(tmp_path, chroot=False))
+    words = ("--blocks", "--output", str(written), "--with", str(own))
+    text = f"[api]{APPLICATIONS.partition('[api]')[2]}".replace("203.0.113.7:5432", "203.0.113.7:5433")
+    done = from_settings(tmp_path, text, *words)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    before = written.read_text()
+    assert before.startswith(f"# multicloud config {shlex.join(words)}\n")
+    assert written.stat().st_mode & 0o777 == 0o644
+    for wrong in ("no-such-word", "ssl crt /no/such/file"):
+        done = from_settings(tmp_path, text.replace(":5432\n", f":5432 {wrong}\n"), *words)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+        assert done.stderr.startswith(f"error: {written} is not written: HAProxy does not accept it: ")
+        assert str(written) in done.stderr.partition("accept it: ")[2]
+        assert written.read_text() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"own.cfg", "multicloud.cfg", "multicloud.conf", "error.http"}
+
+
+def test_an_address_of_the_other_files_is_not_bound_again(tmp_path: Path) -> None:
+    own = tmp_path / "own.cfg"
+    own.write_text(debian(tmp_path, chroot=False) + "frontend mine\n    bind *:8080\n")
+    done = from_settings(tmp_path, "[app]\nservers = x\n", "--blocks", "--with", str(own))
+    assert done.returncode == 2
+    assert "[app] would bind :8080, as frontend mine does, and each get some of the users" in done.stderr
 
 
 @pytest.mark.parametrize(
