@@ -180,7 +180,7 @@ def test_each_row_of_the_table_is_as_many_edits_as_it_says_and_traffic_is_right_
         machine.put("/etc/default/haproxy", 'EXTRAOPTS="-f /etc/haproxy/multicloud.cfg"\n')
         done = machine.type(WRITE)
         assert (done.returncode, done.stdout) == (0, "")
-        assert "the `chroot` in `global` must" in done.stderr
+        assert "a `chroot` in `global` must" in done.stderr
         machine.edit("/etc/haproxy/haproxy.cfg", "\tchroot /var/lib/haproxy\n", "")
         machine.restart()
         routes("app", app, "eu.example.com", "us.example.com")

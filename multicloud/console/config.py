@@ -81,23 +81,24 @@ def config(**arguments: Any) -> None:
 
     Exit code: 0 written, 1 HAProxy does not accept it or it cannot be written, 2 wrong arguments or settings.
     """
-    wanted = Wanted(**arguments)
     sources = settings.Sources(os.environ)
-    if wanted.output and wanted.blocks and not wanted.others:
-        wanted = wanted._replace(others=running(sources))
+    wanted = _with_others(Wanted(**arguments), sources)
     text, notes = write(light.printable(shlex.join(["multicloud", *sys.argv[1:]])), sources, wanted)
     if wanted.output:
-        replace(wanted.output, text, _beside(wanted))
+        replace(wanted.output, text, wanted.others)
     else:
         click.echo(text, nl=False)
     for note in notes:
         light.warn(f"note: {note}")
 
 
-def _beside(wanted: Wanted) -> list[str]:
-    """The other files, without the one that is written."""
-    own = os.path.realpath(wanted.output) if wanted.output else ""
-    return [file for file in wanted.others if os.path.realpath(file) != own]
+def _with_others(wanted: Wanted, sources: Sources, here: Sequence[str] = ()) -> Wanted:
+    """What is wanted, with the files beside the one that is written: those named, the running HAProxy's, or `here`."""
+    if not (wanted.blocks and (wanted.output or wanted.others)):
+        return wanted._replace(others=())
+    own = os.path.realpath(wanted.output or "")
+    others = wanted.others or running(sources) or here
+    return wanted._replace(others=[file for file in others if os.path.realpath(file) != own])
 
 
 def running(sources: Sources) -> list[str]:
@@ -111,51 +112,44 @@ def running(sources: Sources) -> list[str]:
     return [file for option, file in itertools.pairwise(words) if option == "-f" and os.path.exists(file)]
 
 
-def outdated(path: str, others: Sequence[str], sources: Sources) -> str:
-    """The command that wrote a file, if it would write something else now; "" if not, or if it did not write it.
+def outdated(path: str, here: Sequence[str], sources: Sources) -> str:
+    """The command that wrote a file with --output, if it would write something else now; "" for any other file.
 
-    `others` are the files that HAProxy reads beside it. Raises UsageError where the command is refused by now.
+    `here` are the files beside it where no HAProxy tells. Raises UsageError where the command is refused by now.
     """
     try:
         text = Path(path).read_text(errors="replace")
         command = text.partition("\n")[0].removeprefix("# ")
-        words = shlex.split(command)
-    except (OSError, ValueError):
+        program, name, *words = [*shlex.split(command), "", ""]
+        context = config.make_context(name, words[:-2]) if (program, name) == ("multicloud", "config") else None
+    except (OSError, ValueError, click.ClickException):
         return ""
-    if words[:2] != ["multicloud", "config"] or not {"-o", "--output"} & {word.partition("=")[0] for word in words}:
+    if context is None or not context.params["output"]:
         return ""
-    with config.make_context("multicloud config", words[2:]) as context:
-        wanted = Wanted(**context.params)._replace(others=others)
-    return "" if write(command, sources, wanted)[0] == text else command
+    now, _ = write(command, sources, _with_others(Wanted(**context.params), sources, here))
+    return "" if now == text else command
 
 
-def replace(output: str, text: str, files: Sequence[str]) -> None:
+def replace(output: str, text: str, others: Sequence[str]) -> None:
     """Put the text in the place of a file, if HAProxy accepts it beside the others. Raises CommandError, UsageError."""
     haproxy = installed.find_haproxy(os.environ)
     if not haproxy:
         raise UsageError("no HAProxy found on PATH, which would have to accept it; name one in HAPROXY_BINARY")
     path = os.path.realpath(output)
-    new = ""
     try:
-        with tempfile.NamedTemporaryFile("w", dir=os.path.dirname(path), prefix=".multicloud-", delete=False) as file:
-            new = file.name
-            file.write(text)
-            os.fchmod(file.fileno(), 0o644)
-            file.flush()
-            os.fsync(file.fileno())
-        options = [word for each in (*files, new) for word in ("-f", each)]
-        said = subprocess.run([haproxy, "-c", *options], capture_output=True, text=True, errors="replace", check=False)
-        if said.returncode != 0:
-            alert = re.search(r"^\[ALERT\][ ()\d:]*(.*)$", said.stdout + said.stderr, re.MULTILINE)
-            why = (alert[1] if alert else "it gave no reason").replace(new, output)
-            raise CommandError(f"{output} is not written: HAProxy does not accept it: {why}")
-        os.replace(new, path)
-        new = ""
+        with tempfile.TemporaryDirectory(dir=os.path.dirname(path), prefix=".multicloud-") as directory:
+            new = Path(directory, os.path.basename(path))
+            new.write_text(text)
+            new.chmod(0o644)
+            command = [haproxy, "-c", *(word for each in (*others, str(new)) for word in ("-f", each))]
+            said = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+            if said.returncode != 0:
+                alert = re.search(r"^\[ALERT\][ ()\d:]*(.*)$", said.stdout + said.stderr, re.MULTILINE)
+                why = alert[1].replace(str(new), output) if alert else "it gave no reason"
+                raise CommandError(f"{output} is not written: HAProxy does not accept it: {why}")
+            new.replace(path)
     except OSError as error:
         raise CommandError(f"{output} is not written: {light.reason(error)}") from None
-    finally:
-        if new:
-            os.unlink(new)
 
 
 def servers(texts: Iterable[str], *, http: bool = True) -> list[Server]:
@@ -179,7 +173,9 @@ def servers(texts: Iterable[str], *, http: bool = True) -> list[Server]:
         if not _is_address(address):
             accepted = "a host name, an IPv4 address, or an IPv6 address in brackets"
             raise UsageError(f"{text!r}: {address!r} is no address; accepted: {accepted}")
-        port = _port(text, number)
+        port = int(number) if re.fullmatch("[0-9]{1,5}", number) else 0
+        if not 0 < port < 65536:
+            raise UsageError(f"{text!r}: {number!r} is no port; accepted: 1 to 65535")
         found[name] = Server(name, address, port, tls=port != 80 if http else port == 443)
     return list(found.values())
 
@@ -192,16 +188,6 @@ def _is_address(text: str) -> bool:
         return ipaddress.ip_address(text[1:-1] if brackets else text).version == (6 if brackets else 4)
     except ValueError:
         return HOST.fullmatch(text) is not None and ".." not in text and re.search("[^0-9.]", text) is not None
-
-
-def _port(text: str, number: str) -> int:
-    try:
-        port = settings.port(number)
-    except ValueError:
-        port = 0
-    if not port:
-        raise UsageError(f"{text!r}: {number!r} is no port; accepted: 1 to 65535")
-    return port
 
 
 def _written(version: Version) -> str:
@@ -225,33 +211,30 @@ def _directory(name: str) -> str:
 def write(command: str, sources: Sources, wanted: Wanted) -> tuple[str, list[str]]:
     """What `command` writes, which wants this, and what else its user has to do. Raises UsageError."""
     version = installed.version(wanted.haproxy) if wanted.haproxy else installed.haproxy_version(os.environ)
-    files = _beside(wanted)
-    there = parser.read(files, os.environ, _written(version)).sections if files else []
+    there = parser.read(wanted.others, os.environ, _written(version)).sections if wanted.others else []
     own = parser.Configuration(there, []).global_section()
-    plans = [_plan(sources, wanted, backend, texts) for backend, texts in _listed(sources, wanted).items()]
-    _check_addresses(plans, there, sources.path)
     directory, maxconn = _directory("multicloud-check"), own.last("maxconn") is None
-    text = haproxy_cfg.configuration(
-        *(plan._replace(version=version, directory=directory, maxconn=maxconn) for plan in plans)
-    )
+    plans = [
+        _plan(sources, wanted, name, texts)._replace(version=version, directory=directory, maxconn=maxconn)
+        for name, texts in _listed(sources, wanted).items()
+    ]
+    _check_addresses(plans, there, sources.path)
+    text = haproxy_cfg.configuration(*plans)
     names = re.findall(r"^(?:defaults|resolvers|frontend|backend) (\S+)", text, re.MULTILINE)
     if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(f"two sections would have the name {twice[0]}; accepted: another name for the backend")
     notes = _notes(sources, wanted, plans)
-    more = f"write it into {sources.path} and run it again. Nothing else is kept that is changed here"
+    more = f"write it into {sources.path} and run it again. What is changed here is lost then"
     if wanted.servers:
         more = "run it again with one more name" + ", and put that in the place of this" * wanted.blocks
     head = [command, f"wrote this, for HAProxy {_written(version)}. For one more server, {more}."]
     head += [f"Besides, {note}." for note in notes]
     if wanted.blocks:
         must = "must go" if version < installed.CRASHES else "must become `chroot /`"  # 3.4 warns without one
-        chroot = "may stay" if wanted.beside else f"{must}: it would hide the checks"
-        where = (
-            "HAProxy reads it beside haproxy.cfg" if wanted.output else "It goes to the end of haproxy.cfg, as it is"
-        )
-        head.append(f"{where}. A `chroot` in `global` {chroot}.")
-        if own.first_word("chroot") not in ("", "/") and not wanted.beside:
-            notes.append(f"the `chroot` in `global` {chroot}")
+        chroot = f"a `chroot` in `global` {must}: it would hide the checks" * (not wanted.beside)
+        where = "is read beside haproxy.cfg" if wanted.output else "goes to the end of haproxy.cfg, as it is"
+        head.append(f"It {where}; {chroot or 'a `chroot` in `global` may stay'}.")
+        notes += [chroot] * (chroot != "" and own.first_word("chroot") not in ("", "/"))
         if not wanted.output and not plans[0].bind:
             notes.append(f"users come in at {haproxy_cfg.USUAL}, unless `bind` in {sources.path} says otherwise")
     return "\n".join(f"# {line}" for line in head) + "\n\n" + text, notes
@@ -284,8 +267,7 @@ def _plan(sources: Sources, wanted: Wanted, backend: str, texts: Sequence[str]) 
     if wanted.path not in (None, "/") and not http:
         raise UsageError(f"--path {path!r}: in mode tcp, checks ask for no path")
     if values.host and not HOST.fullmatch(values.host):
-        where = sources.where(settings.HOST, backend)
-        raise UsageError(f"{where}: {values.host!r} cannot be in a certificate; accepted: a host name")
+        raise UsageError(f"{sources.where(settings.HOST, backend)}: {values.host!r}; accepted: a name of a certificate")
     return Plan(
         [_with_words(sources, wanted, backend, server, values) for server in servers(texts, http=http)],
         backend=backend,
@@ -320,26 +302,19 @@ def _with_words(sources: Sources, wanted: Wanted, backend: str, server: Server, 
 
 def _check_addresses(plans: Sequence[Plan], sections: Iterable[parser.Section], path: str) -> None:
     """That no two frontends have one address. Raises UsageError."""
-    taken = {
-        address: f"{section.kind} {section.name}"
-        for section in sections
-        for line in section.lines
-        if line[0] == "bind"
-        for address in _addresses(line[1])
-    }
-    for plan in plans:
-        for address in _addresses((plan.bind or haproxy_cfg.USUAL).split()[0]):
-            if address in taken:
+    theirs = ((f"{each.kind} {each.name}", line[1]) for each in sections for line in each.lines if line[0] == "bind")
+    ours = ((f"[{plan.backend}]", (plan.bind or haproxy_cfg.USUAL).split()[0]) for plan in plans)
+    taken: dict[str, str] = {}
+    for whose, addresses in (*theirs, *ours):
+        for address in addresses.split(","):
+            address = re.sub(r"^(ipv4@)?(\*|0\.0\.0\.0)?:", ":", address)
+            if address in taken and whose.startswith("["):
                 raise UsageError(
-                    f"[{plan.backend}] would bind {address}, as {taken[address]} does, and each get some of the users; "
+                    f"{whose} would bind {address}, as {taken[address]} does, and each get some of the users; "
                     f"accepted: another `bind` in {path}, or `bind = none` for a frontend of your own"
                 )
             if address != haproxy_cfg.NONE:
-                taken[address] = f"[{plan.backend}]"
-
-
-def _addresses(word: str) -> list[str]:
-    return [re.sub(r"^(ipv4@)?(\*|0\.0\.0\.0)?:", ":", address) for address in word.split(",")]
+                taken[address] = whose
 
 
 def _notes(sources: Sources, wanted: Wanted, plans: Sequence[Plan]) -> list[str]:

@@ -242,7 +242,7 @@ def test_the_lines_for_a_frontend_of_ones_own_take_no_other_requests() -> None:
             "--beside",
             "5: path: HAProxy cannot be told this of one server alone",
         ),
-        ("[a]\nservers = x\nhost = y:80\n", "", "4: host: 'y:80' cannot be in a certificate; accepted: a host name"),
+        ("[a]\nservers = x\nhost = y:80\n", "", "4: host: 'y:80'; accepted: a name of a certificate"),
         ("[a]\nservers = x x\n", "", "'x': there is a server x already"),
         ("[a]\nservers = x\n[a-once]\nservers = y\nbind = :81\n", "", "two sections would have the name a-once"),
         ("[a]\nservers = x\n", "--output {}/no/such/file", "/no/such/file is not written: no such file or directory"),
