@@ -19,7 +19,7 @@ import os
 from time import monotonic, sleep
 
 from multicloud import light
-from multicloud.settings import CA_FILE, SettingError
+from multicloud.settings import CA_FILE, USER_AGENT, SettingError
 
 TYPE_CHECKING = False  # `typing` costs a check more than this whole module does
 if TYPE_CHECKING:
@@ -29,8 +29,11 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-MAX_HEAD = 64 * 1024
-"""Bytes of status line and headers that an answer may have."""
+MAX_HEAD, MAX_PIECES = 64 * 1024, 4096
+"""Bytes of status line and headers that an answer may have, and in how many pieces they may come."""
+
+MAX_BYTES = 1024 * 1024
+"""What a server may send in all, TLS included: with session tickets, say, it could keep a processor busy."""
 
 DRAIN_BYTES = 64 * 1024
 """Bytes of the rest of an answer that are read."""
@@ -51,7 +54,7 @@ class Target:
     verify with ("" for the system's).
     """
 
-    __slots__ = ("address", "ca_file", "expect", "host", "insecure", "path", "port", "scheme")
+    __slots__ = ("address", "ca_file", "expect", "host", "insecure", "path", "port", "scheme", "user_agent")
 
     def __init__(
         self,
@@ -63,9 +66,11 @@ class Target:
         expect: tuple[range, ...] = (range(200, 201),),
         ca_file: str = "",
         insecure: bool = False,
+        user_agent: str = USER_AGENT.default,
     ) -> None:
         self.scheme, self.address, self.port, self.host = scheme, address, port, host.rstrip(".")
-        self.path, self.expect, self.ca_file, self.insecure = path, expect, ca_file, insecure
+        self.path, self.expect, self.user_agent = path, expect, user_agent
+        self.ca_file, self.insecure = ca_file, insecure
 
     def __str__(self) -> str:
         if self.port is None:
@@ -117,7 +122,7 @@ class Probe:
         try:
             while left > 0 and (chunk := self.connection.receive()):
                 left -= len(chunk)
-        except OSError:
+        except (OSError, ProbeError):
             pass
         self.connection.close()
 
@@ -158,12 +163,12 @@ def probe(target: Target, timeout: float, clock: str = "request") -> Probe:
 
 
 class _Connection:
-    """A connection to the target. Its methods raise OSError, and TimeoutError where they would end after `deadline`."""
+    """A connection to the target. Its methods raise OSError, TimeoutError after `deadline`, and ProbeError."""
 
-    __slots__ = ("deadline", "socket")
+    __slots__ = ("deadline", "left", "socket")
 
     def __init__(self, target: Target, deadline: float) -> None:
-        self.deadline = deadline
+        self.deadline, self.left = deadline, MAX_BYTES
         if target.port is None:
             self.socket = socket.socket(socket.AF_UNIX)
         else:
@@ -192,7 +197,11 @@ class _Connection:
 
     def receive(self) -> bytes:
         """What comes next; b"" at the end."""
-        return self.in_time().recv(CHUNK)
+        received = self.in_time().recv(CHUNK)
+        self.left -= len(received)
+        if self.left < 0:
+            raise ProbeError(f"sent more than {MAX_BYTES // 1024} KiB")
+        return received
 
     def received(self) -> bytes:
         """What has come already; b"" where nothing has."""
@@ -219,7 +228,7 @@ class _TLS(_Connection):
         import ssl
 
         self.ssl = ssl
-        self.socket, self.deadline = plain.socket, plain.deadline
+        self.socket, self.deadline, self.left = plain.socket, plain.deadline, plain.left
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         # As bytes where it can be: of a string, even an ASCII one, Python makes IDNA with three more modules.
         name = host.encode() if host.isascii() else host
@@ -293,21 +302,22 @@ def _ask(connection: _Connection, target: Target, result: Probe) -> None:
     connection.send(
         f"GET {target.path} HTTP/1.1\r\n"
         f"Host: {_in_brackets(target.host)}\r\n"
-        "User-Agent: multicloud-check\r\n"
+        f"User-Agent: {target.user_agent}\r\n"
         "Accept: */*\r\n"
         "Connection: close\r\n\r\n".encode()
     )
-    received = 0
+    received = searched = 0
     answer = b""
-    while True:
+    for _ in range(MAX_PIECES):
         if not b"HTTP/".startswith(answer[:5]):
             raise ProbeError(f"not an HTTP answer: {_excerpt(answer)}")
-        end = _end_of_head(answer)
+        end = _end_of_head(answer, searched)
+        searched = len(answer)
         if end:
             status = _status(answer)
             if status == 101 or status >= 200:
                 break
-            answer = answer[end:]  # after an interim response the answer is still to come
+            answer, searched = answer[end:], 0  # after an interim response the answer is still to come
             if answer:
                 result.phases["first_byte"] = monotonic() - start
             else:
@@ -322,14 +332,17 @@ def _ask(connection: _Connection, target: Target, result: Probe) -> None:
                 result.phases["first_byte"] = monotonic() - start
             answer += chunk
             received += len(chunk)
+    else:
+        raise ProbeError(f"headers in more than {MAX_PIECES} pieces")
     result.status = status
     if not any(status in accepted for accepted in target.expect):
         raise ProbeError(f"status {status}, expected {_list(target.expect)}")
 
 
-def _end_of_head(answer: bytes) -> int:
-    """The offset of the body, or 0 while the head is not complete."""
-    ends = [at + len(blank) for blank in (b"\n\r\n", b"\n\n") if (at := answer.find(blank)) >= 0]
+def _end_of_head(answer: bytes, searched: int) -> int:
+    """The offset of the body, or 0 while the head is not complete, which it was not in the bytes `searched` before."""
+    start = max(0, searched - 2)
+    ends = [at + len(blank) for blank in (b"\n\r\n", b"\n\n") if (at := answer.find(blank, start)) >= 0]
     return min(ends, default=0)
 
 
@@ -353,6 +366,7 @@ def tls_context(target: Target) -> ssl.SSLContext:
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2  # as HAProxy's own; Debian's Python leaves it to OpenSSL
+    context.set_ciphers("DEFAULT")  # OpenSSL's own list, as in HAProxy; Python may have been built with a shorter one
     if target.scheme == "https":
         context.set_alpn_protocols(["http/1.1"])
     if target.insecure:

@@ -7,6 +7,7 @@ servers. In that mode too, silence is success and any text is a refusal.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
@@ -46,6 +47,10 @@ STAT_COLUMNS = (
     *("pxname", "svname", "tracked", "lastchg", "check_status", "check_code", "check_duration", "mode"),
     *("chkfail", "hanafail", "check_health", "check_rise", "last_chk", "agent_status"),
 )
+ABSTRACT = "abns@"
+"""How the name of an abstract UNIX socket begins, which HAProxy fills up with zeros to SUN_PATH bytes (unix(7))."""
+
+SUN_PATH = 108
 QUOTED = re.compile('"(?:[^"]|"")*"')
 
 
@@ -150,18 +155,24 @@ class RuntimeAPI:
         except OSError as error:
             raise self._broken(error) from None
 
+    @contextlib.contextmanager
+    def expecting(self, what: str) -> Iterator[None]:
+        """Where an answer cannot be read within it, which is a ValueError, raise a RuntimeAPIError."""
+        try:
+            yield
+        except ValueError as error:
+            raise RuntimeAPIError(f"{self.address}: no {what} in the answer: {str(error)[:100]!r}") from None
+
     def servers(self) -> list[Server]:
         """All servers of all backends, in the order of the configuration. Raises RuntimeAPIError."""
-        try:
+        with self.expecting("server states"):
             states = self.lines("show servers state")
             if (version := next(states, "")) != "1":
                 raise ValueError(version)
             servers = [_server(row) for row in rows(states, " ", STATE_COLUMNS, ("srv_use_ssl",))]
-        except ValueError as error:
-            raise RuntimeAPIError(f"{self.address}: no server states in the answer: {str(error)[:100]!r}") from None
         by_key = {server.key: server for server in servers}
         tracked: dict[tuple[str, str], tuple[str, str]] = {}
-        try:
+        with self.expecting("statistics"):
             for row in rows(self.lines("show stat -1 4 -1"), ",", STAT_COLUMNS):
                 key = row["pxname"], row["svname"]
                 if key in by_key:
@@ -169,11 +180,13 @@ class RuntimeAPI:
                 if row["tracked"]:
                     backend, _, name = row["tracked"].partition("/")
                     tracked[key] = backend, name
-        except ValueError as error:
-            raise RuntimeAPIError(f"{self.address}: no statistics in the answer: {str(error)[:100]!r}") from None
-        for server in servers if tracked else ():
-            while server.source in tracked:  # which may track another in turn; HAProxy refuses circles
-                server.source = tracked[server.source]
+            for server in servers if tracked else ():
+                followed = 0
+                while server.source in tracked:  # which may track another in turn
+                    server.source = tracked[server.source]
+                    followed += 1
+                    if followed > len(tracked):
+                        raise ValueError(f"{server.backend}/{server.name} tracks itself")
         return servers
 
     def set_weights(self, changes: Iterable[Decision]) -> tuple[list[Decision], list[str]]:
@@ -255,7 +268,7 @@ def _server(row: Row) -> Server:
         unresolved=bool(bits & UNRESOLVED_BIT and not bits & MAINT_BITS & ~INHERITED_BIT),
     )
     server.address, server.port, server.tls = row["srv_addr"], row["srv_port"], row["srv_use_ssl"]
-    server.host = row["srv_fqdn"].removeprefix("-")  # which stands for none
+    server.host = light.printable(row["srv_fqdn"].removeprefix("-"))  # which stands for none; a name server may say it
     server.agent_address, server.agent_port = row["srv_agent_addr"].removeprefix("-"), row["srv_agent_port"]
     return server
 
@@ -284,9 +297,12 @@ def _state(op_state: int, admin_state: int) -> str:
 
 
 def _connect(address: str, deadline: float) -> socket.socket:
+    """Connect to what `settings.SOCKET` has. Raises OSError and UnicodeError."""
     host, colon, port = address.rpartition(":")
     timeout = deadline - monotonic()
-    if "/" not in address and colon:
+    if address.startswith(ABSTRACT):
+        address = "\0" + address.removeprefix(ABSTRACT).ljust(SUN_PATH - 1, "\0")
+    elif "/" not in address and colon:
         return socket.create_connection((host.strip("[]"), int(port)), timeout)
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(timeout)

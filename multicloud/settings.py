@@ -10,6 +10,8 @@ no setting has is an error for all of them, since nobody can know what it was me
 
 from __future__ import annotations
 
+import _socket as socket  # what `socket` adds is four milliseconds
+import errno
 import os
 import stat
 
@@ -53,9 +55,10 @@ class Setting:
         self.others = others
 
     def found_default(self) -> str:
-        """The default, or the first of `others` that is there where it is not."""
+        """The default or, where there are `others`, the first of all where somebody listens, or else a file is."""
         places = (self.default, *self.others) if self.others else ()
-        return next((path for path in places if os.path.exists(path)), self.default)
+        found = (path for there in (_answers, os.path.exists) for path in places if there(path))
+        return next(found, self.default)
 
 
 class Settings:
@@ -67,6 +70,7 @@ class Settings:
     path: str
     expect: tuple[range, ...]
     host: str
+    user_agent: str
     clock: str
     timeout: float
     ca_file: str
@@ -191,6 +195,8 @@ def _text_of(path: str, *, required: bool) -> str:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise SettingError(f"{path}: not a regular file; accepted: a file of settings")
+            if found.st_uid not in (0, os.geteuid()):
+                raise SettingError(f"{path}: belongs to somebody else; accepted: a file of root's, or one's own")
             if found.st_mode & 0o022:
                 raise SettingError(f"{path}: others than its owner may write it; accepted: chmod go-w {path}")
             data = file.read(MAX_BYTES + 1)
@@ -203,6 +209,15 @@ def _text_of(path: str, *, required: bool) -> str:
         return ""
     except OSError as error:
         raise SettingError(f"{path}: {reason(error)}; accepted: a file to be read") from None
+
+
+def _answers(path: str) -> bool:
+    """Whether somebody listens at a UNIX socket's path: a program that has ended leaves its file behind."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.setblocking(False)
+    answered = connection.connect_ex(path) in (0, errno.EAGAIN)  # which is that its queue is full
+    connection.close()
+    return answered
 
 
 def is_name(name: str) -> bool:
@@ -251,6 +266,13 @@ def _word(text: str) -> str:
     return text
 
 
+def _header(text: str) -> str:
+    """What may stand in a header."""
+    if not text.isascii():
+        raise ValueError
+    return _text(text)
+
+
 def _path(text: str) -> str:
     if not text.startswith("/"):
         raise ValueError
@@ -258,12 +280,20 @@ def _path(text: str) -> str:
 
 
 def _address(text: str) -> str:
-    host, colon, number = text.rpartition(":")
-    if "/" not in text and colon:
+    """A path, host:port or abns@name, also of what HAProxy writes as unix@path, ipv4@host:port and ipv6@host:port."""
+    kind, at, rest = text.partition("@")
+    if not at or "/" in kind:
+        kind, rest = "", text
+    if kind not in ("", "unix", "ipv4", "ipv6", "abns") or not rest:
+        raise ValueError
+    if kind in ("unix", "abns"):
+        return _text(text if kind == "abns" else rest if "/" in rest else f"./{rest}")
+    host, colon, number = rest.rpartition(":")
+    if kind or (colon and "/" not in rest):
         port(number)
-        if not host:
+        if not host or "/" in host:
             raise ValueError
-    return _text(text)
+    return _text(rest)
 
 
 def _one_of(*words: str) -> Callable[[str], str]:
@@ -296,9 +326,9 @@ SOCKET = Setting(
     "socket",
     "/var/run/haproxy.sock",
     _address,
-    "a UNIX socket's path, or host:port",
-    "HAProxy's Runtime API: a UNIX socket's path, or host:port; where unset and the default is not there, "
-    "/run/haproxy/admin.sock or /var/lib/haproxy/haproxy.sock",
+    "a UNIX socket's path, or host:port, also as unix@, ipv4@, ipv6@ or abns@",
+    "HAProxy's Runtime API: a UNIX socket's path, or host:port, also as unix@, ipv4@, ipv6@ or abns@; where unset, the "
+    "first of this, /run/haproxy/admin.sock and /var/lib/haproxy/haproxy.sock that answers",
     "/run/haproxy/admin.sock",
     "/var/lib/haproxy/haproxy.sock",
 )
@@ -323,6 +353,13 @@ HOST = Setting(
     _word,
     "a host name",
     "the name in the Host header, in SNI and in the certificate; where unset, the server's name",
+)
+USER_AGENT = Setting(
+    "user_agent",
+    "multicloud-check",
+    _header,
+    "printable ASCII",
+    "the User-Agent header of a check: a region may answer some sooner than its users",
 )
 CLOCK = Setting(
     "clock",
@@ -391,7 +428,7 @@ INTERVAL = Setting(
     "`multicloud run`: seconds between two reweighs",
 )
 
-CHECK = (TIMES, SCHEME, PATH, EXPECT, HOST, CLOCK, TIMEOUT, CA_FILE, INSECURE)
+CHECK = (TIMES, SCHEME, PATH, EXPECT, HOST, USER_AGENT, CLOCK, TIMEOUT, CA_FILE, INSECURE)
 SCORING = (TIMES, PERCENTILE, MIN_SAMPLES, WINDOW, MAX_AGE)
 RANKING = (FAVORITE, BACKUP, HYSTERESIS, TOLERANCE)
 REWEIGH = (*SCORING, SOCKET, *RANKING)
