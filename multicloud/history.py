@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 KEEP = 100
 """Samples of a server that a trim leaves in the file."""
 
-MAX_SECONDS = 3600.0
+MIN_SECONDS, MAX_SECONDS = 1e-6, 3600.0
 MAX_TIME = 1e11
 MAX_SERVERS = 20_000
 MAX_LINES = 1_000_000
@@ -310,7 +310,7 @@ def _parse(line: bytes) -> tuple[bytes, Sample | None]:
         when = float(numbers[1]) if len(numbers) > 1 else None
     except ValueError:
         return b"", None
-    if not 0 < seconds <= MAX_SECONDS or not (when is None or 0 <= when <= MAX_TIME):
+    if not MIN_SECONDS <= seconds <= MAX_SECONDS or not (when is None or 0 <= when <= MAX_TIME):
         return b"", None
     return b" ".join(names), Sample(seconds, when, failed)
 

@@ -34,7 +34,7 @@ def run(main: Callable[[], int]) -> NoReturn:
 
     Ends without taking the interpreter apart, which would cost as much as the connection that was timed.
     """
-    _open_streams()
+    open_streams()
     code = exit_code(main)
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -117,13 +117,15 @@ def _write(line: str, stream: TextIO) -> None:
         return
 
 
-def _open_streams() -> None:
+def open_streams() -> None:
     """Open the standard streams that a HAProxy in the background has closed: another file would take their place."""
-    for descriptor in (0, 1, 2):
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:  # as it was closed when Python began
+            setattr(sys, name, os.fdopen(descriptor, "r+", closefd=False))
 
 
 def _place(error: BaseException) -> str:

@@ -157,10 +157,10 @@ class RuntimeAPI:
 
     @contextlib.contextmanager
     def expecting(self, what: str) -> Iterator[None]:
-        """Where an answer cannot be read within it, which is a ValueError, raise a RuntimeAPIError."""
+        """Raise a RuntimeAPIError for an answer that cannot be read within it (KeyError, ValueError)."""
         try:
             yield
-        except ValueError as error:
+        except (KeyError, ValueError) as error:
             raise RuntimeAPIError(f"{self.address}: no {what} in the answer: {str(error)[:100]!r}") from None
 
     def servers(self) -> list[Server]:

@@ -142,6 +142,22 @@ def test_each_of_haproxys_checks_is_one_sample_with_its_duration(here: Site) -> 
         assert recorded[:20] == durations[shift : shift + 20]
 
 
+def test_haproxy_is_looked_for_again_where_no_socket_is_set(
+    here: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_behind = str(tmp_path / "left-behind")
+    with socket.socket(socket.AF_UNIX) as ended:
+        ended.bind(left_behind)
+    monkeypatch.setattr(settings.SOCKET, "default", left_behind)
+    monkeypatch.setattr(settings.SOCKET, "others", (str(tmp_path / "admin.sock"),))
+    rounds = run.Rounds(settings.Sources({"MULTICLOUD_BACKENDS": "app", "MULTICLOUD_TIMES": str(here.times)}))
+    rounds.round()
+    os.symlink(here.address, tmp_path / "admin.sock")
+    rounds.round()
+    rounds.round()
+    assert (rounds.failures, rounds.problems) == (2, {})
+
+
 def test_a_server_that_slows_down_loses_the_favourites_weight(here: Site) -> None:
     with here.beside() as beside:
         beside.wait_for(r"app/eu: weight 1 -> 256")
