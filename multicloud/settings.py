@@ -20,6 +20,11 @@ from multicloud.light import UsageError, reason
 TYPE_CHECKING = False  # `typing` costs a check more than this whole module does
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
+    from typing import TypeVar
+
+    N = TypeVar("N", int, float)
+    V = TypeVar("V")
+    Kind = tuple[Callable[[str], V], str]  # what makes a value of a text, or raises ValueError; and what it accepts
 
 CONF = "MULTICLOUD_CONF"
 """The variable that names the settings file."""
@@ -43,16 +48,11 @@ class Setting:
 
     __slots__ = ("accepts", "default", "meaning", "name", "others", "parse", "variable")
 
-    def __init__(
-        self, name: str, default: str, parse: Callable[[str], object], accepts: str, meaning: str, *others: str
-    ) -> None:
-        self.name = name
-        self.variable = f"MULTICLOUD_{name.upper()}"
-        self.default = default
-        self.parse = parse
-        self.accepts = accepts
+    def __init__(self, name: str, default: str, kind: Kind[object], meaning: str, *others: str) -> None:
+        self.name, self.variable = name, f"MULTICLOUD_{name.upper()}"
+        self.default, self.others = default, others
+        self.parse, self.accepts = kind
         self.meaning = meaning
-        self.others = others
 
     def found_default(self) -> str:
         """The default or, where there are `others`, the first of all where somebody listens, or else a file is."""
@@ -237,23 +237,9 @@ def digits(text: str) -> int:
 
 def port(text: str) -> int:
     """A port, 0 too. Raises ValueError."""
-    return int(_between(0, 65535)(text))
-
-
-def _decimal(text: str) -> float:
-    for part in text.split(".", 1):
-        digits(part)
-    return float(text)
-
-
-def _between(low: float, high: float, read: Callable[[str], float] = digits) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        value = read(text)
-        if not low <= value <= high:
-            raise ValueError
-        return value
-
-    return parse
+    if (number := digits(text)) > 65535:
+        raise ValueError
+    return number
 
 
 def _text(text: str) -> str:
@@ -262,18 +248,17 @@ def _text(text: str) -> str:
     return text
 
 
-def _word(text: str) -> str:
-    """Text that goes into a request as it is: no blank and no control character may end it early."""
-    if not (text.isascii() and text.isprintable()) or " " in text:
-        raise ValueError
-    return text
-
-
 def _header(text: str) -> str:
-    """What may stand in a header."""
     if not text.isascii():
         raise ValueError
     return _text(text)
+
+
+def _word(text: str) -> str:
+    """Text that goes into a request as it is: no blank and no control character may end it early."""
+    if " " in text:
+        raise ValueError
+    return _header(text)
 
 
 def _path(text: str) -> str:
@@ -299,15 +284,6 @@ def _address(text: str) -> str:
     return _text(rest)
 
 
-def _one_of(*words: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in words:
-            raise ValueError
-        return text
-
-    return parse
-
-
 def _names(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(",")) if text else ()
     if not all(map(is_name, names)):
@@ -315,21 +291,54 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(_text(text).split())
+
+
 def _statuses(text: str) -> tuple[range, ...]:
-    code = _between(100, 599)
+    code, _ = _between(100, 599)
     ends = [part.partition("-") for part in text.split(",")]
-    ranges = tuple(range(int(code(first)), int(code(last if dash else first)) + 1) for first, dash, last in ends)
+    ranges = tuple(range(code(first), code(last if dash else first) + 1) for first, dash, last in ends)
     if not all(ranges):
         raise ValueError
     return ranges
 
 
-TIMES = Setting("times", "/tmp/times.txt", _text, "a file's path", "the sample file")
+def _decimal(text: str) -> float:
+    for part in text.split(".", 1):
+        digits(part)
+    return float(text)
+
+
+def _between(low: float, high: float, accepts: str = "", read: Callable[[str], N] = digits) -> Kind[N]:
+    """Numbers from `low` to `high`."""
+
+    def parse(text: str) -> N:
+        value = read(text)
+        if not low <= value <= high:
+            raise ValueError
+        return value
+
+    return parse, accepts or f"{low} to {high}"
+
+
+def _one_of(*words: str) -> Kind[str]:
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError
+        return text
+
+    return parse, " or ".join((", ".join(words[:-1]), words[-1]))
+
+
+FILE = _text, "a file's path"
+SWITCH = (lambda text: _one_of("0", "1")[0](text) == "1"), "0 or 1"
+
+TIMES = Setting("times", "/tmp/times.txt", FILE, "the sample file")
 SOCKET = Setting(
     "socket",
     "/var/run/haproxy.sock",
-    _address,
-    "a UNIX socket's path, or host:port, also as unix@, ipv4@, ipv6@ or abns@",
+    (_address, "a UNIX socket's path, or host:port, also as unix@, ipv4@, ipv6@ or abns@"),
     "HAProxy's Runtime API: a UNIX socket's path, or host:port, also as unix@, ipv4@, ipv6@ or abns@; where unset, the "
     "first of this, /run/haproxy/admin.sock and /var/lib/haproxy/haproxy.sock that answers",
     "/run/haproxy/admin.sock",
@@ -339,112 +348,87 @@ SCHEME = Setting(
     "scheme",
     "auto",
     _one_of("auto", "tcp", "tls", "http", "https"),
-    "auto, tcp, tls, http or https",
     "what a check speaks: tcp, tls, http, https, or auto, which is what HAProxy itself speaks to the server",
 )
-PATH = Setting("path", "/", _path, "a path that starts with / and has no blanks", "the path that a check asks for")
+PATH = Setting("path", "/", (_path, "a path that starts with / and has no blanks"), "the path that a check asks for")
 EXPECT = Setting(
     "expect",
     "200",
-    _statuses,
-    "status codes: 200 or 200,204 or 200-399",
+    (_statuses, "status codes: 200 or 200,204 or 200-399"),
     "the status codes of a server that is up: 200, or 200,204, or 200-399",
 )
 HOST = Setting(
     "host",
     "",
-    _word,
-    "a host name",
+    (_word, "a host name"),
     "the name in the Host header, in SNI and in the certificate; where unset, the server's name",
 )
 USER_AGENT = Setting(
     "user_agent",
     "multicloud-check",
-    _header,
-    "printable ASCII",
+    (_header, "printable ASCII"),
     "the User-Agent header of a check: a region may answer some sooner than its users",
 )
 CLOCK = Setting(
     "clock",
     "request",
     _one_of("request", "connection"),
-    "request or connection",
     "when the clock of http and https starts: with the request, as for users over a kept connection, or the connection",
 )
 TIMEOUT = Setting(
-    "timeout", "10", _between(0.001, 3600, _decimal), "seconds, 0.001 to 3600", "seconds that a check may take"
+    "timeout", "10", _between(0.001, 3600, "seconds, 0.001 to 3600", _decimal), "seconds that a check may take"
 )
-CA_FILE = Setting(
-    "ca_file",
-    "",
-    _text,
-    "a file's path",
-    "the CA bundle that certificates are verified with; where unset, the system's",
-)
-INSECURE = Setting(
-    "insecure", "0", lambda text: _one_of("0", "1")(text) == "1", "0 or 1", "1: do not verify the certificate"
-)
+CA_FILE = Setting("ca_file", "", FILE, "the CA bundle that certificates are verified with; where unset, the system's")
+INSECURE = Setting("insecure", "0", SWITCH, "1: do not verify the certificate")
 PERCENTILE = Setting(
-    "percentile", "90", _between(0, 100, _decimal), "0 to 100", "the percentile of a server's samples that is its score"
+    "percentile", "90", _between(0, 100, read=_decimal), "the percentile of a server's samples that is its score"
 )
 MIN_SAMPLES = Setting(
-    "min_samples", "20", _between(0, 10_000), "0 to 10000", "with this many samples or fewer, their mean is the score"
+    "min_samples", "20", _between(0, 10_000), "with this many samples or fewer, their mean is the score"
 )
-WINDOW = Setting("window", "30", _between(1, 10_000), "1 to 10000", "how many of a server's newest samples count")
+WINDOW = Setting("window", "30", _between(1, 10_000), "how many of a server's newest samples count")
 MAX_AGE = Setting(
     "max_age",
     "300",
-    _between(0.001, 1e9, _decimal),
-    "seconds, above 0",
+    _between(0.001, 1e9, "seconds, above 0", _decimal),
     "seconds after which a sample no longer counts",
 )
-FAVORITE = Setting(
-    "favorite", "256", _between(1, 256), "1 to 256", "the weight of the favourite, which is the fastest server"
-)
-BACKUP = Setting("backup", "1", _between(0, 256), "0 to 256", "the weight of the backup, which is the second fastest")
+FAVORITE = Setting("favorite", "256", _between(1, 256), "the weight of the favourite, which is the fastest server")
+BACKUP = Setting("backup", "1", _between(0, 256), "the weight of the backup, which is the second fastest")
 HYSTERESIS = Setting(
     "hysteresis",
     "10",
-    _between(0, 100, _decimal),
-    "0 to 100",
+    _between(0, 100, read=_decimal),
     "percent by which another server must be faster to take the favourite's place",
 )
 TOLERANCE = Setting(
     "tolerance",
     "0",
-    _between(0, 3_600_000, _decimal),
-    "milliseconds, 0 or more",
+    _between(0, 3_600_000, "milliseconds, 0 or more", _decimal),
     "milliseconds: servers this close to the fastest share the favourite's weight",
 )
 BACKENDS = Setting(
     "backends",
     "",
-    _names,
-    "names of backends: app,api",
+    (_names, "names of backends: app,api"),
     "`multicloud run`: the backends whose own checks are the samples: app,api",
 )
 INTERVAL = Setting(
     "interval",
     "1",
-    _between(0.1, 3600, _decimal),
-    "seconds, 0.1 to 3600",
+    _between(0.1, 3600, "seconds, 0.1 to 3600", _decimal),
     "`multicloud run`: seconds between two reweighs",
 )
 SERVERS = Setting(
-    "servers",
-    "",
-    lambda text: tuple(_text(text).split()),
-    "servers, separated by blanks",
-    "`multicloud config`: the servers, separated by blanks",
+    "servers", "", (_words, "servers, separated by blanks"), "`multicloud config`: the servers, separated by blanks"
 )
 BIND = Setting(
     "bind",
     ":8080",
-    _text,
-    "an address and words, as after HAProxy's `bind`, or none",
+    (_text, "an address and words, as after HAProxy's `bind`, or none"),
     "`multicloud config`: where users come in, as after HAProxy's `bind`; none: no frontend",
 )
-MODE = Setting("mode", "http", _one_of("http", "tcp"), "http or tcp", "`multicloud config`: http or tcp")
+MODE = Setting("mode", "http", _one_of("http", "tcp"), "`multicloud config`: http or tcp")
 
 CHECK = (TIMES, SCHEME, PATH, EXPECT, HOST, USER_AGENT, CLOCK, TIMEOUT, CA_FILE, INSECURE)
 SCORING = (TIMES, PERCENTILE, MIN_SAMPLES, WINDOW, MAX_AGE)
