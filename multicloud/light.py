@@ -6,12 +6,13 @@ import _signal  # type: ignore[import-not-found]  # what `signal` wraps, in half
 import os
 import select
 import sys
+from time import monotonic, sleep
 
 TYPE_CHECKING = False  # `typing` costs a check more than this whole module does
 if TYPE_CHECKING:
+    from _socket import socket
     from collections.abc import Callable
     from typing import NoReturn, TextIO
-
 
 CHILD_TIME = 5
 """Seconds after which a child process is ended that its parent has left alone."""
@@ -81,6 +82,24 @@ def run_in_child(work: Callable[[], None], timeout: float) -> None:
             os.waitpid(child, 0)
         except ChildProcessError:  # where SIGCHLD is ignored, the kernel has reaped it
             return
+
+
+def time_left(deadline: float) -> float:
+    """Seconds until the monotonic clock says `deadline`. Raises TimeoutError where it is over."""
+    left = deadline - monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def connect(connection: socket, address: tuple[str, int] | str, deadline: float) -> None:
+    """Connect by the `deadline`. Raises OSError."""
+    while True:
+        connection.settimeout(time_left(deadline))
+        try:
+            return connection.connect(address)
+        except BlockingIOError:  # a UNIX socket's queue is full, for which the kernel does not wait as in TCP
+            sleep(min(0.005, time_left(deadline)))
 
 
 def report_bug(error: Exception) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import _socket as socket  # what `socket` adds is four milliseconds, and `ssl` loads it only where there is TLS
 import os
-from time import monotonic, sleep
+from time import monotonic
 
 from multicloud import light
 from multicloud.settings import CA_FILE, USER_AGENT, SettingError
@@ -179,25 +179,17 @@ class _Connection:
     def connect(self, target: Target, result: Probe) -> None:
         start = monotonic()
         address = target.address if target.port is None else (target.address, target.port)
-        while True:
-            try:
-                self.in_time().connect(address)
-                break
-            except BlockingIOError:  # a UNIX socket's queue is full, for which the kernel does not wait as in TCP
-                sleep(min(0.005, _remaining(self.deadline)))
+        light.connect(self.socket, address, self.deadline)
         result.phases["connect"] = monotonic() - start
 
-    def in_time(self) -> socket.socket:
-        """The socket, which waits no longer than until the deadline."""
-        self.socket.settimeout(_remaining(self.deadline))
-        return self.socket
-
     def send(self, data: bytes) -> None:
-        self.in_time().sendall(data)
+        self.socket.settimeout(light.time_left(self.deadline))
+        self.socket.sendall(data)
 
     def receive(self) -> bytes:
         """What comes next; b"" at the end."""
-        received = self.in_time().recv(CHUNK)
+        self.socket.settimeout(light.time_left(self.deadline))
+        received = self.socket.recv(CHUNK)
         self.left -= len(received)
         if self.left < 0:
             raise ProbeError(f"sent more than {MAX_BYTES // 1024} KiB")
@@ -264,34 +256,28 @@ class _TLS(_Connection):
         """Say goodbye, without waiting for the answer, where there is a connection to say it on."""
         try:
             self.socket.settimeout(0)
-            self.object.unwrap()
+            try:
+                self.object.unwrap()
+            finally:
+                self.socket.send(self.outgoing.read())  # the goodbye, or what was wrong with the handshake
         except (OSError, ValueError):
-            pass
-        try:
-            said = self.outgoing.read()  # the goodbye, or what was wrong with the handshake
-            self.socket.send(said)
-        except OSError:
             pass
         self.socket.close()
 
     def _until_done(self, do: Callable[..., T], *arguments: object) -> T:
         while True:
             try:
-                done = do(*arguments)
+                done, ended = do(*arguments), True
             except self.ssl.SSLWantReadError:
-                self._flush()
-            else:
-                self._flush()
+                ended = False
+            if self.outgoing.pending:
+                super().send(self.outgoing.read())
+            if ended:
                 return done
-            received = super().receive()
-            if received:
+            if received := super().receive():
                 self.incoming.write(received)
             else:
                 self.incoming.write_eof()
-
-    def _flush(self) -> None:
-        if self.outgoing.pending:
-            super().send(self.outgoing.read())
 
 
 def _ask(connection: _Connection, target: Target, result: Probe) -> None:
@@ -306,9 +292,10 @@ def _ask(connection: _Connection, target: Target, result: Probe) -> None:
         "Accept: */*\r\n"
         "Connection: close\r\n\r\n".encode()
     )
-    received = searched = 0
-    answer = b""
+    answer, searched, left = b"", 0, MAX_HEAD
     for _ in range(MAX_PIECES):
+        if answer and "first_byte" not in result.phases:
+            result.phases["first_byte"] = monotonic() - start
         if not b"HTTP/".startswith(answer[:5]):
             raise ProbeError(f"not an HTTP answer: {_excerpt(answer)}")
         end = _end_of_head(answer, searched)
@@ -318,20 +305,14 @@ def _ask(connection: _Connection, target: Target, result: Probe) -> None:
             if status == 101 or status >= 200:
                 break
             answer, searched = answer[end:], 0  # after an interim response the answer is still to come
-            if answer:
-                result.phases["first_byte"] = monotonic() - start
-            else:
-                del result.phases["first_byte"]
-        elif received > MAX_HEAD:
+            del result.phases["first_byte"]
+        elif left < 0:
             raise ProbeError(f"headers of more than {MAX_HEAD // 1024} KiB")
-        else:
-            chunk = connection.receive()
-            if not chunk:
-                raise ProbeError(f"closed the connection {'in the headers' if answer else 'without an answer'}")
-            if not answer:
-                result.phases["first_byte"] = monotonic() - start
+        elif chunk := connection.receive():
             answer += chunk
-            received += len(chunk)
+            left -= len(chunk)
+        else:
+            raise ProbeError(f"closed the connection {'in the headers' if answer else 'without an answer'}")
     else:
         raise ProbeError(f"headers in more than {MAX_PIECES} pieces")
     result.status = status
@@ -351,13 +332,6 @@ def _status(answer: bytes) -> int:
     if version not in (b"HTTP/1.1", b"HTTP/1.0") or len(status) != 3 or not status.isdigit() or status < b"100":
         raise ProbeError(f"not an HTTP answer: {_excerpt(answer)}")
     return int(status)
-
-
-def _remaining(deadline: float) -> float:
-    left = deadline - monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return left
 
 
 def tls_context(target: Target) -> ssl.SSLContext:

@@ -12,7 +12,7 @@ import os
 import re
 import socket
 from operator import itemgetter
-from time import monotonic, sleep
+from time import monotonic
 
 from multicloud import light, settings
 from multicloud.light import CommandError
@@ -142,10 +142,10 @@ class RuntimeAPI:
         """
         rest = b""
         try:
-            self._socket.settimeout(self._time_left())
+            self._socket.settimeout(light.time_left(self._deadline))
             self._socket.sendall(command.encode() + b"\n")
             while rest != PROMPT:
-                self._socket.settimeout(self._time_left())
+                self._socket.settimeout(light.time_left(self._deadline))  # what never stops talking is stopped here
                 received = self._socket.recv(1 << 16)
                 if not received:
                     raise RuntimeAPIError(f"{self.address}: HAProxy closed the connection at {command!r}")
@@ -207,13 +207,6 @@ class RuntimeAPI:
             else:
                 accepted.append(change)
         return accepted, refusals
-
-    def _time_left(self) -> float:
-        """Seconds; what never stops talking is stopped here. Raises TimeoutError."""
-        left = self._deadline - monotonic()
-        if left <= 0:
-            raise TimeoutError
-        return left
 
     def _broken(self, error: OSError) -> RuntimeAPIError:
         reason = "no answer in time" if isinstance(error, TimeoutError) else light.reason(error)
@@ -299,22 +292,14 @@ def _state(op_state: int, admin_state: int) -> str:
 def _connect(address: str, deadline: float) -> socket.socket:
     """Connect to what `settings.SOCKET` has. Raises OSError and UnicodeError."""
     host, colon, port = address.rpartition(":")
-    timeout = deadline - monotonic()
     if address.startswith(ABSTRACT):
         address = "\0" + address.removeprefix(ABSTRACT).ljust(SUN_PATH - 1, "\0")
     elif "/" not in address and colon:
-        return socket.create_connection((host.strip("[]"), int(port)), timeout)
+        return socket.create_connection((host.strip("[]"), int(port)), light.time_left(deadline))
     connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(timeout)
     try:
-        while True:
-            try:
-                connection.connect(address)
-                return connection
-            except BlockingIOError:  # its queue is full, for which the kernel does not wait as in TCP
-                if monotonic() >= deadline:
-                    raise TimeoutError from None
-                sleep(0.005)
+        light.connect(connection, address, deadline)
     except BaseException:
         connection.close()
         raise
+    return connection
