@@ -76,8 +76,6 @@ def request_seconds(server: Server) -> float | None:
 class CheckHistory:
     """What is known of a server's checks; the times are those of the clock that `ended` is given."""
 
-    __slots__ = ("busy", "changed", "counted", "gaps", "last", "looked", "overhead", "paused")
-
     def __init__(self, server: Server, now: float) -> None:
         self.gaps: list[float] = []
         self.changed: float | None = None  # when a check was told from the one before it

@@ -63,8 +63,6 @@ class Samples:
     the file that all of this is from, None where it is from no such file.
     """
 
-    __slots__ = ("garbage", "lines", "series", "size", "stamp")
-
     def __init__(self) -> None:
         self.series: dict[tuple[str, str], list[Sample]] = {}
         self.lines = 0

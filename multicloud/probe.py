@@ -7,9 +7,8 @@ rest of the answer is read after.
 
 An answer that is there before it was asked for is a failure, and none counts as faster than the connection was made.
 One deadline bounds it all, so that a server that sends a byte a second cannot hold a probe. What goes wrong with the
-server is part of the result, never an exception.
-
-The HTTP spoken is RFC 9112, as little of it as a health check needs: one GET, and the head of the answer.
+server is part of the result, never an exception. The HTTP spoken is as little of RFC 9112 as a health check needs: one
+GET, and the head of the answer.
 """
 
 from __future__ import annotations
@@ -35,11 +34,8 @@ MAX_HEAD, MAX_PIECES = 64 * 1024, 4096
 MAX_BYTES = 1024 * 1024
 """What a server may send in all, TLS included: with session tickets, say, it could keep a processor busy."""
 
-DRAIN_BYTES = 64 * 1024
-"""Bytes of the rest of an answer that are read."""
-
-DRAIN_TIME = 0.1
-"""Seconds that this may take: the verdict waits for it."""
+DRAIN_BYTES, DRAIN_TIME = 64 * 1024, 0.1
+"""Bytes of the rest of an answer that are read, and seconds that this may take: the verdict waits for it."""
 
 CHUNK = 64 * 1024
 
@@ -53,8 +49,6 @@ class Target:
     `host` is the name for Host header, SNI and verification; `expect` the accepted status codes; `ca_file` a bundle to
     verify with ("" for the system's).
     """
-
-    __slots__ = ("address", "ca_file", "expect", "host", "insecure", "path", "port", "scheme", "user_agent")
 
     def __init__(
         self,
@@ -73,9 +67,8 @@ class Target:
         self.ca_file, self.insecure = ca_file, insecure
 
     def __str__(self) -> str:
-        if self.port is None:
-            return f"{self.scheme}://{self.host} ({self.address})"
-        return f"{self.scheme}://{_in_brackets(self.host)}:{self.port} ({self.address})"
+        port = "" if self.port is None else f":{self.port}"
+        return f"{self.scheme}://{_in_brackets(self.host)}{port} ({self.address})"
 
 
 class StoppedError(Exception):
@@ -97,8 +90,6 @@ class Probe:
     - `tls_version`, and `certificate` as ssl.SSLSocket.getpeercert gives it.
     - `stopped`: whether StoppedError ended the probe.
     """
-
-    __slots__ = ("certificate", "connection", "error", "phases", "seconds", "status", "stopped", "tls_version")
 
     def __init__(self) -> None:
         self.seconds: float | None = None
@@ -165,8 +156,6 @@ def probe(target: Target, timeout: float, clock: str = "request") -> Probe:
 class _Connection:
     """A connection to the target. Its methods raise OSError, TimeoutError after `deadline`, and ProbeError."""
 
-    __slots__ = ("deadline", "left", "socket")
-
     def __init__(self, target: Target, deadline: float) -> None:
         self.deadline, self.left = deadline, MAX_BYTES
         if target.port is None:
@@ -213,8 +202,6 @@ class _TLS(_Connection):
     What comes is given to OpenSSL piece by piece. From a socket it would read on for as long as key updates or session
     tickets follow each other, and come back to nobody who could see that the time is over.
     """
-
-    __slots__ = ("incoming", "object", "outgoing", "ssl")
 
     def __init__(self, plain: _Connection, context: ssl.SSLContext, host: str) -> None:
         import ssl
@@ -298,13 +285,13 @@ def _ask(connection: _Connection, target: Target, result: Probe) -> None:
             result.phases["first_byte"] = monotonic() - start
         if not b"HTTP/".startswith(answer[:5]):
             raise ProbeError(f"not an HTTP answer: {_excerpt(answer)}")
-        end = _end_of_head(answer, searched)
-        searched = len(answer)
-        if end:
+        ends = [at + len(blank) for blank in (b"\n\r\n", b"\n\n") if (at := answer.find(blank, searched)) >= 0]
+        searched = max(0, len(answer) - 2)
+        if ends:
             status = _status(answer)
             if status == 101 or status >= 200:
                 break
-            answer, searched = answer[end:], 0  # after an interim response the answer is still to come
+            answer, searched = answer[min(ends) :], 0  # after an interim response the answer is still to come
             del result.phases["first_byte"]
         elif left < 0:
             raise ProbeError(f"headers of more than {MAX_HEAD // 1024} KiB")
@@ -317,14 +304,8 @@ def _ask(connection: _Connection, target: Target, result: Probe) -> None:
         raise ProbeError(f"headers in more than {MAX_PIECES} pieces")
     result.status = status
     if not any(status in accepted for accepted in target.expect):
-        raise ProbeError(f"status {status}, expected {_list(target.expect)}")
-
-
-def _end_of_head(answer: bytes, searched: int) -> int:
-    """The offset of the body, or 0 while the head is not complete, which it was not in the bytes `searched` before."""
-    start = max(0, searched - 2)
-    ends = [at + len(blank) for blank in (b"\n\r\n", b"\n\n") if (at := answer.find(blank, start)) >= 0]
-    return min(ends, default=0)
+        expected = (str(each.start) if len(each) == 1 else f"{each.start}-{each.stop - 1}" for each in target.expect)
+        raise ProbeError(f"status {status}, expected {','.join(expected)}")
 
 
 def _status(answer: bytes) -> int:
@@ -412,7 +393,3 @@ def _excerpt(answer: bytes) -> str:
 def _in_brackets(host: str) -> str:
     """The host as URLs and Host headers have it. One colon alone comes from a server's name, not from IPv6."""
     return f"[{host}]" if host.count(":") > 1 else host
-
-
-def _list(statuses: tuple[range, ...]) -> str:
-    return ",".join(str(r.start) if len(r) == 1 else f"{r.start}-{r.stop - 1}" for r in statuses)

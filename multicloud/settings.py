@@ -46,8 +46,6 @@ class Setting:
     `others` are the paths, one after the other, that are the default where the default itself is not there.
     """
 
-    __slots__ = ("accepts", "default", "meaning", "name", "others", "parse", "variable")
-
     def __init__(self, name: str, default: str, kind: Kind[object], meaning: str, *others: str) -> None:
         self.name, self.variable = name, f"MULTICLOUD_{name.upper()}"
         self.default, self.others = default, others
@@ -97,8 +95,6 @@ class Sources:
     `backend/server`. Each has the text and the number of the line by the name of a setting.
     """
 
-    __slots__ = ("_known", "environ", "path", "sections")
-
     def __init__(self, environ: Mapping[str, str]) -> None:
         """Read the settings file, if there is one. Options are in `environ`, as variables. Raises SettingError."""
         self.environ = environ
@@ -112,10 +108,23 @@ class Sources:
         What the backend's section does not say is taken from that of the backend that it tracks, if it does, and then
         from before the first section. Raises SettingError at the first value that cannot be read.
         """
-        key = group, backend, server, tracked
-        if key not in self._known:
-            self._known[key] = self._parse(*key)
-        return self._known[key]
+        names = backend, server, tracked
+        if (group, *names) in self._known:
+            return self._known[group, *names]
+        values = Settings()
+        for setting in group:
+            text, where = self._find(setting, *names)
+            try:
+                setattr(values, setting.name, setting.parse(text))
+            except ValueError:
+                raise SettingError(f"{where}: cannot read {text!r}; accepted: {setting.accepts}") from None
+        if BACKUP in group and values.favorite < values.backup:
+            raise SettingError(
+                f"{self.where(BACKUP, *names)}: {values.backup} is above {self.where(FAVORITE, *names)}, "
+                f"which is {values.favorite}; accepted: 0 to the favourite's weight"
+            )
+        self._known[group, *names] = values
+        return values
 
     def backends(self) -> list[str]:
         """The backends that have a section of their own, less those of their servers."""
@@ -128,21 +137,6 @@ class Sources:
     def text(self, setting: Setting, backend: str = "", server: str = "", tracked: str = "") -> str:
         """What `read` reads the setting from, as it is written there."""
         return self._find(setting, backend, server, tracked)[0]
-
-    def _parse(self, group: tuple[Setting, ...], *names: str) -> Settings:
-        values = Settings()
-        for setting in group:
-            text, where = self._find(setting, *names)
-            try:
-                setattr(values, setting.name, setting.parse(text))
-            except ValueError:
-                raise SettingError(f"{where}: cannot read {text!r}; accepted: {setting.accepts}") from None
-        if FAVORITE in group and BACKUP in group and values.favorite < values.backup:
-            raise SettingError(
-                f"{self.where(BACKUP, *names)}: {values.backup} is above {self.where(FAVORITE, *names)}, "
-                f"which is {values.favorite}; accepted: 0 to the favourite's weight"
-            )
-        return values
 
     def _find(self, setting: Setting, backend: str, server: str, tracked: str) -> tuple[str, str]:
         """The text of a setting, and where it stands; "" for the default."""
@@ -291,10 +285,6 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(_text(text).split())
-
-
 def _statuses(text: str) -> tuple[range, ...]:
     code, _ = _between(100, 599)
     ends = [part.partition("-") for part in text.split(",")]
@@ -304,22 +294,18 @@ def _statuses(text: str) -> tuple[range, ...]:
     return ranges
 
 
-def _decimal(text: str) -> float:
-    for part in text.split(".", 1):
-        digits(part)
-    return float(text)
-
-
-def _between(low: float, high: float, accepts: str = "", read: Callable[[str], N] = digits) -> Kind[N]:
-    """Numbers from `low` to `high`."""
+def _between(low: N, high: N, accepts: str = "") -> Kind[N]:
+    """Numbers from `low` to `high`; with decimals, where these are a float."""
 
     def parse(text: str) -> N:
-        value = read(text)
+        for part in text.split(".", 1):
+            digits(part)
+        value = type(low)(text)
         if not low <= value <= high:
             raise ValueError
         return value
 
-    return parse, accepts or f"{low} to {high}"
+    return parse, accepts or f"{low:g} to {high:g}"
 
 
 def _one_of(*words: str) -> Kind[str]:
@@ -364,10 +350,7 @@ HOST = Setting(
     "the name in the Host header, in SNI and in the certificate; where unset, the server's name",
 )
 USER_AGENT = Setting(
-    "user_agent",
-    "multicloud-check",
-    (_header, "printable ASCII"),
-    "the User-Agent header of a check: a region may answer some sooner than its users",
+    "user_agent", "multicloud-check", (_header, "printable ASCII"), "the User-Agent header with which a check asks"
 )
 CLOCK = Setting(
     "clock",
@@ -375,14 +358,10 @@ CLOCK = Setting(
     _one_of("request", "connection"),
     "when the clock of http and https starts: with the request, as for users over a kept connection, or the connection",
 )
-TIMEOUT = Setting(
-    "timeout", "10", _between(0.001, 3600, "seconds, 0.001 to 3600", _decimal), "seconds that a check may take"
-)
+TIMEOUT = Setting("timeout", "10", _between(0.001, 3600.0, "seconds, 0.001 to 3600"), "seconds that a check may take")
 CA_FILE = Setting("ca_file", "", FILE, "the CA bundle that certificates are verified with; where unset, the system's")
 INSECURE = Setting("insecure", "0", SWITCH, "1: do not verify the certificate")
-PERCENTILE = Setting(
-    "percentile", "90", _between(0, 100, read=_decimal), "the percentile of a server's samples that is its score"
-)
+PERCENTILE = Setting("percentile", "90", _between(0.0, 100.0), "the percentile of a server's samples that is its score")
 MIN_SAMPLES = Setting(
     "min_samples", "20", _between(0, 10_000), "with this many samples or fewer, their mean is the score"
 )
@@ -390,7 +369,7 @@ WINDOW = Setting("window", "30", _between(1, 10_000), "how many of a server's ne
 MAX_AGE = Setting(
     "max_age",
     "300",
-    _between(0.001, 1e9, "seconds, above 0", _decimal),
+    _between(0.001, 1e9, "seconds, above 0"),
     "seconds after which a sample no longer counts",
 )
 FAVORITE = Setting("favorite", "256", _between(1, 256), "the weight of the favourite, which is the fastest server")
@@ -398,13 +377,13 @@ BACKUP = Setting("backup", "1", _between(0, 256), "the weight of the backup, whi
 HYSTERESIS = Setting(
     "hysteresis",
     "10",
-    _between(0, 100, read=_decimal),
+    _between(0.0, 100.0),
     "percent by which another server must be faster to take the favourite's place",
 )
 TOLERANCE = Setting(
     "tolerance",
     "0",
-    _between(0, 3_600_000, "milliseconds, 0 or more", _decimal),
+    _between(0.0, 3_600_000.0, "milliseconds, 0 or more"),
     "milliseconds: servers this close to the fastest share the favourite's weight",
 )
 BACKENDS = Setting(
@@ -414,13 +393,13 @@ BACKENDS = Setting(
     "`multicloud run`: the backends whose own checks are the samples: app,api",
 )
 INTERVAL = Setting(
-    "interval",
-    "1",
-    _between(0.1, 3600, "seconds, 0.1 to 3600", _decimal),
-    "`multicloud run`: seconds between two reweighs",
+    "interval", "1", _between(0.1, 3600.0, "seconds, 0.1 to 3600"), "`multicloud run`: seconds between two reweighs"
 )
 SERVERS = Setting(
-    "servers", "", (_words, "servers, separated by blanks"), "`multicloud config`: the servers, separated by blanks"
+    "servers",
+    "",
+    (lambda text: tuple(_text(text).split()), "servers, separated by blanks"),
+    "`multicloud config`: the servers, separated by blanks",
 )
 BIND = Setting(
     "bind",
