@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 KEEP = 100
 """Samples of a server that a trim leaves in the file."""
 
-MAX_SECONDS = 3600.0
+MIN_SECONDS, MAX_SECONDS = 1e-6, 3600.0
 MAX_TIME = 1e11
 MAX_SERVERS = 20_000
 MAX_LINES = 1_000_000
@@ -62,8 +62,6 @@ class Samples:
     were read, `garbage` those of them that are no samples, and `size` is the file's, in bytes. `stamp` is the state of
     the file that all of this is from, None where it is from no such file.
     """
-
-    __slots__ = ("garbage", "lines", "series", "size", "stamp")
 
     def __init__(self) -> None:
         self.series: dict[tuple[str, str], list[Sample]] = {}
@@ -310,7 +308,7 @@ def _parse(line: bytes) -> tuple[bytes, Sample | None]:
         when = float(numbers[1]) if len(numbers) > 1 else None
     except ValueError:
         return b"", None
-    if not 0 < seconds <= MAX_SECONDS or not (when is None or 0 <= when <= MAX_TIME):
+    if not MIN_SECONDS <= seconds <= MAX_SECONDS or not (when is None or 0 <= when <= MAX_TIME):
         return b"", None
     return b" ".join(names), Sample(seconds, when, failed)
 

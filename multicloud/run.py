@@ -145,6 +145,8 @@ class Rounds:
             problems["settings"] = f"no weights are set: {error}"
         except (runtime.RuntimeAPIError, OSError) as error:
             problems["haproxy"] = str(error)
+            # Where none is set, HAProxy may come back at another one of the usual places.
+            self.values.socket = str(settings.SOCKET.parse(self.sources.text(settings.SOCKET)))
             self.failures += 1
             servers, outcome = [], None
         self.count += 1

@@ -346,6 +346,7 @@ def demo(duration: float | None, port: int, stats_port: int, beside: bool) -> No
 
 def main() -> None:
     """The command `multicloud`."""
+    light.open_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a locale may not have the characters of the bars
