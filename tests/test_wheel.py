@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import venv
@@ -31,10 +32,19 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of the environment's commands."""
     directory = tmp_path_factory.mktemp("wheel")
     programs = directory / "opt/multicloud/bin"
-    pip(Path(sys.executable).parent, "wheel", "--no-deps", f"--wheel-dir={directory}", str(ROOT))
+    pip(Path(sys.executable).parent, "wheel", "--no-deps", f"--wheel-dir={directory}", str(without_git(directory)))
     venv.create(programs.parent)
     pip(programs, "install", "--no-compile", str(next(directory.glob("*.whl"))))
     return programs
+
+
+def without_git(directory: Path) -> Path:
+    """A copy of the checkout that has what an image is built of and no more."""
+    copy = directory / "copy"
+    for name in re.findall(r"^!(.*)", (ROOT / ".dockerignore").read_text(), re.MULTILINE):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, copy / name)
+    return copy
 
 
 def pip(programs: Path, *arguments: str) -> str:
@@ -45,7 +55,7 @@ def pip(programs: Path, *arguments: str) -> str:
 
 
 def test_every_command_starts(programs: Path) -> None:
-    assert run(programs / "multicloud", "--version").stdout.startswith("multicloud, version ")
+    assert run(programs / "multicloud", "--version").stdout.startswith("multicloud, version 0.2.0.dev0")
     for program in (ROOT / "multicloud/bin").iterdir():
         started = run(programs / program.name)
         assert started.returncode in (1, 2), "there is no HAProxy, and no server"
