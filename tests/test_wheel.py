@@ -62,6 +62,14 @@ def test_every_command_starts(programs: Path) -> None:
         assert re.fullmatch(r"error: .*\n", started.stderr)
 
 
+def test_what_runs_from_a_checkout_says_where_pip_looks_when_it_finds_nothing(tmp_path: Path) -> None:
+    script = f"cd {without_git(tmp_path)}; . {ROOT}/deploy/venv.sh; make_venv demo"
+    nowhere = {**ENVIRON, "PIP_INDEX_URL": "http://127.0.0.1:1/", "PIP_RETRIES": "0", "PIP_CONFIG_FILE": "/dev/null"}
+    started = subprocess.run(["sh", "-eu", "-c", script], env=nowhere, capture_output=True, text=True, check=False)
+    assert started.returncode == 1
+    assert started.stderr.splitlines()[-1].startswith("error: pip could not install what it needs; above is why.")
+
+
 @pytest.mark.parametrize(("extra", "package"), [("plot", "matplotlib"), ("demo", "trustme")])
 def test_what_an_error_says_to_install_is_what_is_missing(programs: Path, extra: str, package: str) -> None:
     said = run(programs / "multicloud", extra)
