@@ -219,12 +219,24 @@ def in_front_of(ports: Mapping[str, int], bind: str, *lines: str) -> Iterator[di
             yield fronts
 
 
+ASKED = (
+    'http-request set-header X-Asked "%[req.ver] %[req.hdr(host)]"',
+    "http-request set-header X-Connection %[src_port]",
+)
+
+
 @contextlib.contextmanager
 def only_http2() -> Iterator[dict[str, int]]:
     """Regions that speak HTTP/2 alone; they tell the application by which name it was asked, over which connection."""
-    asked = ('X-Asked "%[req.ver] %[req.hdr(host)]"', "X-Connection %[src_port]")
-    lines = ["http-request reject unless { ssl_fc_alpn h2 }", *(f"http-request set-header {each}" for each in asked)]
-    with applications() as ports, in_front_of(ports, "alpn h2", *lines) as fronts:
+    only = "http-request reject unless { ssl_fc_alpn h2 }"
+    with applications() as ports, in_front_of(ports, "alpn h2", only, *ASKED) as fronts:
+        yield fronts
+
+
+@contextlib.contextmanager
+def also_http2() -> Iterator[dict[str, int]]:
+    """Regions that speak HTTP/1.1, too."""
+    with applications() as ports, in_front_of(ports, "alpn h2,http/1.1", *ASKED) as fronts:
         yield fronts
 
 
@@ -392,11 +404,14 @@ def test_a_check_of_a_region_that_speaks_http2_alone_times_the_handshake(tmp_pat
             assert checked.returncode == code, checked.stdout + checked.stderr
 
 
-def test_over_http2_a_region_is_asked_by_its_name_and_a_post_has_a_connection_of_its_own() -> None:
-    with routed(shown(HTTP2)[0], change=in_one_thread, regions=only_http2) as running:
-        answers = [running.ask(body=b"", content_type="application/grpc")[1] for _ in range(5)]
-    assert {said["x-asked"] for said in answers} == {"2.0 eu.demo"}
-    assert len({said["x-connection"] for said in answers}) == 5
+def test_over_http2_a_region_is_asked_by_its_name_and_a_post_has_its_own_connection_of_http1() -> None:
+    with routed(shown(HTTP2)[0], change=in_one_thread, regions=also_http2) as running:
+        gets = [running.ask()[1] for _ in range(5)]
+        posts = [running.ask(body=b"", content_type="application/grpc")[1] for _ in range(5)]
+    assert {said["x-asked"] for said in gets} == {"2.0 eu.demo"}
+    assert len({said["x-connection"] for said in gets}) == 1
+    assert {said["x-asked"] for said in posts} == {"1.1 eu.demo"}
+    assert len({said["x-connection"] for said in posts}) == 5
 
 
 def test_grpc_has_kept_connections_and_its_trailers() -> None:
@@ -405,7 +420,7 @@ def test_grpc_has_kept_connections_and_its_trailers() -> None:
     answers = []
     with (
         routed(
-            *shown(HTTP2),
+            shown(HTTP2)[1],
             *shown(TLS),
             change=lambda text: in_one_thread(doors.put(text)),
             regions=only_http2,

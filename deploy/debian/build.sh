@@ -1,7 +1,7 @@
 #!/bin/sh
 # Builds multicloud_VERSION_all.deb of this checkout, for Debian 12 and newer: deploy/debian/build.sh [DIRECTORY]
 # It goes into the directory, or this one, and takes the place of an older one there. Needs no root, but on Debian 12 or
-# newer, on this machine or another one (debhelper brings 281 MB):
+# newer, on this machine or another one (debhelper brings some 300 MB):
 #   apt-get install --no-install-recommends debhelper dh-python dpkg-dev python3-click
 set -eu
 directory=$(realpath "${1:-.}")
