@@ -79,7 +79,7 @@ class Samples:
     def record(self, path: str, lines: Iterable[bytes]) -> None:
         """Append to the file the lines of samples that were added here. Raises SampleFileError."""
         written = [*lines]
-        before, after = samplefile.append_lines(path, b"".join(written))
+        before, after, _ = samplefile.append_lines(path, b"".join(written))
         # Where somebody else has written, too, the file is read as a whole the next time.
         self.stamp = _stamp(after) if self.stamp == _stamp(before) or not before.st_size else None
         self.lines += len(written)

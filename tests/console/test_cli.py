@@ -261,9 +261,10 @@ def test_root_makes_no_sample_file_where_haproxys_user_would(router: Edge, tmp_p
 
 
 def test_without_a_server_a_person_is_told_what_to_give() -> None:
-    done = run("check")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"error: no server to probe; give {probes.ACCEPTED}\n"
+    for environ in ({}, {"HAPROXY_SERVER_NAME": "eu"}):
+        done = run("check", environ=environ)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == f"error: no server to probe; give {probes.ACCEPTED}\n"
 
 
 def test_the_time_that_counts_is_said_with_its_reason() -> None:
