@@ -50,16 +50,18 @@ def main() -> int:
     if len(sys.argv) not in (1, 5):  # HAProxy gives it four
         raise light.UsageError("usage: multicloud-reweigh; for a dry run: multicloud reweigh --dry-run")
     outcome = reweigh(settings.Sources(os.environ), trim=True)
-    print_changes(outcome.changes)
+    for change in outcome.changes:
+        light.print_line(words(change, outcome.scores))
     if outcome.refusals:
         raise light.CommandError(refused(outcome))
     return 0
 
 
-def print_changes(changes: Iterable[Decision]) -> None:
-    """A line for each weight that was changed."""
-    for server, weight, *_ in changes:
-        light.print_line(f"{server.backend}/{server.name}: weight {server.weight} -> {weight}")
+def words(change: Decision, scored: Mapping[Key, Score]) -> str:
+    """A line for a weight that was changed, with the reason and its figures."""
+    server, score = change.server, scored.get(change.server.source)
+    figure = f": {score.seconds * 1000:.1f} ms" if score and not change.other else ""
+    return f"{server.backend}/{server.name}: weight {server.weight} -> {change.weight}, {change.why()}{figure}"
 
 
 def reweigh(sources: Sources, *, dry_run: bool = False, trim: bool = False) -> Outcome:

@@ -41,6 +41,7 @@ backend other
 
 FAST_EU = "upstream us 0.2\nupstream eu 0.1\nupstream ap 0.3\n"
 EU_IS_FAVORITE = {"eu": 256, "us": 1, "ap": 0}
+AP_IS_OUT = "upstream/ap: weight 1 -> 0, others are faster: 300.0 ms\n"
 
 
 @pytest.fixture
@@ -68,14 +69,24 @@ def test_a_line_for_each_weight_that_changed_and_then_nothing(router: str, times
     first = run(router, times)
     assert (first.returncode, first.stderr) == (0, "")
     assert first.stdout.splitlines() == [
-        "upstream/eu: weight 1 -> 256",
-        "upstream/ap: weight 1 -> 0",
+        "upstream/eu: weight 1 -> 256, the fastest: 100.0 ms",
+        "upstream/ap: weight 1 -> 0, others are faster: 300.0 ms",
     ]
     assert weights(router) == EU_IS_FAVORITE
     with recording(router) as recorded:
         second = run(recorded.path, times)
     assert (second.returncode, second.stdout, second.stderr) == (0, "", "")
     assert (recorded.connections, recorded.sent) == (1, [])
+
+
+def test_who_overtakes_says_by_how_much(router: str, times: Path) -> None:
+    times.write_text("upstream us 0.1\nupstream eu 0.2\nupstream ap 0.3\n")
+    assert run(router, times).returncode == 0
+    times.write_text("upstream us 0.1\nupstream eu 0.069\n")
+    assert run(router, times).stdout.splitlines() == [
+        "upstream/eu: weight 1 -> 256, 31 % faster than us",
+        "upstream/us: weight 256 -> 1, the fastest after the favourite: 100.0 ms",
+    ]
 
 
 def test_that_nobody_can_read_what_changed_is_no_failure(router: str, times: Path) -> None:
@@ -214,7 +225,7 @@ def test_a_haproxy_that_is_not_there_or_refuses_is_exit_code_1(times: Path) -> N
     with haproxy(BACKENDS, level="operator") as address:
         fails(run(address, times), 1, "'set server upstream/eu weight 256' was refused: Permission denied")
     with haproxy(BACKENDS.replace("roundrobin", "source")) as address:
-        fails(run(address, times), 1, "Backend is using a static LB algorithm", "upstream/ap: weight 1 -> 0\n")
+        fails(run(address, times), 1, "Backend is using a static LB algorithm", AP_IS_OUT)
 
 
 def test_a_server_removed_between_reading_and_writing_is_refused_and_the_others_get_their_weights(
@@ -228,7 +239,7 @@ def test_a_server_removed_between_reading_and_writing_is_refused_and_the_others_
 
     with recording(router, before=remove) as recorded:
         refused = "'set server upstream/eu weight 256' was refused: No such server."
-        fails(run(recorded.path, times), 1, refused, "upstream/ap: weight 1 -> 0\n")
+        fails(run(recorded.path, times), 1, refused, AP_IS_OUT)
     assert weights(router) == {"us": 1, "ap": 0}
     assert run(router, times).returncode == 0
     assert weights(router) == {"us": 256, "ap": 1}
@@ -243,7 +254,7 @@ def test_what_was_set_before_haproxy_was_lost_is_told(router: str, times: Path) 
 
     with recording(router, before=lose) as recorded:
         lost = "HAProxy closed the connection at 'set server upstream/ap weight 0'"
-        fails(run(recorded.path, times), 1, lost, "upstream/eu: weight 1 -> 256\n")
+        fails(run(recorded.path, times), 1, lost, "upstream/eu: weight 1 -> 256, the fastest: 100.0 ms\n")
     assert weights(router) == {"eu": 256, "us": 1, "ap": 1}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -149,8 +150,27 @@ def test_a_server_that_slows_down_loses_the_favourites_weight(here: Site) -> Non
         wait_until(lambda: len(here.samples("eu")) > 8, 15, "samples from before")
         here.region["eu"].delay = 0.15
         wait_until(lambda: here.weights() == {"us": 256, "eu": 1}, 15, "the other one's turn")
-        beside.wait_for(r"app/us: weight 1 -> 256\napp/eu: weight 256 -> 1")
+        overtook = r"app/us: weight 1 -> 256, \d+ % faster than eu\n"
+        beside.wait_for(overtook + r"app/eu: weight 256 -> 1, the fastest after the favourite: \d+\.\d ms\n")
     assert beside.warned.read_text() == ""
+
+
+def test_for_who_collects_logs_each_line_is_an_object(here: Site) -> None:
+    with here.beside("--log", "json") as beside:
+        beside.wait_for(r"app/eu: weight 1 -> 256")
+        here.conf.write_text("none")
+        beside.process.send_signal(signal.SIGHUP)
+        beside.wait_for("the settings stay")
+        here.router.__exit__()
+        beside.wait_for("haproxy.sock")
+    (change,) = map(json.loads, beside.said.read_text().splitlines())
+    facts = {"backend": "app", "server": "eu", "before": 1, "weight": 256, "reason": "fastest"}
+    assert change == {"time": change["time"], "message": change["message"], **facts}
+    assert re.fullmatch(r"app/eu: weight 1 -> 256, the fastest: \d+\.\d ms", change["message"])
+    for line in beside.warned.read_text().splitlines():
+        warned = json.loads(line)
+        assert warned.keys() == {"time", "message"}
+        assert abs(warned["time"] - time.time()) < 60
 
 
 def test_a_check_that_fails_is_a_failed_sample_with_the_time_it_was_allowed(here: Site) -> None:
@@ -463,6 +483,7 @@ def test_sighup_loses_no_sample_that_is_in_memory_only(here: Site) -> None:
         ((), {"MULTICLOUD_WINDOW": "x"}, r"error: MULTICLOUD_WINDOW: cannot read 'x'"),
         (("--metrics",), {}, r"error: usage: multicloud-run \[--metrics \[ADDR:\]PORT\]"),
         (("--metrics", "1", "2"), {}, r"error: usage: "),
+        (("--log", "xml"), {}, r"error: usage: .* \[--log text\|json\]"),
         (("--metrics=here",), {}, r"error: --metrics: cannot read 'here'; accepted: \[ADDR:\]PORT"),
         (("--metrics", "::1:x"), {}, r"error: --metrics: cannot read '::1:x'"),
     ],

@@ -229,8 +229,11 @@ def _status(sources: settings.Sources, form: str) -> str:
 
 @cli.command()
 @click.option("--metrics", default="", metavar="[ADDR:]PORT", help="Serve Prometheus' metrics there.")
+@click.option(
+    "--log", type=click.Choice(["text", "json"]), default="text", show_default=True, help="json: an object a line."
+)
 @with_settings(settings.RUN)
-def run(metrics: str, sources: settings.Sources) -> None:
+def run(metrics: str, log: str, sources: settings.Sources) -> None:
     """Set the weights again and again, beside HAProxy, by its own checks.
 
     It is what multicloud-run does: each round reads how long HAProxy's own checks took, of the servers of the
@@ -245,7 +248,7 @@ def run(metrics: str, sources: settings.Sources) -> None:
     """
     from multicloud import run as runs
 
-    runs.run(sources, metrics)
+    runs.run(sources, metrics, log)
 
 
 @cli.command()
