@@ -108,6 +108,7 @@ class Rounds:
         self.own: set[tuple[str, str]] = set()  # the servers whose checks are recorded here
         self.checks = haproxy_checks.Checks()
         self.samples = history.Samples()
+        self.totals = scrape.Totals()
         self._last = _Round([], None, sources, 0, "")
         self._page = self._last, b""
         self._use(sources)
@@ -157,7 +158,8 @@ class Rounds:
             servers, outcome = [], None
         self.count += 1
         self._tell(problems)
-        own = scrape.rounds(self.count, self.failures, time.monotonic() - began, time.time())
+        took, up = time.monotonic() - began, "haproxy" not in problems
+        own = scrape.rounds(self.count, self.failures, took, time.time(), up=up)
         self._last = _Round(servers, outcome, sources, len(problems), own)
 
     def _reweigh(self, problems: dict[str, str]) -> tuple[list[Server], Outcome]:
@@ -181,6 +183,7 @@ class Rounds:
         problems.pop("refused", None)
         if outcome.refusals:
             problems["refused"] = reweigh.refused(outcome)
+        self.totals.decided(outcome, time.time())
         by_key = {server.key: server for server in servers}
         for change in outcome.changes:
             server, weight = change.server, change.weight
@@ -203,6 +206,7 @@ class Rounds:
         ended = self.checks.ended(measured, self.samples.series, now=time.monotonic(), interval=interval)
         lines = []
         for server, seconds, failed in ended:
+            self.totals.check(server.key, seconds, failed=failed)
             sample = history.Sample(round(seconds, 6), now, failed)
             self.samples.add(server.backend, server.name, sample, self.newest)
             lines.append(samplefile.format_line(server.backend, server.name, seconds, now, failed=failed))
@@ -242,7 +246,7 @@ class Rounds:
                 rows, _ = overview.rows(
                     last.servers, last.outcome.samples, last.outcome.scores, last.sources, time.time()
                 )
-            self._page = last, (scrape.prometheus(rows, last.problems) + last.own).encode()
+            self._page = last, (scrape.prometheus(rows, last.problems) + last.own + self.totals.text()).encode()
         return self._page[1]
 
 

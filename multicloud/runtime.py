@@ -44,7 +44,7 @@ STATE_COLUMNS = (
 )
 STAT_COLUMNS = (
     *("pxname", "svname", "tracked", "lastchg", "check_status", "check_code", "check_duration", "mode"),
-    *("chkfail", "hanafail", "check_health", "check_rise", "last_chk", "agent_status"),
+    *("chkfail", "hanafail", "check_health", "check_rise", "last_chk", "agent_status", "scur"),
 )
 QUOTED = re.compile('"(?:[^"]|"")*"')
 
@@ -65,6 +65,7 @@ class Server:
     - `check` is the status of the last check, "" without one, `code` its exit code or HTTP status, `check_seconds` its
       duration and `last_chk` its words, "" where they are quoted or the next check is under way, as `check_running`
       says. `fingerprint` has what may differ from one check to the next: status, duration and health.
+    - `in_flight` are the requests that it has now.
     - `failures` counts the checks that failed while the server was UP, and `rise_left` those that it has yet to pass in
       a row to be UP.
     - `agent` is the status of its agent's last check, and `agent_address` and `agent_port` are where that is.
@@ -72,8 +73,20 @@ class Server:
 
     __slots__ = (
         *("address", "agent", "agent_address", "agent_port", "backend", "check", "check_running", "check_seconds"),
-        *("code", "failures", "fingerprint", "host", "key", "last_chk", "mode", "name", "port", "rise_left", "source"),
-        *("state", "state_age", "tls", "unresolved", "weight"),
+        *(
+            "code",
+            "failures",
+            "fingerprint",
+            "host",
+            "in_flight",
+            "key",
+            "last_chk",
+            "mode",
+            "name",
+            "port",
+            "rise_left",
+        ),
+        *("source", "state", "state_age", "tls", "unresolved", "weight"),
     )
 
     def __init__(self, backend: str, name: str, state: str, weight: int, *, unresolved: bool = False) -> None:
@@ -90,7 +103,7 @@ class Server:
         self.check_seconds: float | None = None
         self.check_running = False
         self.fingerprint: tuple[str, ...] = ()
-        self.failures = self.rise_left = 0
+        self.failures = self.rise_left = self.in_flight = 0
         self.agent = self.agent_address = self.agent_port = ""
 
 
@@ -272,6 +285,7 @@ def _add_stat(server: Server, row: Row) -> None:
     server.agent = row["agent_status"]
     if not server.agent:  # whose `down` HAProxy counts, too; `hanafail` has what `observe` saw in users' requests
         server.failures = int(row["chkfail"] or 0) - int(row["hanafail"] or 0)
+    server.in_flight = int(row["scur"] or 0)
     server.rise_left = max(int(row["check_rise"] or 0) - int(health or 0), 0)
 
 

@@ -555,10 +555,20 @@ def test_metrics_are_those_of_status_and_the_rounds(here: Site) -> None:
         "multicloud_rounds_failed": "counter",
         "multicloud_round_duration_seconds": "gauge",
         "multicloud_last_round_timestamp_seconds": "gauge",
+        "multicloud_haproxy_up": "gauge",
+        "multicloud_check_seconds": "histogram",
+        "multicloud_checks_failed": "counter",
+        "multicloud_weight_changes": "counter",
+        "multicloud_decisions": "counter",
+        "multicloud_favorite_changes": "counter",
+        "multicloud_favorite_since_timestamp_seconds": "gauge",
     }
     assert shown == {family.name: family.type for family in text_string_to_metric_families(status)} | own
     assert value(text, "multicloud_rounds_total") > 1
     assert value(text, "multicloud_rounds_failed_total") == 0
+    assert value(text, "multicloud_haproxy_up") == 1
+    counted = value(text, r'multicloud_check_seconds_count\{backend="app",server="eu"\}')
+    assert 1 <= counted <= len(here.samples("eu"))
     assert abs(value(text, "multicloud_last_round_timestamp_seconds") - time.time()) < 60
 
 
@@ -570,6 +580,7 @@ def test_metrics_of_a_haproxy_that_is_away_have_no_servers(here: Site) -> None:
         wait_until(lambda: "multicloud_server_up{" not in scrape(port), 10, "no servers")
         text = scrape(port)
         assert value(text, "multicloud_problems") == 1
+        assert value(text, "multicloud_haproxy_up") == 0
         assert value(text, "multicloud_rounds_failed_total") >= 1
 
 
