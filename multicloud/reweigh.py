@@ -174,9 +174,13 @@ def keep_short(sources: Sources, keep: int, samples: Samples) -> None:
 
 
 def trim_if_long(sources: Sources, keep: int, samples: Samples) -> None:
-    """Trim the sample file when it has grown to twice what is kept. Raises SampleFileError."""
+    """Trim the sample file when it has grown to twice what is kept: `keep` of a server, or more of few servers.
+
+    Raises SampleFileError.
+    """
     oldest = time.time() - max(REMEMBERED, *(values.max_age for values in _everywhere(sources)))
     times = [newest[0].time for newest in samples.series.values()]
     living = sum(when is None or when >= oldest for when in times)
+    keep = max(keep, history.KEEP_IN_ALL // max(1, living))
     if samples.lines > 2 * keep * max(1, living) or samples.size > samplefile.MAX_BYTES // 2:
         history.trim(sources.read((settings.TIMES,)).times, keep, oldest)
