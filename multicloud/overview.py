@@ -106,12 +106,21 @@ def _row(server: Server, samples: Samples, score: Score | None, favorite: int, t
 
 
 class Switch(NamedTuple):
-    """A change of favourite, with the decision that is the reason: of the one that leads, or of one that cannot."""
+    """A change of favourite at a UNIX time; `before` is "" where nobody led.
 
+    `why` is the decision that is the reason: of the one that leads now, or of the one that cannot lead any more.
+    """
+
+    time: float
     backend: str
     before: str
     after: str
     why: Decision
+
+    def words(self) -> str:
+        """The reason with its figures."""
+        text = self.why.why()
+        return text if self.why.server.name == self.after else f"{self.before} is out: {text}"
 
 
 class Favorites:
@@ -120,14 +129,14 @@ class Favorites:
     def __init__(self) -> None:
         self.leads: dict[str, str] = {}
 
-    def follow(self, decisions: Iterable[Decision]) -> list[Switch]:
-        """The changes since the last call. Where no server is UP, or none is measured, nobody else leads."""
+    def follow(self, decisions: Iterable[Decision], now: float) -> list[Switch]:
+        """The changes since the last call, at the UNIX time `now`. Where none is UP or measured, nobody else leads."""
         backends: dict[str, list[Decision]] = {}
         for decision in decisions:
             backends.setdefault(decision.server.backend, []).append(decision)
         switches = []
         for backend, members in backends.items():
-            led = self.leads.get(backend)
+            led = self.leads.get(backend, "")
             best = max(
                 (
                     each
@@ -141,6 +150,5 @@ class Favorites:
                 self.leads[backend] = best.server.name
                 before = next((each for each in members if each.server.name == led), best)
                 can_lead = before.server.state == runtime.UP and before.reason is not Reason.NO_SAMPLES
-                if led is not None:
-                    switches.append(Switch(backend, led, best.server.name, best if can_lead else before))
+                switches.append(Switch(now, backend, led, best.server.name, best if can_lead else before))
         return switches

@@ -20,7 +20,7 @@ from multicloud.runtime import DOWN, DRAIN, MAINT, UP
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from multicloud.overview import Row
+    from multicloud.overview import Row, Switch
     from multicloud.reweigh import Outcome
 
     Key = tuple[str, str]
@@ -112,7 +112,7 @@ class Totals:
         self._decisions: Counter[tuple[str, str]] = Counter()
         self._switches: Counter[tuple[str, str]] = Counter()
         self._favorites = Favorites()
-        self._since: dict[str, tuple[str, float]] = {}
+        self._leads: dict[str, Switch] = {}
 
     def check(self, key: Key, seconds: float, *, failed: bool) -> None:
         """Count a check."""
@@ -130,12 +130,10 @@ class Totals:
             self._servers.setdefault(change.server.key, Counts()).changes += 1
         for gone in self._servers.keys() - {decision.server.key for decision in outcome.decisions}:
             del self._servers[gone]
-        self._switches.update(
-            (switch.backend, switch.why.reason.name) for switch in self._favorites.follow(outcome.decisions)
-        )
-        for backend, leads in self._favorites.leads.items():
-            if self._since.get(backend, ("", 0.0))[0] != leads:
-                self._since[backend] = leads, now
+        for switch in self._favorites.follow(outcome.decisions, now):
+            self._leads[switch.backend] = switch
+            if switch.before:
+                self._switches[switch.backend, switch.why.reason.name] += 1
 
     def text(self) -> str:
         """Prometheus' text of it."""
@@ -161,7 +159,7 @@ class Totals:
                 for (backend, reason), count in list(found.items())
             ]
             lines += metric(f"multicloud_{name}_total", "counter", meaning, counted)
-        since = [(f"{{{_labels(backend, server)}}}", when) for backend, (server, when) in list(self._since.items())]
+        since = [(f"{{{_labels(switch.backend, switch.after)}}}", switch.time) for switch in [*self._leads.values()]]
         meaning = "UNIX time since when the server has been the favourite."
         lines += metric("multicloud_favorite_since_timestamp_seconds", "gauge", meaning, since)
         return "\n".join(lines) + "\n"

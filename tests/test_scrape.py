@@ -45,7 +45,7 @@ class Looped:
         decisions = reweigh.decide(self.servers, scored, SOURCES)
         outcome = reweigh.Outcome(samples, scored, decisions, ranking.changes(decisions), [])
         self.totals.decided(outcome, now)
-        self.switches = self._favorites.follow(decisions)
+        self.switches = [each for each in self._favorites.follow(decisions, now) if each.before]
         for decision in decisions:
             decision.server.weight = decision.weight
         rows, _ = overview.rows(self.servers, samples, scored, SOURCES, NOW)
@@ -107,6 +107,7 @@ def test_a_favourite_that_is_down_is_the_reason_for_the_change() -> None:
     text = loop.round(eu=0.02, us=0.05)
     (switch,) = loop.switches
     assert (switch.before, switch.after, switch.why.server.name, switch.why.reason) == ("eu", "us", "eu", Reason.DOWN)
+    assert switch.words() == "eu is out: DOWN"
     assert values(text, "multicloud_favorite_changes_total") == {'reason="down"': 1}
     loop.servers[0].state = UP
     loop.round(eu=0.02, us=0.05)

@@ -288,6 +288,30 @@ def doctor(files: tuple[str, ...], sources: settings.Sources) -> None:
 
 @cli.command()
 @click.option(
+    "--since", default="1h", show_default=True, metavar="WHEN", help="So long ago (90s, 15m, 1h), or a time: 08:30."
+)
+@with_settings(settings.REWEIGH)
+def history(since: str, sources: settings.Sources) -> None:
+    """Show who led when, and why that changed.
+
+    The samples in the file are scored and ranked again, as they came. What HAProxy knows besides is not in them:
+    weights set by hand, maintenance, requests in flight. A server counts as DOWN while its two newest checks failed.
+
+    \b
+    Examples:
+      multicloud history
+      multicloud history --since 08:30
+
+    Exit code: 0 shown, 1 no samples, 2 wrong settings.
+    """
+    from multicloud.console import history as histories
+
+    for line in histories.lines(sources, since):
+        click.echo(line)
+
+
+@cli.command()
+@click.option(
     "-o",
     "--output",
     default="latency.png",
