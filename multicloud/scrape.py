@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from multicloud import light, settings
 from multicloud.overview import PERCENTS, Favorites
+from multicloud.ranking import Reason
 from multicloud.runtime import DOWN, DRAIN, MAINT, UP
 
 if TYPE_CHECKING:
@@ -132,8 +133,8 @@ class Totals:
             del self._servers[gone]
         for switch in self._favorites.follow(outcome.decisions, now):
             self._leads[switch.backend] = switch
-            if switch.before:
-                self._switches[switch.backend, switch.why.reason.name] += 1
+            for reason in Reason:  # from 0 on, or Prometheus sees no increase in the first one
+                self._switches[switch.backend, reason.name] += bool(switch.before) and reason is switch.why.reason
 
     def text(self) -> str:
         """Prometheus' text of it."""
