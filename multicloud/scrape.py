@@ -31,6 +31,14 @@ STATES = (UP, DOWN, MAINT, DRAIN)
 BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Seconds up to which the checks of a bucket took."""
 
+COUNTERS = {
+    "checks_failed": ("server", "Checks that failed."),
+    "weight_changes": ("server", "Weights that were changed."),
+    "decisions": ("reason", "Decisions on a server, each round, by their reason."),
+    "favorite_changes": ("reason", "Changes of favourite, by their reason."),
+}
+"""By what each counts, beside the backend, and what."""
+
 PATHS = (b"/metrics", b"/")
 
 TEXT = b"text/plain; version=0.0.4; charset=utf-8"
@@ -74,9 +82,7 @@ def prometheus(rows: Sequence[Row], problems: int) -> str:
         for percent, seconds in zip(PERCENTS, row.percentiles or (), strict=False)
     ]
     # A summary, since no other type may have the label `quantile`.
-    lines += metric(
-        "multicloud_server_rtt_seconds", "summary", "Round-trip times, of the samples that count.", percentiles
-    )
+    lines += metric("multicloud_server_rtt_seconds", "summary", "Times of the samples that count.", percentiles)
     lines += metric("multicloud_problems", "gauge", "Problems that are put into words.", [("", problems)])
     return "\n".join(lines) + "\n"
 
@@ -94,73 +100,53 @@ def rounds(count: int, failed: int, seconds: float, ended: float, *, up: bool) -
     return "\n".join(lines) + "\n"
 
 
-class Counts:
-    """Of one server: its checks by how long they took, those that failed, and changes of its weight."""
-
-    __slots__ = ("buckets", "changes", "failed", "seconds")
-
-    def __init__(self) -> None:
-        self.buckets = [0] * (len(BOUNDS) + 1)
-        self.seconds = 0.0
-        self.failed = self.changes = 0
-
-
 class Totals:
     """What `multicloud run` has counted since its start. Its text may be asked for by another thread."""
 
     def __init__(self) -> None:
-        self._servers: dict[Key, Counts] = {}
-        self._decisions: Counter[tuple[str, str]] = Counter()
-        self._switches: Counter[tuple[str, str]] = Counter()
+        self._buckets: dict[Key, list[int]] = {}
+        self._seconds: dict[Key, float] = {}
+        self._counts: dict[str, Counter[Key]] = {name: Counter() for name in COUNTERS}
         self._favorites = Favorites()
         self._leads: dict[str, Switch] = {}
 
     def check(self, key: Key, seconds: float, *, failed: bool) -> None:
         """Count a check."""
-        counts = self._servers.setdefault(key, Counts())
-        if failed:
-            counts.failed += 1
-        else:
-            counts.buckets[bisect.bisect_left(BOUNDS, seconds)] += 1
-            counts.seconds += seconds
+        buckets = self._buckets.setdefault(key, [0] * (len(BOUNDS) + 1))
+        if not failed:
+            buckets[bisect.bisect_left(BOUNDS, seconds)] += 1
+        self._seconds[key] = self._seconds.get(key, 0.0) + (0.0 if failed else seconds)
+        self._counts["checks_failed"][key] += failed
+        self._counts["weight_changes"][key] += 0
 
     def decided(self, outcome: Outcome, now: float) -> None:
         """Count what was decided at the UNIX time `now`; servers that HAProxy has no more are forgotten."""
-        self._decisions.update((each.server.backend, each.reason.name) for each in outcome.decisions)
-        for change in outcome.changes:
-            self._servers.setdefault(change.server.key, Counts()).changes += 1
-        for gone in self._servers.keys() - {decision.server.key for decision in outcome.decisions}:
-            del self._servers[gone]
+        self._counts["weight_changes"].update(change.server.key for change in outcome.changes)
+        self._counts["decisions"].update((each.server.backend, each.reason.name.lower()) for each in outcome.decisions)
+        known = {decision.server.key for decision in outcome.decisions}
+        for table in (self._buckets, self._seconds, self._counts["checks_failed"], self._counts["weight_changes"]):
+            for gone in table.keys() - known:
+                del table[gone]
         for switch in self._favorites.follow(outcome.decisions, now):
             self._leads[switch.backend] = switch
             for reason in Reason:  # from 0 on, or Prometheus sees no increase in the first one
-                self._switches[switch.backend, reason.name] += bool(switch.before) and reason is switch.why.reason
+                is_why = bool(switch.before) and reason is switch.why.reason
+                self._counts["favorite_changes"][switch.backend, reason.name.lower()] += is_why
 
     def text(self) -> str:
         """Prometheus' text of it."""
-        servers = [(_labels(*key), counts) for key, counts in list(self._servers.items())]
         lines = ["# HELP multicloud_check_seconds Checks that succeeded.", "# TYPE multicloud_check_seconds histogram"]
-        for labels, counts in servers:
-            total = 0
-            for bound, count in zip((*BOUNDS, "+Inf"), counts.buckets, strict=True):
+        for key, buckets in list(self._buckets.items()):
+            labels, total = _labels(*key), 0
+            for bound, count in zip((*BOUNDS, "+Inf"), buckets, strict=True):
                 total += count
                 lines.append(f'multicloud_check_seconds_bucket{{{labels},le="{bound}"}} {total}')
-            lines.append(f"multicloud_check_seconds_sum{{{labels}}} {counts.seconds!r}")
+            lines.append(f"multicloud_check_seconds_sum{{{labels}}} {self._seconds.get(key, 0.0)!r}")
             lines.append(f"multicloud_check_seconds_count{{{labels}}} {total}")
-        failed = [(f"{{{labels}}}", counts.failed) for labels, counts in servers]
-        lines += metric("multicloud_checks_failed_total", "counter", "Checks that failed.", failed)
-        changes = [(f"{{{labels}}}", counts.changes) for labels, counts in servers]
-        lines += metric("multicloud_weight_changes_total", "counter", "Weights that were changed.", changes)
-        for name, meaning, found in (
-            ("decisions", "Decisions on a server, each round, by their reason.", self._decisions),
-            ("favorite_changes", "Changes of favourite, by their reason.", self._switches),
-        ):
-            counted = [
-                (f'{{backend="{_escape(backend)}",reason="{reason.lower()}"}}', count)
-                for (backend, reason), count in list(found.items())
-            ]
-            lines += metric(f"multicloud_{name}_total", "counter", meaning, counted)
-        since = [(f"{{{_labels(switch.backend, switch.after)}}}", switch.time) for switch in [*self._leads.values()]]
+        for name, (by, meaning) in COUNTERS.items():
+            found = [(f"{{{_labels(*key, by)}}}", count) for key, count in list(self._counts[name].items())]
+            lines += metric(f"multicloud_{name}_total", "counter", meaning, found)
+        since = [(f"{{{_labels(switch.backend, switch.after)}}}", switch.time) for switch in list(self._leads.values())]
         meaning = "UNIX time since when the server has been the favourite."
         lines += metric("multicloud_favorite_since_timestamp_seconds", "gauge", meaning, since)
         return "\n".join(lines) + "\n"
@@ -172,8 +158,8 @@ def metric(name: str, kind: str, meaning: str, found: Iterable[tuple[str, float]
     return [f"# HELP {name} {meaning}", f"# TYPE {name} {kind}", *lines]
 
 
-def _labels(backend: str, server: str) -> str:
-    return f'backend="{_escape(backend)}",server="{_escape(server)}"'
+def _labels(backend: str, value: str, label: str = "server") -> str:
+    return f'backend="{_escape(backend)}",{label}="{_escape(value)}"'
 
 
 def _escape(text: str) -> str:

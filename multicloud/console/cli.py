@@ -320,9 +320,11 @@ def history(since: str, sources: settings.Sources) -> None:
     metavar="FILE",
     help="Where to draw: a .png or .svg file.",
 )
-@with_settings(settings.SCORING)
-def plot(output: str, sources: settings.Sources) -> None:
-    """Draw the round-trip times over time, with the score that decides.
+@click.option("--from", "begin", default="", metavar="WHEN", help="Not what was before: 15m ago, or a time: 08:30.")
+@click.option("--to", "end", default="", metavar="WHEN", help="Not what came after.")
+@with_settings(settings.REWEIGH)
+def plot(output: str, begin: str, end: str, sources: settings.Sources) -> None:
+    """Draw the round-trip times over time, with the score that decides and the changes of favourite.
 
     Needs matplotlib: pip install '.[plot]' in the project's directory, or, beside the Debian package,
     apt install python3-matplotlib.
@@ -330,6 +332,7 @@ def plot(output: str, sources: settings.Sources) -> None:
     \b
     Examples:
       multicloud plot
+      multicloud plot --from 08:15 --to 08:45
       multicloud plot -o latency.svg --times /srv/edge1/times.txt
 
     Exit code: 0 drawn, 1 no samples to draw, 2 wrong settings.
@@ -338,7 +341,7 @@ def plot(output: str, sources: settings.Sources) -> None:
         raise light.UsageError(f"cannot draw {output!r}; give a name that ends with .png or .svg")
     with extra("plot"):
         from multicloud.console import plot as plots
-    plots.draw(sources, output)
+    plots.draw(sources, output, begin, end)
 
 
 @cli.command()

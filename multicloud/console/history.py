@@ -30,7 +30,7 @@ def lines(sources: Sources, since: str) -> list[str]:
     """A line for each change of favourite since then, with who led before it. Raises UsageError and CommandError."""
     begin = moment(since, time.time())
     shown: list[Switch] = []
-    for switch in switches(read(sources), sources):
+    for switch in switches(read(sources, "replay"), sources):
         if switch.time < begin:  # of what was before, only the last one says who led
             shown = [each for each in shown if each.backend != switch.backend]
         shown.append(switch)
@@ -41,13 +41,13 @@ def lines(sources: Sources, since: str) -> list[str]:
     ]
 
 
-def read(sources: Sources) -> dict[Key, list[Sample]]:
-    """All samples that have a time, newest first. Raises CommandError where there are none."""
+def read(sources: Sources, purpose: str) -> dict[Key, list[Sample]]:
+    """All samples that have a time, newest first. Raises CommandError where there are none for the purpose."""
     times = sources.read((settings.TIMES,)).times
     found = history.read(times, history.MAX_LINES).series
     timed = {key: [sample for sample in newest if sample.time is not None] for key, newest in sorted(found.items())}
     if not any(timed.values()):
-        raise light.CommandError(f"{times}: no samples with a time; `multicloud doctor` finds out why")
+        raise light.CommandError(f"{times}: no samples with a time to {purpose}; `multicloud doctor` finds out why")
     return {key: newest for key, newest in timed.items() if newest}
 
 

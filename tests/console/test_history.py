@@ -110,7 +110,7 @@ def test_without_samples_there_is_nothing_to_tell(times: Path, text: str | None)
         times.write_text(text)
     done = run("history", "--times", str(times))
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"error: {times}: no samples with a time; `multicloud doctor` finds out why\n"
+    assert done.stderr == f"error: {times}: no samples with a time to replay; `multicloud doctor` finds out why\n"
 
 
 def test_a_time_that_cannot_be_read_is_one_line(times: Path) -> None:
