@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from multicloud import reweigh, runtime, scores
+from multicloud import ranking, reweigh, runtime, scores
 from multicloud.ranking import Reason
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Row(NamedTuple):
     `samples` and `failed` are how many checks count that succeeded, and that failed. `trend` has the newest ones,
     oldest first. A check that failed has no time: it is None in `trend`, and `last` where it was the last. `score` is
     what the server is ranked by, and `percentile` which one that is; None: the mean. `traffic` is its part of the
-    weights of those that are UP, 0 to 1, and `in_flight` are the requests that it has.
+    weights of those that can get any, 0 to 1, and `in_flight` are the requests that it has.
     """
 
     backend: str
@@ -70,8 +70,14 @@ def rows(
     for backend, members in backends.items():
         if backend not in alike:
             favorite = reweigh.settings_of(members, sources).favorite
-            total = sum(server.weight for server in members if server.state == runtime.UP)
-            shown += [_row(server, samples, scored.get(server.source), favorite, total, now) for server in members]
+            able = ranking.candidates(members)
+            total = sum(server.weight for server in able) or 1
+            shown += [
+                _row(
+                    server, samples, scored.get(server.source), favorite, server.weight * (server in able) / total, now
+                )
+                for server in members
+            ]
     return shown, alike
 
 
@@ -79,8 +85,7 @@ def _seen(servers: Iterable[Server]) -> list[tuple[str, str, int]]:
     return [(server.name, server.state, server.weight) for server in servers]
 
 
-def _row(server: Server, samples: Samples, score: Score | None, favorite: int, total: int, now: float) -> Row:
-    is_up = server.state == runtime.UP
+def _row(server: Server, samples: Samples, score: Score | None, favorite: int, traffic: float, now: float) -> Row:
     newest = samples.series.get(server.source, [])
     times = [sample.seconds for sample in score.counted if not sample.failed] if score else []
     trend = [None if sample.failed else sample.seconds for sample in newest[:TREND]]
@@ -90,7 +95,7 @@ def _row(server: Server, samples: Samples, score: Score | None, favorite: int, t
         server.name,
         server.state,
         server.weight,
-        is_up and server.weight == favorite,
+        server.state == runtime.UP and server.weight == favorite,
         len(times),
         score.failed if score else 0,
         tuple(scores.percentiles(times, PERCENTS)) if times else None,
@@ -100,7 +105,7 @@ def _row(server: Server, samples: Samples, score: Score | None, favorite: int, t
         tuple(reversed(trend)),
         score.seconds if score else None,
         score.percentile if score else None,
-        server.weight / total if is_up and total else 0.0,
+        traffic,
         server.in_flight,
     )
 

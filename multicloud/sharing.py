@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from multicloud.ranking import Decision, Reason
+from multicloud.ranking import Decision, Reason, candidates
 from multicloud.runtime import UP
 from multicloud.scores import CHANGE, percentiles
 
@@ -181,7 +181,7 @@ def share(
 
 
 def _parts(decisions: Sequence[Decision], favorite: int, backup: int) -> dict[Server, float]:
-    """What each server that is UP has of the traffic now, in sum 1; nothing where it was no reweigh that said so.
+    """What each server that can get traffic has of it now, in sum 1; nothing where it was no reweigh that said so.
 
     Weights between the backup's and the favourite's are there while servers share, beside that of a favourite, which
     may not be UP any more.
@@ -189,7 +189,7 @@ def _parts(decisions: Sequence[Decision], favorite: int, backup: int) -> dict[Se
     weights = [each.server.weight for each in decisions]
     sharing = favorite in weights and any(backup < weight < favorite for weight in weights)
     least = backup + 1 if sharing else favorite
-    have = {each.server: each.server.weight for each in decisions if each.server.state == UP}
+    have = {server: server.weight for server in candidates(each.server for each in decisions)}
     whole = sum(weight for weight in have.values() if weight >= least)
     if not whole or (not sharing and whole > favorite):
         return {}
@@ -247,7 +247,7 @@ def _decision(
 ) -> Decision:
     server = ranked.server
     if server not in parts:
-        if server.state != UP or not ranked.weight:
+        if server.state != UP or not ranked.weight or ranked.reason is Reason.RESERVE:
             return ranked
         if len(parts) == 1 and ranked.weight == favorite:  # faster than the one that has it all: next time
             return Decision(server, backup, Reason.BACKUP)

@@ -391,7 +391,7 @@ PROMPT = b"\n> "
 HEADER = b"1\n# be_name srv_name srv_addr srv_port srv_fqdn srv_agent_addr srv_agent_port "
 HEADER += b"srv_op_state srv_admin_state srv_uweight\n"
 CIRCLE = f"# {','.join(runtime.STAT_COLUMNS)}\n".encode()
-CIRCLE += b"b,a,b/c,,,,,http,,,,,,\nb,c,b/a,,,,,http,,,,,,\n"
+CIRCLE += b"b,a,b/c,,,,,http,,,,,,,,,,\nb,c,b/a,,,,,http,,,,,,,,,,\n"
 
 
 def script(*answers: bytes) -> Callable[[socket.socket], None]:

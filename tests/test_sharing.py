@@ -253,6 +253,14 @@ def test_a_favourite_keeps_all_where_the_step_is_too_small_for_another() -> None
     assert weights(shared(left(), {"a": Load(4, 40, 0.1)}, {"a": [0.101, 0.12]}, elapsed=0.01)) == [256, 1]
 
 
+def test_haproxys_own_backups_have_no_part() -> None:
+    members = servers(a=1, b=256, c=1)
+    members[0].reserve = True
+    a, b, c = weights(share(members, {"b": Load(41, 60, 0.2)}))
+    assert a == 1
+    assert min(b, c) > 1
+
+
 def test_any_number_of_servers_can_share() -> None:
     members = [Server("app", str(number), "UP", 256 if not number else 250) for number in range(60)]
     samples = {server.key: [Sample(0.1 + number / 1e5)] for number, server in enumerate(members)}
