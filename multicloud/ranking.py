@@ -40,6 +40,8 @@ class Reason(Enum):
     BACKUP = "the fastest after the favourite"
     SLOWER = "others are faster"
     SHARES = "shares the lead: {in_flight} requests in flight, {expected} would be usual"
+    FAR = "far: a new connection takes longer than its requests did"
+    NEARER = "{other} is far"
     RESERVE = "HAProxy's own `backup`: gets traffic while no other server is UP"
     NO_SAMPLES = "no samples that count"
     DOWN = "DOWN"

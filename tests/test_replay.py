@@ -57,7 +57,9 @@ def test_at_any_load_users_wait_little_longer_than_under_the_best_split(load: fl
         assert [[server.weight for server in edge.servers] for edge in shared.edges] == [[256, 1, 0, 0]] * edges
 
 
-@pytest.mark.parametrize("rate", [12, 25, 50, 100])
-def test_where_no_region_is_full_users_wait_as_without_sharing(rate: int) -> None:
+@pytest.mark.parametrize(("rate", "far"), [(12, 1.0), (25, 1.0), (50, 0.85), (100, 0.85)])
+def test_where_no_region_is_full_users_wait_as_without_sharing_or_less(rate: int, far: float) -> None:
+    """A crowd shows that a region is far before two checks have."""
     shared, alone = lines.course(rate), lines.course(rate, share=lines.alone)
-    assert {name: round(shared[name] / alone[name], 1) for name in lines.STEPS} == dict.fromkeys(lines.STEPS, 1.0)
+    limits = {"far": far, "back": 1.02, "slow": 1.02}
+    assert all(shared[name] <= limit * alone[name] for name, limit in limits.items())

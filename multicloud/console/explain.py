@@ -22,6 +22,8 @@ WORDS = {
     Reason.BACKUP: "backup: the fastest after the favourite",
     Reason.SLOWER: "out: others are faster",
     Reason.SHARES: "shares the lead: {in_flight} requests in flight, {expected} would be usual",
+    Reason.FAR: "out: far, as a new connection takes longer than its requests did",
+    Reason.NEARER: "favourite: {other} is far",
     Reason.RESERVE: "HAProxy's own `backup`: gets traffic while no other server is UP",
     Reason.NO_SAMPLES: "out: no samples that count",
     Reason.DOWN: "out: DOWN, and comes back without traffic until it is measured",
