@@ -93,7 +93,7 @@ def test_what_breaks_fires_its_alert_and_no_other_and_every_query_has_data(tmp_p
     with (
         site(tmp_path) as here,
         here.beside("--metrics", str(port)) as beside,
-        prometheus(tmp_path, port, impatient(RULES.read_text()), "500ms") as watching,
+        prometheus(tmp_path, {"edge1": port}, impatient(RULES.read_text()), "500ms") as watching,
     ):
 
         def without_data() -> list[str]:
