@@ -36,6 +36,7 @@ class Reason(Enum):
     WITHIN_TOLERANCE = "within the tolerance of {other}, the fastest"
     BACKUP = "the fastest after the favourite"
     SLOWER = "others are faster"
+    SHARES = "shares the lead: {in_flight} requests in flight, {expected} would be usual"
     NO_SAMPLES = "no samples that count"
     DOWN = "DOWN"
     MAINTENANCE = "left alone: an operator put it into maintenance"
@@ -49,6 +50,7 @@ class Decision(NamedTuple):
     """The weight that a server should have, and why.
 
     `other` is the server that `reason` speaks of, if any, and `percent` by how much the faster of the two is faster.
+    Where servers share, `in_flight` are its requests in flight, and `expected` how many there would be without a line.
     """
 
     server: Server
@@ -56,6 +58,8 @@ class Decision(NamedTuple):
     reason: Reason
     other: Server | None = None
     percent: float = 0.0
+    in_flight: int = 0
+    expected: int = 0
 
     def why(self) -> str:
         """The reason with its figures."""

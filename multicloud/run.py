@@ -19,7 +19,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from multicloud import haproxy_checks, history, light, overview, reweigh, runtime, samplefile, scores, scrape, settings
+from multicloud import haproxy_checks, history, light, overview, reweigh, runtime, samplefile, scrape, settings
 from multicloud.light import CommandError, UsageError
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class Rounds:
                 "no backends to measure; name them: MULTICLOUD_BACKENDS=app,api, "
                 f"or `backends = app,api` in {sources.path}"
             )
-        newest = reweigh.longest_window(sources) + scores.RECOVERY_RUN
+        newest = reweigh.samples_needed(sources)
         self.sources, self.values, self.newest = sources, values, newest
 
     def reload(self) -> None:
@@ -154,6 +154,8 @@ class Rounds:
             problems["settings"] = f"no weights are set: {error}"
         except (runtime.RuntimeAPIError, OSError) as error:
             problems["haproxy"] = str(error)
+            # Where none is set, HAProxy may come back at another one of the usual places.
+            self.values.socket = str(settings.SOCKET.parse(self.sources.text(settings.SOCKET)))
             self.failures += 1
             servers, outcome = [], None
         self.count += 1
@@ -176,7 +178,8 @@ class Rounds:
                     del problems[name]
                 problems |= unmeasured(servers, self.values.backends)
                 lines = self._take(servers)
-                outcome = reweigh.weigh(api, servers, self.samples, self.sources)
+                interval = self.values.interval
+                outcome = reweigh.weigh(api, servers, self.samples, self.sources, elapsed=interval)
         finally:
             self._record(lines, problems)  # last, since no weight should wait for it
         problems.pop("settings", None)

@@ -174,6 +174,25 @@ def test_closed_standard_streams_do_not_matter(router: str, times: Path, closed:
     assert times.read_text() == FAST_EU
 
 
+@pytest.mark.parametrize(
+    ("raises", "said"),
+    [
+        ("RuntimeError('NumPy was built for (X86_V2).')", "NumPy was built for (X86_V2).; "),
+        ("ImportError('IMPORTANT:\\n\\nOriginal error was: libx.so: no such file\\n')", "libx.so: no such file; "),
+        ("ModuleNotFoundError(\"No module named 'numpy'\")", "No module named 'numpy'; "),
+    ],
+)
+@pytest.mark.parametrize("command", ["multicloud-reweigh", "multicloud-run", "multicloud"])
+def test_where_numpy_cannot_be_loaded_one_line_says_why(
+    times: Path, tmp_path: Path, command: str, raises: str, said: str
+) -> None:
+    (tmp_path / "numpy.py").write_text(f"raise {raises}")
+    arguments = [str(COMMAND.with_name(command)), *["status"] * (command == "multicloud")]
+    environ = {"PYTHONPATH": str(tmp_path), "MULTICLOUD_TIMES": str(times), "MULTICLOUD_BACKENDS": "app"}
+    failed = subprocess.run(arguments, env=environ, capture_output=True, text=True, timeout=60)
+    fails(failed, 1, f"numpy cannot be loaded: {said}with pip, install another version")
+
+
 @pytest.mark.parametrize("option", ["--help", "--dry-run", "help"])
 def test_an_argument_is_exit_code_2_and_reweighs_nothing(router: str, times: Path, option: str) -> None:
     times.write_text(FAST_EU)

@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from multicloud import history, run, runtime, settings
 from multicloud.light import UsageError
-from tests import command, haproxy
+from tests import command, haproxy, servers
 from tests.command import BARE
 from tests.edge import Router, wait_until
 from tests.ports import free_port
@@ -143,6 +143,22 @@ def test_each_of_haproxys_checks_is_one_sample_with_its_duration(here: Site) -> 
         assert recorded[:20] == durations[shift : shift + 20]
 
 
+def test_haproxy_is_looked_for_again_where_no_socket_is_set(
+    here: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_behind = str(tmp_path / "left-behind")
+    with socket.socket(socket.AF_UNIX) as ended:
+        ended.bind(left_behind)
+    monkeypatch.setattr(settings.SOCKET, "default", left_behind)
+    monkeypatch.setattr(settings.SOCKET, "others", (str(tmp_path / "admin.sock"),))
+    rounds = run.Rounds(settings.Sources({"MULTICLOUD_BACKENDS": "app", "MULTICLOUD_TIMES": str(here.times)}))
+    rounds.round()
+    os.symlink(here.address, tmp_path / "admin.sock")
+    rounds.round()
+    rounds.round()
+    assert (rounds.failures, rounds.problems) == (2, {})
+
+
 def test_a_server_that_slows_down_loses_the_favourites_weight(here: Site) -> None:
     with here.beside() as beside:
         beside.wait_for(r"app/eu: weight 1 -> 256")
@@ -153,6 +169,21 @@ def test_a_server_that_slows_down_loses_the_favourites_weight(here: Site) -> Non
         overtook = r"app/us: weight 1 -> 256, \d+ % faster than eu\n"
         beside.wait_for(overtook + r"app/eu: weight 256 -> 1, the fastest after the favourite: \d+\.\d ms\n")
     assert beside.warned.read_text() == ""
+
+
+def test_an_smtp_server_cannot_say_how_long_its_checks_took_and_which_they_are(tmp_path: Path) -> None:
+    def lie(connection: servers.Connection) -> None:
+        connection.send(b"220 1us@1\r\n")
+        while connection.socket.recv(1000):
+            time.sleep(0.03)
+            connection.send(b"250 1us@1\r\n")
+
+    with servers.Server(lie, tls=servers.good()) as liar:
+        check = f"server liar {liar.address}:{liar.port} ssl verify none check inter 200ms"
+        with site(tmp_path, f"backend mail\n    mode tcp\n    option smtpchk\n    {check}\n") as here:
+            with here.beside(MULTICLOUD_BACKENDS="mail"):
+                wait_until(lambda: len(here.samples("liar", "mail")) > 3, 15, "samples of several checks")
+            assert min(here.samples("liar", "mail"))[0] > 0.08
 
 
 def test_for_who_collects_logs_each_line_is_an_object(here: Site) -> None:
