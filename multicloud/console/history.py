@@ -8,7 +8,7 @@ import re
 import time
 from typing import TYPE_CHECKING
 
-from multicloud import history, light, overview, reweigh, runtime, scores, settings
+from multicloud import history, light, overview, reweigh, runtime, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -64,7 +64,7 @@ def moment(text: str, now: float) -> float:
 
 def switches(series: Mapping[Key, Sequence[Sample]], sources: Sources) -> Iterator[Switch]:
     """The changes of favourite of each backend, one backend after the other; the samples are newest first."""
-    needed = reweigh.longest_window(sources) + scores.RECOVERY_RUN
+    needed = reweigh.samples_needed(sources)
     servers = [runtime.Server(*key, runtime.UP, 1) for key in series]
     for members in runtime.by_backend(servers).values():
         yield from _replay(members, series, needed, sources)
