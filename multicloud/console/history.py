@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 FALL = 2
 """Checks in a row that failed after which a server is DOWN, as haproxy.cfg says."""
 
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
 
 def lines(sources: Sources, since: str) -> list[str]:
     """A line for each change of favourite since then, with who led before it. Raises UsageError and CommandError."""
@@ -54,7 +52,7 @@ def read(sources: Sources, purpose: str) -> dict[Key, list[Sample]]:
 def moment(text: str, now: float) -> float:
     """The UNIX time of `90s`, `15m`, `1h`, `2d` ago, of a time of today (`08:30`) or of a date. Raises UsageError."""
     if ago := re.fullmatch(r"(\d+)([smhd])", text):
-        return now - int(ago[1]) * UNITS[ago[2]]
+        return now - int(ago[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[ago[2]]
     try:
         today = datetime.date.fromtimestamp(now).isoformat()
         return datetime.datetime.fromisoformat(f"{today} {text}" if re.match(r"\d\d?:", text) else text).timestamp()
