@@ -129,19 +129,21 @@ class Switch(NamedTuple):
 
 
 class Favorites:
-    """Who leads each backend, from one reweigh to the next: the server with the greatest weight."""
+    """Who leads each backend, the server with the greatest weight, from one reweigh to the next: its last change."""
 
     def __init__(self) -> None:
-        self.leads: dict[str, str] = {}
+        self.last: dict[str, Switch] = {}
 
     def follow(self, decisions: Iterable[Decision], now: float) -> list[Switch]:
         """The changes since the last call, at the UNIX time `now`. Where none is UP or measured, nobody else leads."""
         backends: dict[str, list[Decision]] = {}
         for decision in decisions:
             backends.setdefault(decision.server.backend, []).append(decision)
+        for gone in self.last.keys() - backends.keys():
+            del self.last[gone]
         switches = []
         for backend, members in backends.items():
-            led = self.leads.get(backend, "")
+            led = self.last[backend].after if backend in self.last else ""
             best = max(
                 (
                     each
@@ -152,8 +154,8 @@ class Favorites:
                 default=None,
             )
             if best and best.server.name != led:
-                self.leads[backend] = best.server.name
                 before = next((each for each in members if each.server.name == led), best)
                 can_lead = before.server.state == runtime.UP and before.reason is not Reason.NO_SAMPLES
-                switches.append(Switch(now, backend, led, best.server.name, best if can_lead else before))
+                self.last[backend] = Switch(now, backend, led, best.server.name, best if can_lead else before)
+                switches.append(self.last[backend])
         return switches
