@@ -48,6 +48,7 @@ RUN set -eu; \
 FROM python AS package
 WORKDIR /src
 COPY pyproject.toml README.md deploy/start.sh ./
+COPY deploy/version.py deploy/
 COPY multicloud multicloud
 RUN set -eu; \
     lib=/package/usr/lib/python3.13; \
@@ -67,11 +68,10 @@ RUN set -eu; \
 FROM haproxy:3.2-trixie
 COPY --from=python /python /
 COPY --from=package /package /
-COPY haproxy.cfg /usr/local/etc/haproxy/haproxy.cfg
 # The user `haproxy` cannot bind a socket in /var/run; this is its home.
 ENV MULTICLOUD_SOCKET=/var/lib/haproxy/haproxy.sock
 # Fails the build where the base has changed under us.
-RUN haproxy -c -f /usr/local/etc/haproxy/haproxy.cfg && multicloud --version
+RUN multicloud config eu.example.com > /tmp/haproxy.cfg && haproxy -c -f /tmp/haproxy.cfg && rm /tmp/haproxy.cfg
 EXPOSE 8080 8081 9000 9001
 # HAProxy accepts and answers: its own page does. Whether the servers behind it are well is not this container's health.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5s \

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
     Stamp = tuple[int, int, int, int]
 
-KEEP = 100
-"""Samples of a server that a trim leaves in the file."""
+KEEP, KEEP_IN_ALL = 100, 10_000
+"""Samples that a trim leaves in the file: of each server, and in all where that is more, for who asks what happened in
+the last hour."""
 
 MIN_SECONDS, MAX_SECONDS = 1e-6, 3600.0
 MAX_TIME = 1e11
@@ -77,7 +78,7 @@ class Samples:
     def record(self, path: str, lines: Iterable[bytes]) -> None:
         """Append to the file the lines of samples that were added here. Raises SampleFileError."""
         written = [*lines]
-        before, after = samplefile.append_lines(path, b"".join(written))
+        before, after, _ = samplefile.append_lines(path, b"".join(written))
         # Where somebody else has written, too, the file is read as a whole the next time.
         self.stamp = _stamp(after) if self.stamp == _stamp(before) or not before.st_size else None
         self.lines += len(written)
@@ -86,6 +87,8 @@ class Samples:
 
 def read(path: str, newest: int) -> Samples:
     """The `newest` samples of each server; none where there is no file. Raises SampleFileError.
+
+    What lies before them is not looked at.
 
     Of a file larger than MAX_BYTES, or of more lines than MAX_LINES, only the end is read, of its servers no more than
     MAX_SERVERS, and nothing more once MAX_GARBAGE lines were no samples: a reweigh must come to its end however much
@@ -105,6 +108,9 @@ def read(path: str, newest: int) -> Samples:
                 break
             samples.lines += len(lines)
             for line in reversed(lines):
+                full = known.get(b" ".join(line.split(None, 2)[:2]))
+                if full and len(full) >= newest:  # most lines, so nothing more is done with them
+                    continue
                 names, sample = _parse(line)
                 if sample is None or (names not in known and len(known) >= MAX_SERVERS):
                     samples.garbage += 1

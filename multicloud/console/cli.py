@@ -6,7 +6,6 @@ import contextlib
 import functools
 import io
 import os
-import shlex
 import shutil
 import sys
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ import click
 
 from multicloud import light, samplefile, settings
 from multicloud.console import terminal
+from multicloud.console.config import config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -229,8 +229,11 @@ def _status(sources: settings.Sources, form: str) -> str:
 
 @cli.command()
 @click.option("--metrics", default="", metavar="[ADDR:]PORT", help="Serve Prometheus' metrics there.")
+@click.option(
+    "--log", type=click.Choice(["text", "json"]), default="text", show_default=True, help="json: an object a line."
+)
 @with_settings(settings.RUN)
-def run(metrics: str, sources: settings.Sources) -> None:
+def run(metrics: str, log: str, sources: settings.Sources) -> None:
     """Set the weights again and again, beside HAProxy, by its own checks.
 
     It is what multicloud-run does: each round reads how long HAProxy's own checks took, of the servers of the
@@ -245,7 +248,7 @@ def run(metrics: str, sources: settings.Sources) -> None:
     """
     from multicloud import run as runs
 
-    runs.run(sources, metrics)
+    runs.run(sources, metrics, log)
 
 
 @cli.command()
@@ -285,6 +288,30 @@ def doctor(files: tuple[str, ...], sources: settings.Sources) -> None:
 
 @cli.command()
 @click.option(
+    "--since", default="1h", show_default=True, metavar="WHEN", help="So long ago (90s, 15m, 1h), or a time: 08:30."
+)
+@with_settings(settings.REWEIGH)
+def history(since: str, sources: settings.Sources) -> None:
+    """Show who led when, and why that changed.
+
+    The samples in the file are scored and ranked again, as they came. What HAProxy knows besides is not in them:
+    weights set by hand, maintenance, requests in flight. A server counts as DOWN while its two newest checks failed.
+
+    \b
+    Examples:
+      multicloud history
+      multicloud history --since 08:30
+
+    Exit code: 0 shown, 1 no samples, 2 wrong settings.
+    """
+    from multicloud.console import history as histories
+
+    for line in histories.lines(sources, since):
+        click.echo(line)
+
+
+@cli.command()
+@click.option(
     "-o",
     "--output",
     default="latency.png",
@@ -293,9 +320,11 @@ def doctor(files: tuple[str, ...], sources: settings.Sources) -> None:
     metavar="FILE",
     help="Where to draw: a .png or .svg file.",
 )
-@with_settings(settings.SCORING)
-def plot(output: str, sources: settings.Sources) -> None:
-    """Draw the round-trip times over time, with the score that decides.
+@click.option("--from", "begin", default="", metavar="WHEN", help="Not what was before: 15m ago, or a time: 08:30.")
+@click.option("--to", "end", default="", metavar="WHEN", help="Not what came after.")
+@with_settings(settings.REWEIGH)
+def plot(output: str, begin: str, end: str, sources: settings.Sources) -> None:
+    """Draw the round-trip times over time, with the score that decides and the changes of favourite.
 
     Needs matplotlib: pip install '.[plot]' in the project's directory, or, beside the Debian package,
     apt install python3-matplotlib.
@@ -303,6 +332,7 @@ def plot(output: str, sources: settings.Sources) -> None:
     \b
     Examples:
       multicloud plot
+      multicloud plot --from 08:15 --to 08:45
       multicloud plot -o latency.svg --times /srv/edge1/times.txt
 
     Exit code: 0 drawn, 1 no samples to draw, 2 wrong settings.
@@ -311,46 +341,10 @@ def plot(output: str, sources: settings.Sources) -> None:
         raise light.UsageError(f"cannot draw {output!r}; give a name that ends with .png or .svg")
     with extra("plot"):
         from multicloud.console import plot as plots
-    plots.draw(sources, output)
+    plots.draw(sources, output, begin, end)
 
 
-@cli.command()
-@click.argument("servers", nargs=-1, metavar="SERVER[=ADDRESS[:PORT]]...")
-@click.option("--haproxy", metavar="VERSION", help="For this version; where not given, the HAProxy that is found.")
-@click.option("--backend", default="upstream", show_default=True, metavar="NAME", help="The backend's name.")
-@click.option("--mode", type=click.Choice(["http", "tcp"]), default="http", show_default=True)
-@click.option("--path", default="/", show_default=True, metavar="PATH", help="The path that the checks ask for.")
-@click.option("--blocks", is_flag=True, help="Only what goes into a configuration that is there.")
-@click.option("--beside", is_flag=True, help="For `multicloud run`: HAProxy's own checks in place of external ones.")
-def config(
-    servers: tuple[str, ...], haproxy: str | None, backend: str, mode: str, path: str, blocks: bool, beside: bool
-) -> None:
-    """Write an haproxy.cfg for these servers.
-
-    SERVER is a host name, HOST or HOST:PORT, or a name of your own and the address, NAME=ADDRESS or NAME=ADDRESS:PORT;
-    an IPv6 address in brackets. The name is the host that the server is asked for, and must be in its certificate.
-    Without a port it is 443. HAProxy speaks TLS to it, in mode http unless the port is 80, in mode tcp if it is 443.
-
-    The first line of what is written is the command that writes it: to add a server, run that again with one more name.
-
-    \b
-    Examples:
-      multicloud config eu.example.com us.example.com > haproxy.cfg
-      multicloud config --blocks --backend app eu.example.com us.example.com >> /etc/haproxy/haproxy.cfg
-      multicloud config --mode tcp --backend db eu=db-eu.example.com:5432 us=db-us.example.com:5432
-
-    Exit code: 0 written, 2 wrong arguments.
-    """
-    from multicloud import installed
-    from multicloud.console import config as configs
-    from multicloud.haproxy_cfg import Plan
-
-    version = installed.version(haproxy) if haproxy else None
-    plan = Plan(version=version, backend=backend, http=mode == "http", path=path, blocks=blocks, beside=beside)
-    text, note = configs.write(light.printable(shlex.join(["multicloud", *sys.argv[1:]])), servers, plan)
-    click.echo(text, nl=False)
-    if note:
-        light.warn(f"note: {note}")
+cli.add_command(config)
 
 
 @cli.command()

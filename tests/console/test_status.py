@@ -195,6 +195,8 @@ def test_json_has_an_object_for_each_server(router: Edge) -> None:
         assert server["samples"] >= 1
         assert 0.01 <= server["p50"] <= server["p90"] <= server["p99"]
         assert server["last"] == server["trend"][-1]
+        assert server["p50"] * 0.9 <= server["score"] <= server["p99"] * 1.1
+        assert server["traffic"] == server["weight"] / 257
         assert 0 <= server["age"] < 60
         assert abs(time.time() - server["age"] - server["time"]) < 60
 
@@ -210,6 +212,10 @@ def test_prometheus_reads_it(router: Edge) -> None:
         "multicloud_server_samples": "gauge",
         "multicloud_server_failed_samples": "gauge",
         "multicloud_server_last_rtt_seconds": "gauge",
+        "multicloud_server_score_seconds": "gauge",
+        "multicloud_server_score_is_mean": "gauge",
+        "multicloud_server_traffic_ratio": "gauge",
+        "multicloud_server_requests_in_flight": "gauge",
         "multicloud_server_last_sample_timestamp_seconds": "gauge",
         "multicloud_server_state": "gauge",
         "multicloud_server_rtt_seconds": "summary",
