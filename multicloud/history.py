@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud import samplefile
@@ -86,13 +87,11 @@ class Samples:
 
 
 def read(path: str, newest: int) -> Samples:
-    """The `newest` samples of each server; none where there is no file. Raises SampleFileError.
+    """The `newest` samples of each server, and none where there is no file. Raises SampleFileError.
 
-    What lies before them is not looked at.
-
-    Of a file larger than MAX_BYTES, or of more lines than MAX_LINES, only the end is read, of its servers no more than
-    MAX_SERVERS, and nothing more once MAX_GARBAGE lines were no samples: a reweigh must come to its end however much
-    there is.
+    What lies before these is not looked at. Of a file larger than MAX_BYTES, or of more lines than MAX_LINES, only the
+    end is read, of its servers no more than MAX_SERVERS, and nothing more once MAX_GARBAGE lines were no samples: a
+    reweigh must come to its end however much there is.
     """
     samples = Samples()
     try:
@@ -143,13 +142,9 @@ def follow(path: str, newest: int, samples: Samples, own: Iterable[tuple[str, st
     whole = read(path, newest)
     for key in own:
         in_file = whole.series.get(key, [])
-        lacking = list(samples.series.get(key, ()))
-        for sample in in_file:
-            if sample in lacking:
-                lacking.remove(sample)
-        if lacking:
-            merged = sorted([*lacking, *in_file], key=lambda sample: sample.time or 0.0, reverse=True)
-            whole.series[key] = merged[:newest]
+        every = Counter(samples.series.get(key, ())) | Counter(in_file)  # equal ones as often as either has them
+        if every.total() > len(in_file):
+            whole.series[key] = sorted(every.elements(), key=lambda each: each.time or 0.0, reverse=True)[:newest]
     return whole
 
 
@@ -196,7 +191,8 @@ def _leave(path: str, read: os.stat_result, end: int, last: bytes, kept: bytes) 
         try:
             _replace(path, found, lines)
         except OSError:  # no right or no space for another file, or the file's path is a mount
-            _shrink(fd, lines)
+            fcntl.fcntl(fd, fcntl.F_SETFL, 0)  # what is open for appending writes nowhere else
+            _write(fd, lines)
         return True
     finally:
         os.close(fd)
@@ -220,19 +216,12 @@ def _replace(path: str, owner: os.stat_result, lines: bytes) -> None:
         os.close(new)
 
 
-def _shrink(fd: int, lines: bytes) -> None:
-    """Move these lines to the front of the locked file, which needs no space. Raises OSError."""
-    fcntl.fcntl(fd, fcntl.F_SETFL, 0)  # what is open for appending writes nowhere else
+def _write(fd: int, lines: bytes) -> None:
+    """Write these lines from the front of the file, and end it behind them. Raises OSError."""
     done = 0
     while done < len(lines):
         done += os.pwrite(fd, lines[done:], done)
     os.ftruncate(fd, done)
-
-
-def _write(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 def _newest_lines(fd: int, end: int, keep: int, oldest: float) -> tuple[list[bytes], int]:

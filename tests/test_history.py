@@ -292,7 +292,7 @@ def test_whatever_the_system_refuses_is_a_sample_file_error_and_leaves_nothing_o
 
 
 @pytest.mark.parametrize(
-    ("call", "number"), [("write", errno.ENOSPC), ("fchmod", errno.EPERM), ("rename", errno.EBUSY)]
+    ("call", "number"), [("fchown", errno.EPERM), ("fchmod", errno.EPERM), ("rename", errno.EBUSY)]
 )
 def test_a_trim_that_cannot_put_a_file_in_its_place_shrinks_the_one_that_is_there(
     times: str, monkeypatch: pytest.MonkeyPatch, call: str, number: int
