@@ -1,11 +1,7 @@
-"""The history of each server's checks: the sample file read, followed and trimmed.
+"""The history of each server's checks: the sample file (samplefile.py) read, followed and trimmed.
 
-    <backend> <server> <seconds> <unix time>
-    <backend> <server> <seconds> <unix time> failed
-
-Lines of three fields, without a time, are read too. Readers need no lock: a line is written in one piece, and what
-follows the last newline is not a line yet. Nothing in the file is trusted: a line that is no sample is skipped and
-counted.
+Lines of three fields, without a time, are read too. Readers need no lock. Nothing in the file is trusted: a line that
+is no sample is skipped and counted.
 
 A trim puts a shorter file in the place of the file with a rename, so that a process killed at any moment leaves either
 the old file or the new one. Where there is no space or no right for that, it moves the lines that stay to the front of
@@ -45,10 +41,7 @@ BLOCK = 256 << 10
 
 
 class Sample(NamedTuple):
-    """A check: its seconds, the UNIX time at which it ended, None where that is not known, and whether it failed.
-
-    A check that failed has the seconds that it was allowed.
-    """
+    """A check: its seconds, the UNIX time at which it ended, None where that is not known, and whether it failed."""
 
     seconds: float
     time: float | None = None
@@ -65,9 +58,7 @@ class Samples:
 
     def __init__(self) -> None:
         self.series: dict[tuple[str, str], list[Sample]] = {}
-        self.lines = 0
-        self.garbage = 0
-        self.size = 0
+        self.lines = self.garbage = self.size = 0
         self.stamp: Stamp | None = None
 
     def add(self, backend: str, server: str, sample: Sample, newest: int) -> None:
