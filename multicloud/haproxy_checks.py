@@ -167,12 +167,8 @@ class Checks:
                     ended += [(server, gap or INTER, True)] * failed
                     ended += [(server, known.took(server), False)] * passed
                 elif server.check in FAILED_STATUSES:
-                    ended += [(server, _allowed(server, gap), True)] * max(failed, 1)
+                    # It was allowed what it took where time ran out, else as long as until the next one.
+                    least = LEAST if server.check in TIMED_OUT_STATUSES else gap or INTER
+                    ended += [(server, max(server.check_seconds or 0.0, least), True)] * max(failed, 1)
         self._servers = seen
         return ended
-
-
-def _allowed(server: Server, gap: float | None) -> float:
-    """Seconds that a failed check was allowed: what it took where time ran out, else as long as until the next one."""
-    took = max(server.check_seconds or 0.0, LEAST)
-    return took if server.check in TIMED_OUT_STATUSES else max(took, gap or INTER)
