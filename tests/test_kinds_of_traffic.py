@@ -37,10 +37,10 @@ AUTHORITY = trustme.CA()
 EVENT = b"data: news\n\n"
 
 
-def shown(question: str) -> list[str]:
-    """The pieces of haproxy.cfg in the section of the page that has this heading."""
+def shown(question: str, language: str = "haproxy") -> list[str]:
+    """The pieces of haproxy.cfg, or of another language, in the section of the page that has this heading."""
     section = PAGE.partition(f"\n## {question}\n")[2].partition("\n## ")[0]
-    return re.findall(r"^```haproxy\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
 
 
 def with_lines(text: str, piece: str) -> str:
@@ -48,23 +48,33 @@ def with_lines(text: str, piece: str) -> str:
 
     A line that is in the section already says where those before it go: above it.
     """
-    piece = re.sub(r"\bapp-(router|regions|last-resort)\b", r"\1", piece)
+    piece = piece.replace("frontend mine", "frontend router").replace("defaults app-regions", "defaults regions")
     piece = re.sub(r"\bapp(-once)?(?=[ \n)])", r"upstream\1", piece)
     for name, added in re.findall(r"^(\w+ \S+)\n((?:    .*\n)+)", piece, re.MULTILINE):
         found = re.search(rf"^{name}\b.*\n(?:(?: |\.|#).*\n)*", text, re.MULTILINE)
-        assert found, name
-        section, head = found[0], found[0].splitlines()[0] + "\n"
-        lines = added.splitlines(keepends=True)
-        place = next((line for line in lines if line in section), None)
-        if any(line.startswith("    bind ") for line in lines):
-            section = re.sub(r"^    bind .*\n", "", section, flags=re.MULTILINE)
+        if not found:
+            text = f"{OWN}{name}\n{added}\n{text}"
+            continue
+        head, *lines = found[0].splitlines(keepends=True)
+        binds = [line for line in lines if line.startswith("    bind ")]
+        place = next((line for line in added.splitlines(keepends=True) if line in lines), "")
         if place:
-            section = section.replace(place, "".join(lines))
+            section = found[0].replace(place, added)
         else:
-            binds = "".join(re.findall(r"^    bind .*\n", section, re.MULTILINE))
-            section = head + binds + "".join(lines) + section.removeprefix(head).replace(binds, "")
+            section = "".join([head, *binds, added, *(line for line in lines if line not in binds)])
         text = text.replace(found[0], section)
     return text
+
+
+OWN = """
+defaults
+    mode http
+    timeout connect 2s
+    timeout client 30s
+    timeout server 30s
+
+"""
+"""What the operator's own haproxy.cfg begins with."""
 
 
 class Application(http.server.BaseHTTPRequestHandler):
@@ -248,6 +258,7 @@ def routed(
     interval: str = "600s",
     http: bool = True,
     beside: bool = False,
+    bind: str = "",
 ) -> Iterator[Routed]:
     """Run it with these pieces of the page; `change` is what a test must change of them, such as a time or a place."""
     version = installed.haproxy_version({"HAPROXY_BINARY": haproxy_binary()})
@@ -255,7 +266,7 @@ def routed(
         authority = Path(name) / "authority.pem"
         AUTHORITY.cert_pem.write_to_path(str(authority))
         servers = [haproxy_cfg.Server(name, "127.0.0.1", port) for name, port in ports.items()]
-        text = haproxy_cfg.configuration(haproxy_cfg.Plan(servers, version, http=http, beside=beside))
+        text = haproxy_cfg.configuration(haproxy_cfg.Plan(servers, version, http=http, beside=beside, bind=bind))
         for piece in pieces:
             text = with_lines(text, piece)
         variables = listen_anywhere(authority)
@@ -360,11 +371,13 @@ class Doors:
         self._directory = tempfile.TemporaryDirectory()
         self._pem = Path(self._directory.name) / "site.pem"
         AUTHORITY.issue_cert("www.example.com").private_key_and_cert_chain_pem.write_to_path(str(self._pem))
+        self.bind = bind(TLS).replace(":443 ", f":{self.https} ").replace("/etc/haproxy/site.pem", str(self._pem))
+        self.redirect = shown(TLS)[0].replace(":80 ", f":{self.http} ")
 
-    def put(self, text: str) -> str:
-        """A configuration with these in place of those that the page shows."""
-        text = text.replace("bind :::80 ", f"bind :::{self.http} ").replace("bind :::443 ", f"bind :::{self.https} ")
-        return text.replace("/etc/haproxy/site.pem", str(self._pem))
+
+def bind(question: str) -> str:
+    """What stands after `bind =` there."""
+    return str(re.findall(r"bind = (.*)", shown(question, "ini")[0])[0])
 
 
 @contextlib.contextmanager
@@ -419,12 +432,7 @@ def test_grpc_has_kept_connections_and_its_trailers() -> None:
     request = "POST /hello HTTP/1.1\r\nhost: www.example.com\r\ncontent-type: application/grpc\r\nte: trailers\r\n"
     answers = []
     with (
-        routed(
-            shown(HTTP2)[1],
-            *shown(TLS),
-            change=lambda text: in_one_thread(doors.put(text)),
-            regions=only_http2,
-        ) as running,
+        routed(shown(HTTP2)[1], change=in_one_thread, regions=only_http2, bind=doors.bind) as running,
         http2_user(doors.https) as user,
     ):
         running.lead("us.demo")
@@ -443,7 +451,7 @@ def test_users_come_in_over_tls_and_http2_and_are_sent_there() -> None:
     doors = Doors()
     context = ssl.create_default_context(cadata=AUTHORITY.cert_pem.bytes().decode())
     context.set_alpn_protocols(["h2", "http/1.1"])
-    with routed(*shown(TLS), change=doors.put):
+    with routed(doors.redirect, bind=doors.bind):
         connection = http.client.HTTPConnection("127.0.0.1", doors.http, timeout=10)
         connection.request("GET", "/page", headers={"host": "www.example.com"})
         answer = connection.getresponse()
@@ -476,9 +484,8 @@ def test_an_upload_that_is_too_large_is_refused_before_it_comes() -> None:
 
 
 def test_users_come_in_over_ipv6_and_ipv4() -> None:
-    with routed(
-        *shown("How do users come in over IPv6?"), change=lambda text: text.replace(":::8080", ":::${PORT}")
-    ) as running:
+    both = bind("How do users come in over IPv6?").replace("8080", "${PORT}")
+    with routed(bind=f'"{both.split()[0]}" {both.split()[1]}') as running:
         for host in ("::1", "127.0.0.1"):
             assert running.ask(host=host)[1]["region"] == "eu.demo"
 
@@ -522,7 +529,7 @@ def test_an_edge_says_whether_it_is_well() -> None:
 
 @pytest.mark.root("give this machine another address")
 def test_haproxy_listens_at_an_address_that_it_has_later() -> None:
-    with own_network(ipv6=False), routed(shown(SEVERAL)[1]):
+    with own_network(ipv6=False), routed(bind=re.findall(r"`bind = (.* transparent)`", PAGE)[0]):
         with pytest.raises(OSError, match="unreachable"):
             socket.create_connection(("192.0.2.10", 8080))
         subprocess.run(["ip", "address", "add", "192.0.2.10/32", "dev", "lo"], check=True)
