@@ -106,7 +106,8 @@ def haproxy_target(arguments: Sequence[str], environ: Mapping[str, str], values:
 
 def target_of(scheme: str, address: str, port: int | None, host: str, values: settings.Settings) -> probe.Target:
     """A target, to be probed as the settings say."""
-    return probe.Target(scheme, address, port, host, values.path, values.expect, values.ca_file, values.insecure)
+    asked = values.path, values.expect, values.ca_file, values.insecure, values.user_agent
+    return probe.Target(scheme, address, port, host, *asked)
 
 
 def auto_scheme(environ: Mapping[str, str]) -> str:

@@ -99,6 +99,7 @@ def test_what_follows_the_last_newline_is_not_a_line_yet(tmp_path: Path) -> None
         "upstream eu.example.com inf 5",
         "upstream eu.example.com -0.1 5",
         "upstream eu.example.com 0 5",
+        "upstream eu.example.com 9e-7 5",
         "upstream eu.example.com 1e400 5",
         "upstream eu.example.com 3601 5",
         "upstream eu.example.com 1_0 5",
