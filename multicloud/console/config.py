@@ -17,13 +17,13 @@ import click
 
 from multicloud import haproxy_cfg, installed, light, runtime, settings
 from multicloud.console import parser
-from multicloud.haproxy_cfg import Plan, Server
 from multicloud.light import CommandError, UsageError
+from multicloud.plan import AUTHORITIES, NONE, USUAL, Plan, Server, escaped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from multicloud.haproxy_cfg import Version
+    from multicloud.plan import Version
     from multicloud.settings import Settings, Sources
 
 HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?")
@@ -236,7 +236,7 @@ def write(command: str, sources: Sources, wanted: Wanted) -> tuple[str, list[str
         head.append(f"It {where}; {chroot or 'a `chroot` in `global` may stay'}.")
         notes += [chroot] * (chroot != "" and own.first_word("chroot") not in ("", "/"))
         if not wanted.output and not plans[0].bind:
-            notes.append(f"users come in at {haproxy_cfg.USUAL}, unless `bind` in {sources.path} says otherwise")
+            notes.append(f"users come in at {USUAL}, unless `bind` in {sources.path} says otherwise")
     return "\n".join(f"# {line}" for line in head) + "\n\n" + text, notes
 
 
@@ -296,14 +296,14 @@ def _with_words(sources: Sources, wanted: Wanted, backend: str, server: Server, 
             )
     if not server.tls or (own.insecure, own.ca_file) == (values.insecure, values.ca_file):
         return server
-    authorities = haproxy_cfg.escaped(own.ca_file or haproxy_cfg.AUTHORITIES)
+    authorities = escaped(own.ca_file or AUTHORITIES)
     return server._replace(words="verify none" if own.insecure else f"verify required ca-file {authorities}")
 
 
 def _check_addresses(plans: Sequence[Plan], sections: Iterable[parser.Section], path: str) -> None:
     """That no two frontends have one address. Raises UsageError."""
     theirs = ((f"{each.kind} {each.name}", line[1]) for each in sections for line in each.lines if line[0] == "bind")
-    ours = ((f"[{plan.backend}]", (plan.bind or haproxy_cfg.USUAL).split()[0]) for plan in plans)
+    ours = ((f"[{plan.backend}]", (plan.bind or USUAL).split()[0]) for plan in plans)
     taken: dict[str, str] = {}
     for whose, addresses in (*theirs, *ours):
         for address in addresses.split(","):
@@ -313,7 +313,7 @@ def _check_addresses(plans: Sequence[Plan], sections: Iterable[parser.Section], 
                     f"{whose} would bind {address}, as {taken[address]} does, and each get some of the users; "
                     f"accepted: another `bind` in {path}, or `bind = none` for a frontend of your own"
                 )
-            if address != haproxy_cfg.NONE:
+            if address != NONE:
                 taken[address] = whose
 
 

@@ -14,7 +14,7 @@ import subprocess
 import time
 from typing import TYPE_CHECKING
 
-from multicloud import haproxy_cfg, installed, runtime
+from multicloud import haproxy_cfg, installed, plan, runtime
 from multicloud.light import CommandError, UsageError
 
 if TYPE_CHECKING:
@@ -121,8 +121,8 @@ def configuration(ports: Mapping[str, int], *, beside: bool = False) -> str:
         version = installed.haproxy_version({"HAPROXY_BINARY": haproxy_binary()})
     except UsageError as error:
         raise CommandError(str(error)) from None
-    servers = [haproxy_cfg.Server(name, "127.0.0.1", port) for name, port in ports.items()]
-    return haproxy_cfg.configuration(haproxy_cfg.Plan(servers, version, beside=beside))
+    servers = [plan.Server(name, "127.0.0.1", port) for name, port in ports.items()]
+    return haproxy_cfg.configuration(plan.Plan(servers, version, beside=beside))
 
 
 def haproxy_binary() -> str:

@@ -18,8 +18,9 @@ import pytest
 from multicloud import installed, runtime, settings
 from multicloud.console import config, parser
 from multicloud.demo.router import Router, haproxy_binary
-from multicloud.haproxy_cfg import Plan, Server, configuration
+from multicloud.haproxy_cfg import configuration
 from multicloud.light import UsageError
+from multicloud.plan import Plan, Server
 from tests.command import run
 from tests.edge import edge, wait_until
 from tests.test_haproxy_cfg import HAPROXIES, assert_valid, here
