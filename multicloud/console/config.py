@@ -158,9 +158,7 @@ def servers(texts: Iterable[str], *, http: bool = True) -> list[Server]:
     for text in texts:
         name, equals, place = text.partition("=")
         if "://" in text:
-            raise UsageError(
-                f"{text!r}: a URL is no server; accepted: SERVER[=ADDRESS[:PORT]], without https:// and path"
-            )
+            raise UsageError(f"{text!r}: a URL is no server; accepted: its host, HOST or HOST:PORT")
         address, colon, number = (place if equals else name).rpartition(":")
         if not colon or number.endswith("]"):
             address, number = place if equals else name, "443"
@@ -290,10 +288,8 @@ def _with_words(sources: Sources, wanted: Wanted, backend: str, server: Server, 
         said = getattr(own, setting.name)
         if said not in (getattr(values, setting.name), server.name):
             where = sources.where(setting, backend, server.name)
-            named = f" or, for {said}={server.address}, nothing" * (setting is settings.HOST)
-            raise UsageError(
-                f"{where}: HAProxy cannot be told this of one server alone; accepted: in [{backend}]{named}"
-            )
+            or_named = f", or the server {said}={server.address}" * (setting is settings.HOST)
+            raise UsageError(f"{where}: HAProxy cannot be told this of one server; accepted: in [{backend}]{or_named}")
     if not server.tls or (own.insecure, own.ca_file) == (values.insecure, values.ca_file):
         return server
     authorities = escaped(own.ca_file or AUTHORITIES)
@@ -302,7 +298,8 @@ def _with_words(sources: Sources, wanted: Wanted, backend: str, server: Server, 
 
 def _check_addresses(plans: Sequence[Plan], sections: Iterable[parser.Section], path: str) -> None:
     """That no two frontends have one address. Raises UsageError."""
-    theirs = ((f"{each.kind} {each.name}", line[1]) for each in sections for line in each.lines if line[0] == "bind")
+    binds = ((each, line) for each in sections for line in each.lines if line[0] == "bind")
+    theirs = ((f"{each.kind} {each.name}", "".join(line[1:2])) for each, line in binds)
     ours = ((f"[{plan.backend}]", (plan.bind or USUAL).split()[0]) for plan in plans)
     taken: dict[str, str] = {}
     for whose, addresses in (*theirs, *ours):
@@ -324,7 +321,7 @@ def _notes(sources: Sources, wanted: Wanted, plans: Sequence[Plan]) -> list[str]
         needed = f"`backends = {','.join(names)}` in {sources.path}, beside those that are there"
         lacking = set(names) - set(sources.read((settings.BACKENDS,)).backends)
         return [f"`multicloud run` needs {needed}"] if lacking else []
-    other = [each for each in plans if sources.read((settings.PATH,), each.backend).path != each.path]
+    other = {each.backend: each.path for each in plans if sources.text(settings.PATH, each.backend) != each.path}
     return [
-        f"the checks need `[{each.backend}]` and, below it, `path = {each.path}` in {sources.path}" for each in other
+        f"the checks need `[{name}]` and, below it, `path = {path}` in {sources.path}" for name, path in other.items()
     ]
