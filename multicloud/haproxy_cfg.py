@@ -132,7 +132,7 @@ def _choices(plan: Plan) -> str:
 # HAProxy no longer gives each server its own Host header by itself, so a region is chosen here, and its name handed to
 # `relay`, which puts it in place. Each line is the region's name with the address of `relay`, and tracks the region.
 defaults {plan.shared("choices")} from {plan.common}
-    balance roundrobin
+    balance random(2)
     # A connection to `relay` costs nothing, and each request is the first one on its own: so it answers every failure.
     option http-server-close
     # Another region is tried where `relay` says that it may be: with status 425, or by closing without an answer, which
@@ -241,7 +241,8 @@ def _regions(plan: Plan) -> str:
     return _text(f"""\
 # What the backends have in common whose servers are the regions. Every other section says `from {plan.common}`.
 defaults {plan.name("regions")} from {plan.common}
-    balance roundrobin
+    # Of two servers, drawn by their weights, the one with fewer requests in flight: it evens out between two reweighs.
+    balance random(2)
 {FORWARDED * plan.http}
 {plan.relayed(relayed, direct + direct_http)}
 {http * plan.http}

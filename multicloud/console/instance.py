@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud import installed, runtime
+from multicloud.settings import digits
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -94,10 +95,13 @@ class Instance(NamedTuple):
 def ask(api: RuntimeAPI) -> Instance:
     """Ask HAProxy. Raises RuntimeAPIError."""
     info = dict(line.split(": ", 1) for line in api.ask("show info").splitlines() if ": " in line)
-    rows = runtime.rows(api.lines("show stat -1 2 -1"), ",", ("pxname", "algo"))
-    algorithms = {row["pxname"]: row["algo"] for row in rows if row["algo"]}
+    with api.expecting("version and process"):
+        version, pid = info["Version"], digits(info["Pid"])
+    with api.expecting("statistics"):
+        rows = runtime.rows(api.lines("show stat -1 2 -1"), ",", ("pxname", "algo"))
+        algorithms = {row["pxname"]: row["algo"] for row in rows if row["algo"]}
     level = api.ask("show cli level")
-    return Instance(info["Version"], int(info["Pid"]), level, api.servers(), algorithms, name_servers(api))
+    return Instance(version, pid, level, api.servers(), algorithms, name_servers(api))
 
 
 def name_servers(api: RuntimeAPI) -> tuple[NameServer, ...]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import socket
+import subprocess
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from multicloud import history, probe, ranking, reweigh, settings
+from multicloud import history, probe, ranking, reweigh, settings, sharing
 from multicloud.console import check as probes
 from multicloud.console import explain
 from multicloud.console.cli import cli
@@ -20,7 +22,7 @@ from multicloud.demo.router import haproxy_binary
 from multicloud.history import Sample
 from multicloud.light import UsageError
 from multicloud.runtime import DOWN, DRAIN, MAINT, UP, Server
-from tests.command import PROGRAM, Terminal, run
+from tests.command import BARE, PROGRAM, Terminal, run
 from tests.edge import Edge, edge, wait_until
 from tests.haproxy import haproxy as running_haproxy
 from tests.haproxy import tell
@@ -62,6 +64,13 @@ def test_each_command_has_help_with_examples(command: str) -> None:
     assert shown.returncode == 0
     assert f"Examples:\n    multicloud {command}" in shown.stdout
     assert "[MULTICLOUD_" in shown.stdout or command in ("config", "demo")
+
+
+@pytest.mark.parametrize("command", ["doctor", "status", "check http://127.0.0.1:1", "config eu", "reweigh --dry-run"])
+def test_that_standard_output_is_closed_is_no_fault_of_the_program(command: str) -> None:
+    shell = f"{PROGRAM} {command} >&-"
+    done = subprocess.run(["/bin/sh", "-c", shell], env=BARE, capture_output=True, text=True, check=False)
+    assert "please report it" not in done.stderr
 
 
 def test_the_version_is_the_packages_and_that_of_the_haproxy_which_is_found(tmp_path: Path) -> None:
@@ -252,9 +261,10 @@ def test_root_makes_no_sample_file_where_haproxys_user_would(router: Edge, tmp_p
 
 
 def test_without_a_server_a_person_is_told_what_to_give() -> None:
-    done = run("check")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"error: no server to probe; give {probes.ACCEPTED}\n"
+    for environ in ({}, {"HAPROXY_SERVER_NAME": "eu"}):
+        done = run("check", environ=environ)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == f"error: no server to probe; give {probes.ACCEPTED}\n"
 
 
 def test_the_time_that_counts_is_said_with_its_reason() -> None:
@@ -371,6 +381,7 @@ def test_by_hand_it_shows_what_was_sent(router: Edge) -> None:
 NOW = 1763870000.0
 STATES = {"U": UP, "D": DOWN, "M": MAINT, "R": DRAIN}
 FASTEST, SECOND = "favourite: the fastest", "backup: the fastest after the favourite"
+SHARES, FLYING, BE, SLOWER = "shares the lead:", "requests in flight,", "would be usual", "out: others are faster"
 AHEAD = "favourite: b is 25.0 % faster than a, and more than 10 % counts"
 KEPT = "favourite, kept by hysteresis: b is 5.0 % faster than a, and more than 10 % counts"
 UNKNOWN, IS_DOWN = "out: no samples that count", "out: DOWN, and comes back without traffic until it is measured"
@@ -379,12 +390,17 @@ MUST = "favourite: no server that is UP has samples that count, and one must ser
 
 
 def explained(servers: Sequence[Server], series: dict[tuple[str, str], list[Sample]], tolerance: int = 0) -> list[str]:
-    """How a reweigh is explained that finds these samples."""
+    """How a reweigh is explained that finds these samples and, where servers share, 600 users a second of `a`."""
     sources = settings.Sources({"MULTICLOUD_TOLERANCE": str(tolerance)})
     found = history.Samples()
     found.series = series
     scored = reweigh.score(series, sources, NOW)
-    decisions = reweigh.decide(servers, scored, sources)
+    shared = any(1 < server.weight < 256 for server in servers)
+    users = {("upstream", "a"): sharing.Load(41, 600, 0.01)} if shared else {}
+    share = functools.partial(
+        sharing.share, samples=series, users=users, again=lambda: users, connect=lambda _: 0.0, now=NOW, elapsed=0.0
+    )
+    decisions = reweigh.decide(servers, scored, sources, share)
     return explain.explain(reweigh.Outcome(found, scored, decisions, ranking.changes(decisions), []), sources)
 
 
@@ -400,7 +416,14 @@ def explained(servers: Sequence[Server], series: dict[tuple[str, str], list[Samp
         ("DUU", [10, None, None], [0, 256, 1], 0, [IS_DOWN, MUST, "backup: without samples, but there is no other"]),
         ("DD", [10, 20], [256, 1], 0, ["stays: no server is UP"] * 2),
         ("UUU", [20, 24, 40], [1, 1, 1], 5, [FASTEST, "favourite: within 5 ms of a, the fastest", SECOND]),
-        ("UUU", [20, 30, 30], [1, 1, 1], 0, [FASTEST, SECOND, "out: others are faster"]),
+        ("UUU", [20, 30, 30], [1, 1, 1], 0, [FASTEST, SECOND, SLOWER]),
+        (
+            "UUU",
+            [20, 30, 40],
+            [256, 99, 0],
+            0,
+            [f"{SHARES} 41 {FLYING} 12 {BE}", f"{SHARES} 0 {FLYING} 0 {BE}", SLOWER],
+        ),
     ],
 )
 def test_every_decision_is_explained(

@@ -43,7 +43,7 @@ def test_all_is_well_with_the_shipped_configuration() -> None:
             "2 servers are measured",
             "`global` has `external-check`",
             "`global` has `insecure-fork-wanted`",
-            "upstream: `balance roundrobin` takes weights",
+            "upstream: `balance random(2)` takes weights",
             "HAProxy accepts the certificates of ",
         ):
             assert one(others, part).startswith("ok ")
