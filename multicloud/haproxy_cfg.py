@@ -163,7 +163,8 @@ frontend {plan.name("relay")} from {plan.common}
 def _routes(plan: Plan, acl: str = "") -> str:
     """The lines of a frontend that choose the backend, for the requests of that condition or for all."""
     rest = f"    use_backend {{}} if {acl.rstrip()}" if acl else "    default_backend {}"
-    once = f"    use_backend {plan.backend}-once if {acl}!{SAFE}\n" * plan.http
+    unsafe = f"if {acl}!{SAFE}" if acl else f"unless {SAFE}"
+    once = f"    use_backend {plan.backend}-once {unsafe}\n" * plan.http
     relayed = f"""\
     # While HAProxy stops, `relay` listens no more: what is still to come goes to the region that answered last.
     use_backend {plan.backend}-once if {acl}{{ stopping }} {{ var({plan.answered}) -m found }}

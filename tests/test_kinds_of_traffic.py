@@ -22,6 +22,7 @@ import trustme
 
 from multicloud import haproxy_cfg, installed, runtime
 from multicloud.demo.router import haproxy_binary
+from multicloud.plan import Plan, Server
 from tests import command, haproxy
 from tests.edge import Router, listen_anywhere, wait_until
 from tests.names import own_network
@@ -254,8 +255,8 @@ def routed(
     with regions() as ports, tempfile.TemporaryDirectory() as name:
         authority = Path(name) / "authority.pem"
         AUTHORITY.cert_pem.write_to_path(str(authority))
-        servers = [haproxy_cfg.Server(name, "127.0.0.1", port) for name, port in ports.items()]
-        text = haproxy_cfg.configuration(haproxy_cfg.Plan(servers, version, http=http, beside=beside))
+        servers = [Server(name, "127.0.0.1", port) for name, port in ports.items()]
+        text = haproxy_cfg.configuration(Plan(servers, version, http=http, beside=beside))
         for piece in pieces:
             text = with_lines(text, piece)
         variables = listen_anywhere(authority)

@@ -23,7 +23,6 @@ from multicloud.plan import AUTHORITIES, NONE, USUAL, Plan, Server, escaped
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from multicloud.plan import Version
     from multicloud.settings import Settings, Sources
 
 HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?")
@@ -188,11 +187,6 @@ def _is_address(text: str) -> bool:
         return HOST.fullmatch(text) is not None and ".." not in text and re.search("[^0-9.]", text) is not None
 
 
-def _written(version: Version) -> str:
-    """A version as one writes it: without a last number that is 0, as of a line that was named and no release."""
-    return ".".join(map(str, version if version[2] else version[:2]))
-
-
 def _directory(name: str) -> str:
     """Where HAProxy finds a command that is not where it looks by itself; "" for one that is.
 
@@ -209,13 +203,11 @@ def _directory(name: str) -> str:
 def write(command: str, sources: Sources, wanted: Wanted) -> tuple[str, list[str]]:
     """What `command` writes, which wants this, and what else its user has to do. Raises UsageError."""
     version = installed.version(wanted.haproxy) if wanted.haproxy else installed.haproxy_version(os.environ)
-    there = parser.read(wanted.others, os.environ, _written(version)).sections if wanted.others else []
+    number = ".".join(map(str, version)).removesuffix(".0")  # as one writes it
+    there = parser.read(wanted.others, os.environ, number).sections if wanted.others else []
     own = parser.Configuration(there, []).global_section()
-    directory, maxconn = _directory("multicloud-check"), own.last("maxconn") is None
-    plans = [
-        _plan(sources, wanted, name, texts)._replace(version=version, directory=directory, maxconn=maxconn)
-        for name, texts in _listed(sources, wanted).items()
-    ]
+    machine = Plan(version=version, directory=_directory("multicloud-check"), maxconn=own.last("maxconn") is None)
+    plans = [_plan(sources, wanted, *listed, machine) for listed in _listed(sources, wanted).items()]
     _check_addresses(plans, there, sources.path)
     text = haproxy_cfg.configuration(*plans)
     names = re.findall(r"^(?:defaults|resolvers|frontend|backend) (\S+)", text, re.MULTILINE)
@@ -225,7 +217,7 @@ def write(command: str, sources: Sources, wanted: Wanted) -> tuple[str, list[str
     more = f"write it into {sources.path} and run it again. What is changed here is lost then"
     if wanted.servers:
         more = "run it again with one more name" + ", and put that in the place of this" * wanted.blocks
-    head = [command, f"wrote this, for HAProxy {_written(version)}. For one more server, {more}."]
+    head = [command, f"wrote this, for HAProxy {number}. For one more server, {more}."]
     head += [f"Besides, {note}." for note in notes]
     if wanted.blocks:
         must = "must go" if version < installed.CRASHES else "must become `chroot /`"  # 3.4 warns without one
@@ -251,8 +243,8 @@ def _listed(sources: Sources, wanted: Wanted) -> dict[str, Sequence[str]]:
     return listed
 
 
-def _plan(sources: Sources, wanted: Wanted, backend: str, texts: Sequence[str]) -> Plan:
-    """The plan for a backend, as far as arguments and settings make it. Raises UsageError."""
+def _plan(sources: Sources, wanted: Wanted, backend: str, texts: Sequence[str], plan: Plan) -> Plan:
+    """The plan for this machine, made one for a backend by arguments and settings. Raises UsageError."""
     values = sources.read((*OF_SERVER, settings.BIND, settings.MODE), backend)
     http = (wanted.mode or values.mode) == "http"
     path = wanted.path or values.path
@@ -266,8 +258,8 @@ def _plan(sources: Sources, wanted: Wanted, backend: str, texts: Sequence[str]) 
         raise UsageError(f"--path {path!r}: in mode tcp, checks ask for no path")
     if values.host and not HOST.fullmatch(values.host):
         raise UsageError(f"{sources.where(settings.HOST, backend)}: {values.host!r}; accepted: a name of a certificate")
-    return Plan(
-        [_with_words(sources, wanted, backend, server, values) for server in servers(texts, http=http)],
+    return plan._replace(
+        servers=[_with_words(sources, wanted, backend, server, values) for server in servers(texts, http=http)],
         backend=backend,
         http=http,
         path=path,
