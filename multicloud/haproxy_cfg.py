@@ -115,7 +115,7 @@ backend reweigh from {plan.common}
 
 
 FORWARDED = """\
-    # What a region is told of the client; what is the same for CGI does not come in.
+    # A region is told the client's address, Host and scheme. What is the same to CGI, with an underscore, is no header.
     option forwardfor
     http-request del-header ^x(_forwarded[-_]|-forwarded_)(for|host|proto)$ -m reg
     http-request set-header X-Forwarded-Host %[req.hdr(host)]

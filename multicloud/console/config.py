@@ -85,6 +85,8 @@ def config(**arguments: Any) -> None:
     text, notes = write(light.printable(shlex.join(["multicloud", *sys.argv[1:]])), sources, wanted)
     if wanted.output:
         replace(wanted.output, text, wanted.others)
+        if wanted.blocks and not wanted.others:
+            notes.append("HAProxy accepts this file alone; none runs that says what it reads beside it: `--with FILE`")
     else:
         click.echo(text, nl=False)
     for note in notes:
@@ -96,8 +98,9 @@ def _with_others(wanted: Wanted, sources: Sources, here: Sequence[str] = ()) -> 
     if not (wanted.blocks and (wanted.output or wanted.others)):
         return wanted._replace(others=())
     own = os.path.realpath(wanted.output or "")
-    others = wanted.others or running(sources) or here
-    return wanted._replace(others=[file for file in others if os.path.realpath(file) != own])
+    found = [Path(each) for each in wanted.others or running(sources) or here]
+    files = [file for each in found for file in (sorted(each.glob("*.cfg")) if each.is_dir() else [each])]
+    return wanted._replace(others=[str(file) for file in files if os.path.realpath(file) != own])
 
 
 def running(sources: Sources) -> list[str]:

@@ -20,7 +20,7 @@ from multicloud.console import config, parser
 from multicloud.demo.router import Router, haproxy_binary
 from multicloud.haproxy_cfg import configuration
 from multicloud.light import UsageError
-from multicloud.plan import Plan, Server
+from multicloud.plan import RELAYED, Plan, Server
 from tests.command import run
 from tests.edge import edge, wait_until
 from tests.test_haproxy_cfg import HAPROXIES, assert_valid, here
@@ -300,6 +300,23 @@ def test_a_written_file_is_outdated_when_the_settings_would_make_another_one(
         path.write_text(other)
         conf.write_text(two)
         assert outdated() == ""
+
+
+def test_a_directory_is_read_as_haproxy_reads_it_and_may_have_the_written_file_itself(tmp_path: Path) -> None:
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d" / "own.cfg").write_text(debian(tmp_path, chroot=False))
+    words = ("--blocks", "--output", f"{tmp_path}/conf.d/multicloud.cfg", "--with", f"{tmp_path}/conf.d")
+    for servers in ("eu=203.0.113.7", "eu=203.0.113.7 us=203.0.113.8"):
+        done = from_settings(tmp_path, f"[app]\nservers = {servers}\n", *words)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "conf.d" / "multicloud.cfg").read_text().count("server us") == 3 + (here() >= RELAYED)
+
+
+def test_where_no_haproxy_says_what_stands_beside_it_that_is_said(tmp_path: Path) -> None:
+    text = f"socket = {tmp_path}/none\n[app]\nservers = eu=203.0.113.7\n"
+    done = from_settings(tmp_path, text, "--blocks", "--output", f"{tmp_path}/multicloud.cfg")
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1)
+    assert "note: HAProxy accepts this file alone; none runs" in done.stderr
 
 
 def test_an_address_of_the_other_files_is_not_bound_again(tmp_path: Path) -> None:
