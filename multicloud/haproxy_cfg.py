@@ -115,7 +115,7 @@ backend reweigh from {plan.common}
 
 
 FORWARDED = """\
-    # A region is told the client's address, Host and scheme. What is the same to CGI, with an underscore, is no header.
+    # A region is told the client's address, Host and scheme. Names that CGI cannot tell from these do not come in.
     option forwardfor
     http-request del-header ^x(_forwarded[-_]|-forwarded_)(for|host|proto)$ -m reg
     http-request set-header X-Forwarded-Host %[req.hdr(host)]
