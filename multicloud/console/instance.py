@@ -14,12 +14,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud import installed, runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from multicloud.runtime import RuntimeAPI, Server
 
@@ -36,6 +37,8 @@ EXIT_CODES = {
     "126": "HAProxy's user may not execute the check's command",
     "127": "a program was not found: the check's command, or what it runs, is not in `external-check path`",
     "255": "HAProxy could not start the check's command: is it there, and may HAProxy's user execute it?",
+    "4294967295": "a signal ended it: is memory short (`dmesg`)? Or it is a server that was added while HAProxy runs "
+    "(`add server`), for which HAProxy cannot start a check: write it into the configuration, and reload",
 }
 """What the exit code of an external check says by itself: of multicloud's own commands, of a shell and of HAProxy."""
 
@@ -61,6 +64,15 @@ class NameServer(NamedTuple):
         return self.counters["sent"] - sum(self.counters.get(kind, 0) for kind in ANSWERS)
 
 
+class Use(NamedTuple):
+    """What HAProxy says of users' requests to a server: whether it is a `backup`, its cookie, and the seconds that the
+    last requests have waited for an answer, on average (0 without any)."""
+
+    backup: bool
+    cookie: str
+    wait: float
+
+
 class Instance(NamedTuple):
     """A running HAProxy. `algorithms` are the balance algorithms by backend, empty where the level is `user`."""
 
@@ -70,6 +82,7 @@ class Instance(NamedTuple):
     servers: list[Server]
     algorithms: dict[str, str]
     name_servers: tuple[NameServer, ...] = ()
+    uses: Mapping[tuple[str, str], Use] = MappingProxyType({})
 
     def checked(self) -> list[Server]:
         """The servers that have an external check other than the reweigh."""
@@ -94,10 +107,15 @@ class Instance(NamedTuple):
 def ask(api: RuntimeAPI) -> Instance:
     """Ask HAProxy. Raises RuntimeAPIError."""
     info = dict(line.split(": ", 1) for line in api.ask("show info").splitlines() if ": " in line)
-    rows = runtime.rows(api.lines("show stat -1 2 -1"), ",", ("pxname", "algo"))
-    algorithms = {row["pxname"]: row["algo"] for row in rows if row["algo"]}
+    algorithms, uses = {}, {}
+    for row in runtime.rows(
+        api.lines("show stat -1 6 -1"), ",", ("pxname", "svname", "algo", "bck", "cookie", "rtime")
+    ):
+        if row["algo"]:
+            algorithms[row["pxname"]] = row["algo"]
+        uses[row["pxname"], row["svname"]] = Use(row["bck"] == "1", row["cookie"], float(row["rtime"] or 0) / 1000)
     level = api.ask("show cli level")
-    return Instance(info["Version"], int(info["Pid"]), level, api.servers(), algorithms, name_servers(api))
+    return Instance(info["Version"], int(info["Pid"]), level, api.servers(), algorithms, name_servers(api), uses)
 
 
 def name_servers(api: RuntimeAPI) -> tuple[NameServer, ...]:
@@ -157,9 +175,9 @@ def user_of(pid: int) -> User | None:
 def user_named(user: str, group: str) -> User | None:
     """The user that a configuration names, by name or number, in the group that it names; "" for its own."""
     try:
-        entry = pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
-        gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid if group else entry.pw_gid
-    except KeyError:
+        entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
+        gid = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid if group else entry.pw_gid
+    except (KeyError, ValueError):
         return None
     return User(entry.pw_name, entry.pw_uid, gid, ())
 
@@ -184,6 +202,25 @@ def may(user: User, modes: str, path: str | Path) -> bool | None:
         extra_groups=user.groups,
     )
     return done.returncode == 0
+
+
+def let_in(address: str) -> str:
+    """As whom to run what may not open the socket of the Runtime API; "" where this process may, or it is not there."""
+    if not os.path.exists(address) or os.access(address, os.R_OK | os.W_OK):
+        return ""
+    status = os.stat(address)
+    if not status.st_mode & 0o020 or not status.st_gid:
+        return "as root (sudo)"
+    return (
+        f"as root (sudo), or let yourself in: `sudo usermod -aG {_group_name(status.st_gid)} $USER`, and log in again"
+    )
+
+
+def _group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
 
 
 def cannot_append(user: User, path: str) -> str | None:

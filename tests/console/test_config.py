@@ -112,8 +112,8 @@ def test_a_second_application_has_its_own_tls_and_its_own_names(tmp_path: Path, 
     path = tmp_path / "two.cfg"
     path.write_text(text)
     sections = {section.name: section for section in parser.read([str(path)], {}).proxies()}
-    assert parser.servers(sections["app"])["eu"]["sni"] == "str(www.example.com)"
-    assert parser.servers(sections["api"])["eu"]["sni"] == "srv_name"
+    assert parser.value(parser.options(sections["app"])["eu"], "sni") == "str(www.example.com)"
+    assert parser.value(parser.options(sections["api"])["eu"], "sni") == "srv_name"
 
 
 def test_the_first_line_is_the_command_that_writes_the_same_again() -> None:

@@ -55,18 +55,11 @@ def test_servers_are_probed_with_the_settings_of_their_sections_which_are_shown(
         for region in router.regions:
             region.status = 404
         wait_until(lambda: set(router.states().values()) == {"DOWN"}, 30, "both are DOWN")
-        _, wrong, others = doctor(router)
-        for name, section, used in (
-            ("eu", "upstream", f"asked with path = /healthz ({conf}:3), expect = 200 (default), ca_file = "),
-            (
-                "us",
-                "upstream/us",
-                f"asked with timeout = 1 ({conf}:6), path = /healthz ({conf}:3), expect = 204 ({conf}:5), ca_file = ",
-            ),
-        ):
+        wrong, others = doctor(router)
+        for name, section, expected in (("eu", "upstream", 200), ("us", "upstream/us", 204)):
             line = one(wrong, f"the check of upstream/{name} fails")
-            assert "status 404, expected 20" in line
-            assert f"set `path` or `expect` or `host` in [{section}] of {conf}; {used}" in line
+            assert f"status 404, expected {expected}" in line
+            assert line.endswith(f"set `path` or `expect` or `host` in [{section}] of {conf}")
         general = one(others, "settings: ")
         assert f"times = {router.router.settings['MULTICLOUD_TIMES']} (MULTICLOUD_TIMES)" in general
         assert f"path = /all ({conf}:1)" in general
@@ -78,8 +71,7 @@ def test_a_section_of_nobody_is_a_problem(conf: Path) -> None:
     conf.write_text("[ap]\npath = /\n[upstream]\npath = /\n[upstream/eu]\npath = /\n[upstream/ap]\npath = /\n")
     with edge({"eu": 0.01}, interval="600s") as router:
         router.router.settings["MULTICLOUD_CONF"] = str(conf)
-        code, wrong, _ = doctor(router)
-        assert code == 1
+        wrong, _ = doctor(router)
         assert f"{conf}: [ap] names no backend of HAProxy's" in one(wrong, "names no backend")
         assert f"{conf}: [upstream/ap] names no server of upstream" in one(wrong, "names no server")
         assert one(wrong, "names no server").endswith("its servers: eu")
@@ -183,7 +175,7 @@ def test_where_nothing_keeps_what_a_check_says_doctor_says_how_to_see_it() -> No
         with edge({"eu": 0.01}, commands={"MULTICLOUD_PATH": "mistyped"}, configure=configure) as router:
             wait_until(lambda router=router: set(router.states().values()) == {"DOWN"}, 30, "it is DOWN")  # type: ignore[misc]
             del router.router.settings["MULTICLOUD_PATH"]
-            _, wrong, _ = doctor(router)
+            wrong, _ = doctor(router)
             line = one(wrong, "the check of upstream/eu fails with exit code 2")
             assert expected in line
             assert "HAPROXY_PROXY_NAME=upstream HAPROXY_SERVER_NAME=eu HAPROXY_SERVER_ADDR=127.0.0.1 " in line

@@ -33,29 +33,6 @@ def test_a_line_is_split_as_haproxy_splits_it(line: str, words: list[str]) -> No
     assert parser.split(line, {"WAY": "/opt"}) == words
 
 
-@pytest.mark.parametrize(
-    ("lines", "limits"),
-    [
-        ("server a b check", {"a": 2.0}),
-        ("server a b\n server inter c", {}),
-        ("server a b check inter 1s", {"a": 1.0}),
-        ("default-server inter 5s\n server a b check", {"a": 5.0}),
-        ("default-server inter 5s\n server a b check\n server c d check inter 1500", {"a": 5.0, "c": 1.5}),
-        ("default-server check inter 3s\n server a b inter 10s\n server c d\n server e f no-check", {"a": 10, "c": 3}),
-        ("timeout connect 1s\n server a b check inter 3s", {"a": 3.0}),
-        (
-            "timeout connect 1s\n timeout check 9s\n server a b check inter 3s\n server c d check inter 500",
-            {"a": 1, "c": 0.5},
-        ),
-    ],
-)
-def test_the_time_limit_of_each_check_is_haproxys(tmp_path: Path, lines: str, limits: dict[str, float]) -> None:
-    path = tmp_path / "haproxy.cfg"
-    path.write_text(f"backend upstream\n {lines}\n")
-    (section,) = parser.read([str(path)], {}).sections
-    assert parser.check_limits(section) == limits
-
-
 BLOCKS = """
 global
 .if {}

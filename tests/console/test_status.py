@@ -220,8 +220,8 @@ def measured(*milliseconds: float, now: float, last: float = 0.0, every: float =
     ("states", "weights", "since", "last", "every", "expected"),
     [
         ((UP, UP), (256, 1), 100, 0, 2, []),
-        ((UP, UP), (1, 256), 100, 0, 2, ["has had other weights for at least 60 s"]),
-        ((UP, UP), (1, 256), 42, 0, 2, ["has had other weights for at least 40 s"]),
+        ((UP, UP), (1, 256), 100, 0, 2, ["has had other weights for at least 10 s"]),
+        ((UP, UP), (1, 256), 12, 0, 2, ["has had other weights for at least 10 s"]),
         ((UP, UP), (1, 256), 5, 0, 2, []),
         ((UP, UP), (0, 0), 5, 0, 2, ["every server of upstream that is UP has weight 0"]),
         ((UP, MAINT), (0, 1), 5, 0, 2, ["every server of upstream that is UP has weight 0"]),

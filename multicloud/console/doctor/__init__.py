@@ -47,7 +47,8 @@ def _case(sources: Sources, files: Sequence[str]) -> Case:
     except runtime.RuntimeAPIError as error:
         away = str(error)
     read = parser.read(files, environ, instance.version or None) if files else None
-    return Case(sources, values, instance, away, user_of(instance.pid) if instance.pid else None, read)
+    foreign = configuration.foreign(instance, read, values.times)
+    return Case(sources, values, instance, away, user_of(instance.pid) if instance.pid else None, read, foreign)
 
 
 def _read_all(sources: Sources) -> None:
@@ -103,6 +104,7 @@ GROUPS = (
     ("checks", servers.checks),
     ("samples", servers.samples),
     ("weights", servers.weights),
+    ("users' requests, and whom HAProxy runs as", running.exposure),
 )
 AWAY = SETTINGS, ("the socket", running.away), ("the running HAProxy", lambda _: ())
 """What can be asked where HAProxy does not answer: its configuration, too, which may be why."""

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from multicloud import settings
-from multicloud.console.doctor import configuration
+from multicloud.console.doctor import configuration, routes
 from multicloud.console.doctor.case import can, ok, problem, unknown
-from multicloud.console.instance import EXTERNAL, cannot_append, may, soft_limit_of_files
+from multicloud.console.instance import EXTERNAL, cannot_append, let_in, may, soft_limit_of_files
 from multicloud.light import reason
 
 if TYPE_CHECKING:
@@ -33,15 +33,33 @@ MANY_FILES, NO_END = 1_000_000, 1_000_000_000
 
 def away(case: Case) -> Iterator[Finding]:
     """That no HAProxy answers, and what its configuration shows, which may be why."""
-    address = case.values.socket
-    hint = "as root, or as a user that the socket lets in" if "permission" in case.away else "start HAProxy"
-    yield problem(
-        f"{case.away} Put `stats socket {address}{_owner(case)} level admin` into `global`, {hint}, "
-        "or name its socket in MULTICLOUD_SOCKET"
-    )
+    address, there = case.values.socket, _sockets(case)
+    if case.away.startswith(address) and (who := let_in(address)):
+        yield problem(f"{case.away} Run this {who}")
+    elif there and address not in there:
+        yield problem(
+            f"{case.away} HAProxy's configuration has its socket elsewhere: write `socket = {there[0]}` into "
+            f"{case.sources.path}"
+        )
+    else:
+        yield problem(
+            f"{case.away} Put `stats socket {address}{_owner(case)} level admin` into `global`, start HAProxy, or name "
+            "its socket in MULTICLOUD_SOCKET"
+        )
     if case.configuration:
         yield from configuration.programs(case, configuration.user_in(case.configuration))
+        section = case.configuration.global_section()
+        if not any(line[at : at + 2] == ["level", "admin"] for line in section.lines for at in range(len(line))):
+            yield problem("no `stats socket … level admin` in `global`: a reweigh cannot set weights")
     yield from configuration.look(case)
+    yield from routes.look(case)
+
+
+def _sockets(case: Case) -> list[str]:
+    """The addresses of the sockets that the configuration has, those of level admin first."""
+    lines = case.configuration.global_section().lines if case.configuration else []
+    sockets = [line for line in lines if line[:2] == ["stats", "socket"] and len(line) > 2]
+    return [line[2].removeprefix("unix@") for line in sorted(sockets, key=lambda line: "admin" not in line)]
 
 
 def _owner(case: Case) -> str:
@@ -167,3 +185,12 @@ def _sample_file(path: str, user: User) -> Iterator[Finding]:
         )
     else:
         yield ok(f"HAProxy's user {user.name} can write the sample file {path}")
+
+
+def exposure(case: Case) -> Iterator[Finding]:
+    """What explains nothing else: the way of users' requests, and whether HAProxy and its checks run as root."""
+    yield from routes.look(case)
+    if case.user and case.user.uid == 0:
+        also = " and so does every check" * case.forks
+        fork = ", with `insecure-fork-wanted`" * case.forks
+        yield problem(f"HAProxy runs as root{also}: write `user haproxy` and `group haproxy` into `global`{fork}")
