@@ -76,7 +76,7 @@ class Seen(NamedTuple):
 
 def problems(instance: Instance, samples: Samples, sources: Sources, now: float) -> list[str]:
     """A line for each problem, causes first; what follows from another one is left out."""
-    seen = Seen(instance, samples, sources, now, foreign(instance, samples))
+    seen = Seen(instance, samples, sources, now, foreign(instance, silent(instance, samples)))
     user = user_of(instance.pid)
     unwritten = cannot_append(user, seen.times) if user and instance.forks(seen.backends) else None
     lines = [unwritten] if unwritten else []
@@ -90,11 +90,16 @@ def problems(instance: Instance, samples: Samples, sources: Sources, now: float)
     return lines + foreign_lines(seen)
 
 
-def foreign(instance: Instance, samples: Samples) -> set[str]:
+def silent(instance: Instance, samples: Samples) -> set[str]:
     """The backends whose external checks have never left a sample, where those of others have."""
     checked = {server.backend for server in instance.checked()}
     measured = {server.backend for server in instance.checked() if server.source in samples.series}
     return checked - measured if measured else set()
+
+
+def foreign(instance: Instance, backends: set[str]) -> set[str]:
+    """Those of silent backends whose checks pass, and so are another program's or have another file."""
+    return backends & {server.backend for server in instance.checked() if server.check == PASSED}
 
 
 def foreign_lines(seen: Seen) -> list[str]:

@@ -187,7 +187,7 @@ def test_what_is_asked_later_is_not_told_beside_a_cause() -> None:
         told(router, "`balance static-rr` is static")
         rewrite(router, lambda text: text.replace("static-rr", "roundrobin"))
         wait_until(lambda: "upstream/eu fails with exit code 1" in " ".join(examine(router)[0]), 10, "the checks fail")
-        assert examine(router)[1][-1].endswith("mended: samples, weights, users' requests, and whom HAProxy runs as")
+        assert examine(router)[1][-1].endswith("mended: samples, weights, long connections, and whom HAProxy runs as")
 
 
 def test_without_the_configuration_haproxy_tells_its_algorithm() -> None:

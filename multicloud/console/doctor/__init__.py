@@ -104,7 +104,7 @@ GROUPS = (
     ("checks", servers.checks),
     ("samples", servers.samples),
     ("weights", servers.weights),
-    ("users' requests, and whom HAProxy runs as", running.exposure),
+    ("long connections, and whom HAProxy runs as", running.exposure),
 )
 AWAY = SETTINGS, ("the socket", running.away), ("the running HAProxy", lambda _: ())
 """What can be asked where HAProxy does not answer: its configuration, too, which may be why."""

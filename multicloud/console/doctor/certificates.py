@@ -198,7 +198,7 @@ def variables_of(server: Server) -> dict[str, str]:
     return {
         "HAPROXY_PROXY_NAME": server.backend,
         "HAPROXY_SERVER_NAME": server.name,
-        "HAPROXY_SERVER_ADDR": server.address,
+        "HAPROXY_SERVER_ADDR": server.address if server.address != "-" else "PATH",
         "HAPROXY_SERVER_PORT": server.port,
         "HAPROXY_SERVER_SSL": server.tls or "1",
         "HAPROXY_SERVER_PROTO": server.mode,

@@ -7,14 +7,15 @@ import shutil
 from typing import TYPE_CHECKING
 
 from multicloud import history, run, runtime
-from multicloud.console import parser
+from multicloud.console import parser, problems
+from multicloud.console.doctor import routes
 from multicloud.console.doctor.case import can, ok, problem, some, unknown
 from multicloud.console.instance import EXTERNAL, PASSED, REWEIGH_SERVER, user_named
 from multicloud.runtime import MAINT
 from multicloud.samplefile import SampleFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from multicloud.console.doctor.case import Case, Finding
     from multicloud.console.instance import Instance, User
@@ -37,6 +38,7 @@ def look(case: Case) -> Iterator[Finding]:
     yield from _measured(case)
     for name, section in routed(case).items():
         yield from _algorithm(name, section, case.instance)
+    yield from routes.look(case, routed(case))
     if case.configuration is None:
         yield unknown("the configuration was not looked at: name it with -f haproxy.cfg")
         return
@@ -55,7 +57,7 @@ def _measured(case: Case) -> Iterator[Finding]:
     instance, backends = case.instance, case.values.backends
     stopped = run.unmeasured(instance.servers, backends) if instance.servers else {}
     yield from map(problem, stopped.values())
-    idle = [each.name for each in checked_sections(case) if not any(map(_is_checked, parser.options(each).values()))]
+    idle = [each.name for each in checked_sections(case) if not any(map(_is_said, parser.options(each).values()))]
     for name in idle:
         yield problem(f"{name} has `option external-check`, but no server of it has `check`: write that on its line")
     if not (backends or idle or case.checked or (case.away and checked_sections(case))):
@@ -66,8 +68,8 @@ def _measured(case: Case) -> Iterator[Finding]:
             yield _how_measured(name, members, case)
 
 
-def _is_checked(words: Sequence[str]) -> bool:
-    return parser.is_on(words, "check")
+def _is_said(words: Sequence[str]) -> bool:
+    return "check" in words or "no-check" in words
 
 
 def _by_nobody(case: Case) -> Iterator[Finding]:
@@ -108,21 +110,15 @@ def _how_measured(name: str, members: Sequence[Server], case: Case) -> Finding:
     return ok(f"{name}: not measured, since HAProxy does not check it")
 
 
-def foreign(instance: Instance, configuration: Configuration | None, times: str) -> frozenset[str]:
-    """The backends whose external checks have never left a sample, and are not multicloud-check as far as is seen.
-
-    Without the configuration these are none unless others have left some.
-    """
+def foreign(instance: Instance, configuration: Configuration | None, times: str) -> Collection[str]:
+    """The backends whose external checks are not for us: as problems.foreign says, and their commands, where known."""
     try:
-        series = history.read(times, 1).series
+        silent = problems.silent(instance, history.read(times, 1))
     except SampleFileError:
-        return frozenset()
-    checked = {server.backend for server in instance.checked()}
-    silent = checked - {server.backend for server in instance.checked() if server.source in series}
+        return ()
     if configuration is None:
-        return frozenset(silent) if silent < checked else frozenset()
-    ours = {each.name for each in configuration.proxies() if "multicloud" in _text(each)}
-    return frozenset(silent - ours)
+        return problems.foreign(instance, silent)
+    return silent - {each.name for each in configuration.proxies() if "multicloud" in _text(each)}
 
 
 def _text(section: Section) -> str:
@@ -203,7 +199,7 @@ def _forks(section: Section, instance: Instance) -> Iterator[Finding]:
 def _hasty(section: Section) -> Iterator[Finding]:
     """Whether HAProxy keeps to `fastinter`, as it does with external checks once `observe` has seen errors."""
     for name, words in parser.options(section).items():
-        if _is_checked(words) and {"fastinter", "observe"} <= {*words}:
+        if parser.is_on(words, "check") and {"fastinter", "observe"} <= {*words}:
             yield problem(
                 f"{section.name}/{name}: `fastinter` beside `observe`: after an outage HAProxy checks that often "
                 "until it is restarted (2.6 crashes); take `fastinter` out"

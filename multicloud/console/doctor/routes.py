@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from multicloud import runtime
 from multicloud.console import parser
-from multicloud.console.doctor import configuration
 from multicloud.console.doctor.case import problem, some, unknown
 from multicloud.console.problems import LAST_RESORT
 
@@ -27,14 +26,12 @@ ONCE_ONLY = ("frontend", "backend", "listen", "defaults", "resolvers")
 """The sections of which each name stands once."""
 
 
-def look(case: Case) -> Iterator[Finding]:
-    """What is wrong on the way to the backends that are measured."""
-    routed = configuration.routed(case)
+def look(case: Case, routed: Mapping[str, Section | None]) -> Iterator[Finding]:
+    """What is wrong on the way to the backends `routed`, by the files and by what the running HAProxy tells."""
     yield from _lists(case, routed)
     yield from _sticky(case, routed)
     if case.configuration is None:
         return
-    yield from _tunnels(routed)
     yield from _targets(case.configuration)
     yield from _first_rules(case.configuration, routed)
     kind = unknown if case.configuration.undecided else problem  # of two branches one may not count
@@ -76,7 +73,7 @@ def _sticky(case: Case, routed: Mapping[str, Section | None]) -> Iterator[Findin
             )
 
 
-def _tunnels(routed: Mapping[str, Section | None]) -> Iterator[Finding]:
+def tunnels(routed: Mapping[str, Section | None]) -> Iterator[Finding]:
     """Whether connections that stay are cut like requests that get no answer."""
     cut: dict[str, list[str]] = {}
     for section in filter(None, routed.values()):

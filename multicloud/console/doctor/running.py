@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from multicloud.console.doctor.case import Case, Finding
     from multicloud.console.instance import User
-    from multicloud.settings import Sources
+    from multicloud.settings import Setting, Sources
 
 UNCONFINED = ("", "unconfined", "kernel")
 """What the kernel says of a process that no profile of SELinux or AppArmor confines."""
@@ -38,8 +38,8 @@ def away(case: Case) -> Iterator[Finding]:
         yield problem(f"{case.away} Run this {who}")
     elif there and address not in there:
         yield problem(
-            f"{case.away} HAProxy's configuration has its socket elsewhere: write `socket = {there[0]}` into "
-            f"{case.sources.path}"
+            f"{case.away} HAProxy's configuration has its socket elsewhere: "
+            f"{_set(settings.SOCKET, there[0], case)}{', and start HAProxy' * (not os.path.lexists(there[0]))}"
         )
     else:
         yield problem(
@@ -52,7 +52,14 @@ def away(case: Case) -> Iterator[Finding]:
         if not any(line[at : at + 2] == ["level", "admin"] for line in section.lines for at in range(len(line))):
             yield problem("no `stats socket … level admin` in `global`: a reweigh cannot set weights")
     yield from configuration.look(case)
-    yield from routes.look(case)
+    yield from routes.tunnels(configuration.routed(case))
+
+
+def _set(setting: Setting, value: str, case: Case) -> str:
+    """What to do so that a setting has this value."""
+    if case.sources.where(setting) == setting.variable:
+        return f"set {setting.variable}={value}"
+    return f"write `{setting.name} = {value}` into {case.sources.path}"
 
 
 def _sockets(case: Case) -> list[str]:
@@ -188,8 +195,8 @@ def _sample_file(path: str, user: User) -> Iterator[Finding]:
 
 
 def exposure(case: Case) -> Iterator[Finding]:
-    """What explains nothing else: the way of users' requests, and whether HAProxy and its checks run as root."""
-    yield from routes.look(case)
+    """What explains nothing else: whether long connections are cut, and whether HAProxy runs as root."""
+    yield from routes.tunnels(configuration.routed(case))
     if case.user and case.user.uid == 0:
         also = " and so does every check" * case.forks
         fork = ", with `insecure-fork-wanted`" * case.forks

@@ -237,7 +237,9 @@ def _why(server: Server, case: Case, *, ask: bool) -> tuple[str, str]:
     reason = f"{where_reasons_are(case.instance.pid, user)}; to see it: {_by_hand(server, user)}"
     if server.code == "2":
         return f"wrong settings, in its environment or a wrapper script, since those here can be read: {reason}", ""
-    if not ask or server.address == "-":  # HAProxy does not tell the path of a UNIX socket
+    if server.address == "-":
+        return f"HAProxy does not tell the path of its socket, so it was not asked; {reason}", ""
+    if not ask:
         return reason, ""
     try:
         target, values = certificates.as_checked(server, case.sources)
