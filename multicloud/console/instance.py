@@ -38,7 +38,7 @@ EXIT_CODES = {
     "127": "a program was not found: the check's command, or what it runs, is not in `external-check path`",
     "255": "HAProxy could not start the check's command: is it there, and may HAProxy's user execute it?",
     "4294967295": "a signal ended it: is memory short (`dmesg`)? Or it is a server that was added while HAProxy runs "
-    "(`add server`), for which HAProxy cannot start a check: write it into the configuration, and reload",
+    "(`add server`), whose check HAProxy cannot start",
 }
 """What the exit code of an external check says by itself: of multicloud's own commands, of a shell and of HAProxy."""
 

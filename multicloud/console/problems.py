@@ -74,9 +74,14 @@ class Seen(NamedTuple):
         return {name: each for name, each in members.items() if name in checked or self.has_samples(each)}
 
 
-def problems(instance: Instance, samples: Samples, sources: Sources, now: float) -> list[str]:
+def see(instance: Instance, samples: Samples, sources: Sources, now: float) -> Seen:
+    """What is judged without the configuration."""
+    return Seen(instance, samples, sources, now, foreign(instance, silent(instance, samples)))
+
+
+def problems(seen: Seen) -> list[str]:
     """A line for each problem, causes first; what follows from another one is left out."""
-    seen = Seen(instance, samples, sources, now, foreign(instance, silent(instance, samples)))
+    instance = seen.instance
     user = user_of(instance.pid)
     unwritten = cannot_append(user, seen.times) if user and instance.forks(seen.backends) else None
     lines = [unwritten] if unwritten else []

@@ -60,6 +60,10 @@ def test_servers_are_probed_with_the_settings_of_their_sections_which_are_shown(
             line = one(wrong, f"the check of upstream/{name} fails")
             assert f"status 404, expected {expected}" in line
             assert line.endswith(f"set `path` or `expect` or `host` in [{section}] of {conf}")
+        conf.write_text(
+            CONF.replace("expect = 204", "expect = 404").replace("path = /healthz", "path = /healthz\nexpect = 404")
+        )
+        wait_until(lambda: doctor(router)[0] == [], 15, "nothing is wrong any more")
         general = one(others, "settings: ")
         assert f"times = {router.router.settings['MULTICLOUD_TIMES']} (MULTICLOUD_TIMES)" in general
         assert f"path = /all ({conf}:1)" in general
@@ -184,3 +188,6 @@ def test_where_nothing_keeps_what_a_check_says_doctor_says_how_to_see_it() -> No
             variables = dict(word.split("=", 1) for word in command[1:-2])
             done = run("check", environ={**router.router.settings, "MULTICLOUD_PATH": "mistyped", **variables})
             assert done.stderr.startswith("error: MULTICLOUD_PATH: cannot read 'mistyped'")
+            wrapper = router.router.directory / "multicloud-check"
+            wrapper.write_text(wrapper.read_text().replace("MULTICLOUD_PATH=mistyped", "MULTICLOUD_PATH=/"))
+            wait_until(lambda router=router: doctor(router)[0] == [], 15, "nothing is wrong any more")  # type: ignore[misc]

@@ -198,6 +198,6 @@ def exposure(case: Case) -> Iterator[Finding]:
     """What explains nothing else: whether long connections are cut, and whether HAProxy runs as root."""
     yield from routes.tunnels(configuration.routed(case))
     if case.user and case.user.uid == 0:
-        also = " and so does every check" * case.forks
+        also = ", and each check with it" * case.forks
         fork = ", with `insecure-fork-wanted`" * case.forks
         yield problem(f"HAProxy runs as root{also}: write `user haproxy` and `group haproxy` into `global`{fork}")

@@ -226,21 +226,22 @@ def _failures(failing: Sequence[Server], case: Case) -> Iterator[tuple[Server, s
 
 def _why(server: Server, case: Case, *, ask: bool) -> tuple[str, str]:
     """Why an external check fails, and what to do, with {place} for a setting's section."""
-    if server.code == ADDED and case.configuration and server.key not in case.configuration.lines():
-        return (
-            "HAProxy cannot start checks of servers that are added while it runs: write it into the configuration",
-            "",
-        )
-    if server.code in EXIT_CODES:
+    known = case.configuration is None or server.key in case.configuration.lines()
+    if server.code in EXIT_CODES and (server.code != ADDED or known):
         return EXIT_CODES[server.code], ""
+    if server.code == ADDED:
+        return "HAProxy cannot start a check of what was added while it runs (`add server`): write it there", ""
     user = case.user if case.forks else None
     reason = f"{where_reasons_are(case.instance.pid, user)}; to see it: {_by_hand(server, user)}"
     if server.code == "2":
         return f"wrong settings, in its environment or a wrapper script, since those here can be read: {reason}", ""
     if server.address == "-":
         return f"HAProxy does not tell the path of its socket, so it was not asked; {reason}", ""
+    other = ""
+    if words := _words_unknown(server, case, (*PLACE, *WAY)):
+        other = f"a check knows nothing of {words} on its line; {_by_own_checks(server.backend, case)}"
     if not ask:
-        return reason, ""
+        return other or reason, ""
     try:
         target, values = certificates.as_checked(server, case.sources)
         result = probe.probe(target, min(values.timeout, PROBE_TIME), values.clock)
@@ -249,10 +250,7 @@ def _why(server: Server, case: Case, *, ask: bool) -> tuple[str, str]:
         return str(error), ""
     if result.error is None:
         return f"{target} is up from here: its check may have other settings; {reason}", ""
-    if words := _words_unknown(server, case, (*PLACE, *WAY)):
-        cure = f"a check knows nothing of {words} on its line; {_by_own_checks(server.backend, case)}"
-    else:
-        cure = certificates.cure_of_check(result.error, server, target, case)
+    cure = other or certificates.cure_of_check(result.error, server, target, case)
     if not cure and (names := next((names for part, names in REMEDIES if part in result.error), "")):
         cure = f"if the server is well, set {names} in {{place}}"
     return f"{target}: {result.error}", f": {cure}" if cure else ""
