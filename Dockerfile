@@ -67,11 +67,10 @@ RUN set -eu; \
 FROM haproxy:3.2-trixie
 COPY --from=python /python /
 COPY --from=package /package /
-COPY haproxy.cfg /usr/local/etc/haproxy/haproxy.cfg
 # The user `haproxy` cannot bind a socket in /var/run; this is its home.
 ENV MULTICLOUD_SOCKET=/var/lib/haproxy/haproxy.sock
 # Fails the build where the base has changed under us.
-RUN haproxy -c -f /usr/local/etc/haproxy/haproxy.cfg && multicloud --version
+RUN multicloud config eu.example.com > /tmp/haproxy.cfg && haproxy -c -f /tmp/haproxy.cfg && rm /tmp/haproxy.cfg
 EXPOSE 8080 8081 9000 9001
 # HAProxy accepts and answers: its own page does. Whether the servers behind it are well is not this container's health.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5s \

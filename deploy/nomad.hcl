@@ -78,6 +78,8 @@ job "multicloud" {
       env {
         # CHANGE: host names, or NAME=ADDRESS:PORT as for `multicloud config`.
         MULTICLOUD_SERVERS = "app-eu.example.com app-us.example.com"
+        # Any other setting likewise, such as: MULTICLOUD_PATH = "/healthz"
+        # IPv6 as well, where the clients have it: ADDRESS = "::"
         # What your servers are told in the header Fly_Extra.
         FLY_REGION = "${node.datacenter}"
       }

@@ -1,19 +1,19 @@
 #!/bin/sh
-# What the image runs: HAProxy with a configuration for the servers in MULTICLOUD_SERVERS or, where that is not set, with
-# the one that is at its usual place. HAProxy reloads either on SIGUSR2. Where MULTICLOUD_BACKENDS is set (to the name that
-# the backend is to have, where the configuration is written here), multicloud-run is beside HAProxy, and HAProxy's own
-# checks are the samples.
+# What the image runs: HAProxy with the configuration that is mounted at its usual place or, without one, with one that is
+# written for the servers of the settings (MULTICLOUD_SERVERS, or `servers` in a mounted /etc/multicloud.conf). HAProxy
+# reloads it on SIGUSR2. Where the settings name `backends`, multicloud-run is beside HAProxy, and HAProxy's own checks are
+# the samples; servers in MULTICLOUD_SERVERS are then of the backend of that name.
 set -euf
 file=/usr/local/etc/haproxy/haproxy.cfg
+conf=${MULTICLOUD_CONF:-/etc/multicloud.conf}
 backends=${MULTICLOUD_BACKENDS-}
-if [ -n "${MULTICLOUD_SERVERS-}" ]; then
+if [ -z "$backends" ] && [ -e "$conf" ]; then
+    backends=$(sed -n 's/^[[:blank:]]*backends[[:blank:]]*=[[:blank:]]*\([^[:blank:]#]*\).*/\1/p' "$conf")
+fi
+if [ -n "${MULTICLOUD_SERVERS-}" ] || [ ! -e "$file" ]; then
     file=/var/lib/haproxy/haproxy.cfg
-    if [ -n "$backends" ]; then
-        # HAProxy's own checks see no environment.
-        set -- --beside --backend "$backends" ${MULTICLOUD_PATH:+--path "$MULTICLOUD_PATH"}
-    fi
-    # shellcheck disable=SC2086 # a word a server
-    multicloud config "$@" -- $MULTICLOUD_SERVERS >"$file"
+    [ -z "$backends" ] || set -- --beside ${MULTICLOUD_SERVERS:+--backend "$backends"}
+    multicloud config "$@" >"$file"
 fi
 # Before each external check HAProxy closes every number of a file descriptor up to its limit, of which there may be a
 # billion. It raises the limit by itself as far as its `maxconn` needs.

@@ -17,18 +17,22 @@ if TYPE_CHECKING:
 RELAYED = (3, 3)
 """From this version on HAProxy refuses `http-send-name-header Host`, and a relay does the same."""
 
-TAKEN = ("default", "common", "tcp-common", "choices", "relay", "reweigh", "stats")
-"""The names of the sections that stand there once, for all applications."""
+USUAL, NONE = ":8080", "none"
+"""Where users come in if nothing is said, and what says that there is no frontend."""
 
 
 class Server(NamedTuple):
-    """A server; an IPv6 address is in brackets, and `tls` is whether HAProxy speaks TLS to it."""
+    """A server: IPv6 is in brackets, `tls` is whether HAProxy speaks TLS to it, and `words` are for its line alone."""
 
     name: str
     address: str
     port: int
     tls: bool = True
+    words: str = ""
 
+
+AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
+"""The system's, on Debian and where its packages are."""
 
 EXAMPLES = tuple(Server(host, host, 443) for host in ("helloworld-xyz-uc.a.run.app", "helloworld-eu.herokuapp.com"))
 """They stand in comments where no servers are named."""
@@ -37,8 +41,10 @@ EXAMPLES = tuple(Server(host, host, 443) for host in ("helloworld-xyz-uc.a.run.a
 class Plan(NamedTuple):
     """What is to be written: for which servers of which backend, and for which HAProxy (None: not known).
 
-    Without `http` it is TCP, and `blocks` are what a configuration lacks that is there. With `beside` HAProxy checks
-    the servers itself, for multicloud-run, and asks for `path`. The commands are in `directory`, such as "/opt/bin/".
+    Without `http` it is TCP, and `blocks` stand beside a configuration that is there, with `maxconn` if that has none.
+    `bind` is where users come in, "" the usual ports and NONE no frontend. All servers answer to `host`, or each to its
+    name. With `beside` HAProxy checks them itself, for multicloud-run: it asks for `path`, and expects a status of
+    `expect`. The commands are in `directory`, such as "/opt/bin/".
     """
 
     servers: Sequence[Server] = ()
@@ -49,16 +55,31 @@ class Plan(NamedTuple):
     blocks: bool = False
     beside: bool = False
     directory: str = ""
+    bind: str = ""
+    host: str = ""
+    ca_file: str = ""
+    insecure: bool = False
+    expect: str = "200"
+    maxconn: bool = True
+
+    def shared(self, section: str) -> str:
+        """The name of a section that all applications share; in blocks it is not one of the operator's."""
+        return f"multicloud-{section}" if self.blocks else section
 
     @property
     def common(self) -> str:
-        """The name of the defaults of all sections. TCP has its own in blocks, which may stand beside HTTP."""
-        return "tcp-common" if self.blocks and not self.http else "common"
+        """The name of the defaults of all its sections."""
+        return self.shared("common" if self.http else "tcp-common")
 
     @property
     def tls(self) -> bool:
         """Whether HAProxy speaks TLS to all servers."""
         return all(server.tls for server in self.servers)
+
+    @property
+    def sni(self) -> str:
+        """The name that a server's certificate must be for, as a sample expression."""
+        return f"str({self.host})" if self.host else "srv_name"
 
     def name(self, section: str) -> str:
         """The name of a section of this application."""
@@ -77,7 +98,17 @@ class Plan(NamedTuple):
 
     def relayed(self, new: str, old: str = "") -> str:
         """`new` where requests go through `relay`, `old` where they need not."""
-        return self.since(RELAYED, new, old) if self.http else old
+        return self.since(RELAYED, new, old) if self.http and not self.host else old
+
+    @property
+    def relay(self) -> str:
+        """The address of its relay: an abstract socket, since no chroot hides that and no other machine reaches it."""
+        return self.variable("RELAY", f"multicloud-{self.backend}", before="abns@")
+
+    @property
+    def answered(self) -> str:
+        """The variable that has the name of the region that answered last."""
+        return "proc." + re.sub(r"\W", "_", self.backend)
 
 
 def escaped(word: str) -> str:
@@ -85,22 +116,29 @@ def escaped(word: str) -> str:
     return re.sub(r"([\\\"'# ])", r"\\\1", word)
 
 
-def configuration(plan: Plan) -> str:
-    """The text: the sections that stand there once for all applications, then those of the application."""
-    sections = (
-        _global(plan),
-        RESOLVERS,
-        _common(plan),
-        _reweigh(plan) * (not plan.beside),
-        plan.relayed(_relay(plan)),
-        _router(plan),
-        _regions(plan),
-        _upstream(plan),
-        _once(plan) * plan.http,
-        plan.relayed(_choice(plan)),
-        _last_resort(plan),
-        f"# End of what multicloud config wrote for {plan.backend}." if plan.blocks else STATS,
-    )
+def configuration(*plans: Plan) -> str:
+    """The text: the sections that stand there once for all applications, then those of each application."""
+    first = plans[0]
+    relayed = [plan.relayed(_choices(plan)) for plan in plans]
+    sections = [
+        _global(first),
+        RESOLVERS.format(first.shared("default")),
+        *dict.fromkeys(map(_common, plans)),
+        _reweigh(first) * (not first.beside),
+        *dict.fromkeys(relayed),
+    ]
+    for plan in plans:
+        sections += [
+            _router(plan),
+            plan.relayed(_relay(plan)),
+            _regions(plan),
+            _upstream(plan),
+            _once(plan) * plan.http,
+            plan.relayed(_choice(plan)),
+            _last_resort(plan),
+            f"# End of what multicloud config wrote for {plan.backend}." * plan.blocks,
+        ]
+    sections.append(STATS.replace("common", first.common) * (not first.blocks))
     return "\n\n".join(filter(None, sections)) + "\n"
 
 
@@ -114,28 +152,32 @@ def _global(plan: Plan) -> str:
     alone = f"""\
     log {plan.variable("LOG_ADDRESS", "stdout")} format raw local0
     # The weights are set here, which takes the level admin. A reload hands the ports on, losing nobody.
-    stats socket {socket} mode 600 level admin expose-fd listeners"""
+    stats socket {socket} mode 600 level admin expose-fd listeners
+    # Where root starts it, HAProxy and all checks stay root but for these lines, and `user haproxy` in the one above.
+    # user haproxy
+    # group haproxy"""
     once = """\
-# ---- Once for all applications: leave out each section that your file has already, by its name ----
-# Into `global`: here, at the end of the file, it adds to what is there. A `stats socket` of `level admin` must be there
-# already: Debian's own is one. If it has a `maxconn`, leave out this one."""
-    forks = """\
-    # Checks are programs, and HAProxy must fork to run them. A chroot would hide those.
-    insecure-fork-wanted"""
-    preserve = """\
-    # Checks see HAProxy's own environment, so that MULTICLOUD_PATH and the like can be set for all of them at once.
-    external-check preserve-env"""
-    return _text(f"""\
-{once * plan.blocks}
-global
-{alone * (not plan.blocks)}
+# ---- Once for all applications: a file that has a section of these names already needs it no more ----
+# `global` adds to yours, which must have a `stats socket` of `level admin`, as Debian's has."""
+    limit = f"""\
     # Two file descriptors for each user, and no more: HAProxy would raise its limit as far as the system lets it, and
     # before each external check it closes every number up to that. Where even this is not allowed, it starts with less.
     maxconn {plan.variable("MAXCONN", "8000")}
-    no strict-limits
+    no strict-limits"""
+    preserve = """\
+    # Checks see HAProxy's own environment, so that MULTICLOUD_PATH and the like can be set for all of them at once.
+    external-check preserve-env"""
+    forks = f"""\
+    # Checks are programs, and HAProxy must fork to run them. A chroot would hide those.
+    insecure-fork-wanted
+{plan.since((2, 8, 25), preserve, "    external-check")}"""
+    return _text(f"""\
+{once if plan.blocks else ""}
+global
+{"" if plan.blocks else alone}
+{limit * plan.maxconn}
 {plan.since((3, 2), "    dns-accept-family auto # IPv6 where this machine has it")}
 {forks * (not plan.beside)}
-{plan.since((2, 8, 25), preserve, "    external-check") * (not plan.beside)}
 """)
 
 
@@ -143,7 +185,7 @@ RESOLVERS = """\
 # The name servers are those of /etc/resolv.conf; /etc/hosts is read at the start only. When they go away, or no longer
 # know a name, its last address stays for 24 days, about the longest that HAProxy can wait: the checks say whether a
 # server serves, and its certificate whether it is the right one.
-resolvers default
+resolvers {}
     parse-resolv-conf
     # An answer with many addresses is more than the usual 512 bytes, and would be of no use.
     accepted_payload_size 8192
@@ -176,9 +218,8 @@ defaults {plan.common}
 
 def _reweigh(plan: Plan) -> str:
     return f"""\
-# No traffic ever comes here: its check is what sets the weights. If it is DOWN, so is the latency routing, and traffic
-# goes on with the last weights. It stands before the other backends since HAProxy starts checks in that order: after a
-# reload or a restart the weights are back at once.
+# No traffic ever comes here: its check sets the weights. While it is DOWN, traffic goes on with the last ones. It is
+# the first backend since HAProxy starts checks in that order: after a reload or a restart weights are back at once.
 backend reweigh from {plan.common}
     option external-check
     external-check path "${{PATH}}"
@@ -186,13 +227,25 @@ backend reweigh from {plan.common}
     server multicloud-reweigh 127.0.0.1:1 check inter {plan.variable("MULTICLOUD_REWEIGH_INTER", "3s")} fall 2 rise 1"""
 
 
-def _relay(plan: Plan) -> str:
-    small = "{ req.hdr_val(content-length) gt 0 } { req.hdr_val(content-length) lt 8192 }"
+FORWARDED = """\
+    # What a region is told of the client; what is the same for CGI does not come in.
+    option forwardfor
+    http-request del-header ^x(_forwarded[-_]|-forwarded_)(for|host|proto)$ -m reg
+    http-request set-header X-Forwarded-Host %[req.hdr(host)]
+    http-request set-header X-Forwarded-Proto http unless { var(txn.region) -m found }
+    http-request set-header X-Forwarded-Proto https if { ssl_fc } || { dst_port 443 }"""
+
+
+SMALL = "{ req.hdr_val(content-length) gt 0 } { req.hdr_val(content-length) lt 8192 }"
+WHOLE = f"    http-request wait-for-body time 29s if {SMALL}"
+
+
+def _choices(plan: Plan) -> str:
     return f"""\
 # HAProxy no longer gives each server its own Host header by itself, so a region is chosen here, and its name handed to
 # `relay`, which puts it in place. Each line is the region's name with the address of `relay`, and tracks the region.
-defaults choices from {plan.common}
-    balance roundrobin
+defaults {plan.shared("choices")} from {plan.common}
+    balance random(2)
     # A connection to `relay` costs nothing, and each request is the first one on its own: so it answers every failure.
     option http-server-close
     # Another region is tried where `relay` says that it may be: with status 425, or by closing without an answer, which
@@ -200,94 +253,122 @@ defaults choices from {plan.common}
     retries 3
     option redispatch 1
     retry-on conn-failure empty-response 425
-    http-request wait-for-body time 29s if {small}
+{FORWARDED}
+{WHOLE}
     http-response return status 503 default-errorfiles if {{ status 425 }}
     http-send-name-header X-Upstream
-    default-server weight 1
+    default-server weight 1"""
 
-frontend relay from {plan.common}
-    bind {plan.variable("RELAY_PORT", "8082", before="127.0.0.1:")}
+
+def _relay(plan: Plan) -> str:
+    return f"""\
+frontend {plan.name("relay")} from {plan.common}
+    # An abstract socket, which a chroot does not hide: no port, and it leads to this application alone.
+    bind {plan.relay}
     option dontlog-normal
-    http-request set-var(txn.backend) req.hdr(X-Backend)
     http-request set-var(txn.region) req.hdr(X-Upstream)
-    http-request set-header Host %[var(txn.region)]
-    http-request del-header X-Backend
     http-request del-header X-Upstream
-    use_backend %[var(txn.backend)]-once unless {{ method GET HEAD OPTIONS }}
-    use_backend %[var(txn.backend)]"""
+    http-response set-var({plan.answered}) var(txn.region)
+    use_backend {plan.backend}-once unless {SAFE}
+    default_backend {plan.backend}"""
+
+
+def _routes(plan: Plan, acl: str = "") -> str:
+    """The lines of a frontend that choose the backend, for the requests of that condition or for all."""
+    rest = f"    use_backend {{}} if {acl.rstrip()}" if acl else "    default_backend {}"
+    once = f"    use_backend {plan.backend}-once if {acl}!{SAFE}\n" * plan.http
+    relayed = f"""\
+    # While HAProxy stops, `relay` listens no more: what is still to come goes to the region that answered last.
+    use_backend {plan.backend}-once if {acl}{{ stopping }} {{ var({plan.answered}) -m found }}
+{rest.format(plan.name("choice"))}"""
+    return f"""\
+    # Fail open: when no server is left that is UP and has a weight, try them all. Goes with the backend of that name.
+    use_backend {plan.name("last-resort")} if {acl}{{ nbsrv({plan.backend}) lt 1 }}
+{plan.relayed(relayed, once + rest.format(plan.backend))}"""
 
 
 def _router(plan: Plan) -> str:
-    application = f"""\
-# ---- For the application `{plan.backend}` ----
-# Where users come in. If you have a frontend, leave this one out and write its lines below `bind` into yours, above any
-# other `use_backend`."""
-    alone = """\
+    head = f"# ---- For the application `{plan.backend}` ----\n" * plan.blocks
+    if plan.bind == NONE:
+        acl = f"is_{plan.backend}"
+        example = f"hdr(host) -i {plan.backend}.example.com" if plan.http else "dst_port 443"
+        lines = f"    acl {acl} {example}\n{_routes(plan, f'{acl} ')}"
+        return f"""\
+{head}# These lines go into your frontend, below the `use_backend` lines that it has: the first one that holds counts.
+# Let the `acl` say which requests are for this application.
+{re.sub("^", "# ", lines, flags=re.MULTILINE)}"""
+    usual = """\
     bind "${ADDRESS-}:${PORT-8080}"
     # The same behind a load balancer that speaks the PROXY protocol, such as Fly.io's. Let only that one reach it.
     bind "${ADDRESS-}:${PROXY_PORT-8081}" accept-proxy"""
-    extra = 'http-request set-header Fly_Extra "region=%[env(FLY_REGION)] client=%[src]"'
-    once = f"    use_backend {plan.backend}-once unless {{ method GET HEAD OPTIONS }}\n" * plan.http
-    choice = plan.relayed(f"    default_backend {plan.name('choice')}", f"{once}    default_backend {plan.backend}")
+    fly = """\
+    http-request del-header ^fly[-_]extra$ -m reg
+    http-request set-header Fly_Extra "region=%[env(FLY_REGION)] client=%[src]\""""
     return _text(f"""\
-{application * plan.blocks}
-frontend {plan.name("router")} from {plan.common}
-{"    bind :8080" if plan.blocks else alone}
-    {"option forwardfor" * plan.http}
-    {extra * (plan.http and not plan.blocks)}
-    # Fail open: when no server is left that is UP and has a weight, try them all. Goes with the backend of that name.
-    use_backend {plan.name("last-resort")} if {{ nbsrv({plan.backend}) lt 1 }}
-{choice}
+{head}frontend {plan.name("router")} from {plan.common}
+{f"    bind {plan.bind or USUAL}" if plan.bind or plan.blocks else usual}
+{fly * (plan.http and not plan.blocks)}
+{plan.relayed(WHOLE)}
+{_routes(plan)}
 """)
 
 
 def _regions(plan: Plan) -> str:
-    relayed = """\
+    relayed = f"""\
     # The backend before `relay` has chosen the region, by its name, and tries another one where this one fails. It is
     # told of that with status 425, which nothing but this makes: the request was not sent, or may be sent again.
     option persist
     retries 1
     retry-on empty-response
     http-response set-var(txn.answered) bool(true)
-    http-response set-status 503 if { status 425 }
-    http-after-response set-status 425 if { status 503 } !{ var(txn.answered) -m found }
-    http-after-response set-status 425 if { status 502 } !{ var(txn.answered) -m found } { method GET HEAD OPTIONS }"""
+    http-response set-status 503 if {{ status 425 }}
+    http-after-response set-status 425 if {{ status 503 }} !{{ var(txn.answered) -m found }}
+    http-after-response set-status 425 if {{ status 502 }} !{{ var(txn.answered) -m found }} {SAFE}
+    http-request set-var(txn.region) var({plan.answered}) unless {{ var(txn.region) -m found }}
+    http-request set-header Host %[var(txn.region)]"""
     direct = """\
     # Another server is tried where one cannot be reached.
     retries 3
     option redispatch 1"""
-    named = """
+    again = """
     # So is it for a request whose connection was cut before any answer.
-    retry-on conn-failure empty-response
+    retry-on conn-failure empty-response"""
+    named = """
     # Cloud platforms find the application by its Host header, so each server gets its own name there, on retries too.
     http-send-name-header Host"""
-    http = """\
+    one = f"""
+    # All servers answer to one name.
+    http-request set-header Host {plan.host}"""
+    http = f"""\
     # A request that is not idempotent is tried again only where it cannot have been received.
-    http-request disable-l7-retry unless { method GET HEAD OPTIONS }
+    http-request disable-l7-retry unless {SAFE}
     # A host that the client writes in place of a path (RFC 9112, section 3.2.2) would count more than the Host header.
-    http-request set-uri %[pathq] if { url -m beg -i http:// https:// }
+    http-request set-uri %[pathq] if {{ url -m beg -i http:// https:// }}
     http-request deny deny_status 405 if METH_CONNECT
     http-response set-header Upstream %s"""
     family = f"""\
     # It would prefer IPv6 even where this machine has none; where it has nothing else, write `ipv6`. HAProxy 2.6 heeds
     # this, and the words above, on the lines of the servers only.
     default-server {IPV4}"""
-    authorities = plan.variable("UPSTREAM_CA", "/etc/ssl/certs/ca-certificates.crt")
+    required = f"required ca-file {plan.variable('UPSTREAM_CA', plan.ca_file or AUTHORITIES)}"
     return _text(f"""\
 # What the backends have in common whose servers are the regions. Every other section says `from {plan.common}`.
 defaults {plan.name("regions")} from {plan.common}
-    balance roundrobin
-{plan.relayed(relayed, direct + named * plan.http)}
+    # Of two servers, drawn by their weights, the one with fewer requests in flight: it evens out between two reweighs.
+    balance random(2)
+{FORWARDED * plan.http}
+{plan.relayed(relayed, direct + (again + (one if plan.host else named)) * plan.http)}
 {http * plan.http}
     # TLS to each server, whose certificate must be for its name; addresses are looked up again as DNS changes.
-    default-server {"ssl " * plan.tls}verify required ca-file {authorities} sni srv_name
-    default-server resolvers default init-addr last,libc,none weight 1
+    default-server {"ssl " * plan.tls}verify {"none" if plan.insecure else required} sni {plan.sni}
+    default-server resolvers {plan.shared("default")} init-addr last,libc,none weight 1
     # Servers may share a host name.
     default-server {SHARED}
 {plan.since((3, 2), "", family)}
 """)
 
 
+SAFE = "{ method GET HEAD OPTIONS }"
 SHARED, IPV4 = "resolve-opts allow-dup-ip", "resolve-prefer ipv4"
 CHOSEN = "    use-server %[var(txn.region)] if { always_true }"
 CLOSING = "    option http-server-close\n    http-reuse never"
@@ -299,9 +380,8 @@ def _upstream(plan: Plan) -> str:
     http-reuse always
     default-server pool-purge-delay 1m"""
     yours = """\
-    # Your servers, one line each, in the lists below, too. The name is the host name: it is the Host header, the SNI,
-    # the name in the certificate and the one in the sample file. Any platform that routes by host name will do: Google
-    # Cloud Run, Heroku, AWS Lambda function URLs, Azure Functions, ..."""
+    # Your servers, one line each, in the lists below, too. The name is the Host header, the name in the certificate and
+    # the one in the sample file. Any platform that routes by host name will do."""
     return _text(f"""\
 backend {plan.backend} from {plan.name("regions")}
 {kept * plan.http}
@@ -337,32 +417,31 @@ def _checks(plan: Plan) -> str:
     # that failed, the next comes sooner.
     option httpchk
     http-check set-var(check.begun) date(0,us)
-    http-check send meth GET uri {escaped(plan.path)} ver HTTP/1.1 hdr Host %[srv_name]{keep_alive}
-    http-check expect status 200 on-success "%[date(0,us),sub(check.begun)]us@%[date(0,ms)]"
+    http-check send meth GET uri {escaped(plan.path)} ver HTTP/1.1 hdr Host %[{plan.sni}]{keep_alive}
+    http-check expect status {plan.expect} on-success "%[date(0,us),sub(check.begun)]us@%[date(0,ms)]"
     default-server fastinter 500ms
 {reuse}"""
 
 
 def _servers(plan: Plan, *, checked: bool = False, tracking: bool = False, relayed: bool = False) -> str:
     """A list of the servers: with checks, tracking those that have them, or at the address of `relay`."""
-    relay = plan.variable("RELAY_PORT", "8082", before="127.0.0.1:")
     lines = []
     for server in plan.servers or EXAMPLES:
-        address = relay if relayed else f"{server.address}:{server.port}"
+        address = plan.relay if relayed else f"{server.address}:{server.port}"
         # Not `no-ssl`: of a server with that, HAProxy tells an external check that it speaks TLS.
         ssl = " ssl" * (server.tls and not plan.tls and not relayed)
-        sni = f" check-sni {server.name}" * (checked and plan.beside and plan.http and server.tls)
+        words = f" {server.words}" * (server.words != "" and not relayed)
+        sni = f" check-sni {plan.host or server.name}" * (checked and plan.beside and plan.http and server.tls)
         names = f" {SHARED} {IPV4}" * (plan.version is not None and plan.version < (2, 8) and not relayed)
         track = f" track {plan.backend}/{server.name}" * tracking
-        lines.append(f"    {'# ' * (not plan.servers)}server {server.name} {address}{ssl}{names}{track}{sni}")
+        lines.append(f"    {'# ' * (not plan.servers)}server {server.name} {address}{ssl}{words}{names}{track}{sni}")
     return "\n".join(lines)
 
 
 def _once(plan: Plan) -> str:
     return _text(f"""\
-# For requests that are not idempotent, such as POST. A server may close a kept connection just as a request is sent,
-# and such a request must not be sent twice; so each gets a connection of its own. These servers are not checked: they
-# track those of `{plan.backend}`, share their state and are scored by their samples.
+# For requests that must not be sent twice, such as POST: a server may close a kept connection just as one is sent, so
+# each gets a connection of its own. These servers track those of `{plan.backend}`, and are scored by their samples.
 backend {plan.backend}-once from {plan.name("regions")}
 {CLOSING}
 {plan.relayed(CHOSEN)}
@@ -372,19 +451,17 @@ backend {plan.backend}-once from {plan.name("regions")}
 
 def _choice(plan: Plan) -> str:
     return f"""\
-backend {plan.name("choice")} from choices
-    http-request set-header X-Backend {plan.backend}
+backend {plan.name("choice")} from {plan.shared("choices")}
 {_servers(plan, tracking=True, relayed=True)}"""
 
 
 def _last_resort(plan: Plan) -> str:
     first = f"backend {plan.name('last-resort')} from"
-    relayed = f"{first} choices\n    http-request set-header X-Backend {plan.backend}\n{_servers(plan, relayed=True)}"
+    relayed = f"{first} {plan.shared('choices')}\n{_servers(plan, relayed=True)}"
     direct = f"{first} {plan.name('regions')}\n{CLOSING * plan.http}\n{_servers(plan)}"
     return _text(f"""\
-# The same servers without checks and weights: they are asked when all checks fail but the servers may well serve (a
-# mistyped health path, say), and until the next reweigh when favourite and backup die together. To do without, delete
-# this backend and the use_backend line above.
+# The same servers without checks and weights, for when all checks fail but the servers may serve (a mistyped health
+# path, say), and until the next reweigh when favourite and backup die together. Goes with the use_backend line above.
 {plan.relayed(relayed, direct)}
 """)
 

@@ -36,6 +36,7 @@ class Reason(Enum):
     WITHIN_TOLERANCE = "favourite too: within the tolerance of `other`, the fastest"
     BACKUP = "backup: the fastest of those that are no favourites"
     SLOWER = "no weight: others are faster"
+    SHARES = "a part of the traffic: the favourite cannot carry it all"
     NO_SAMPLES = "UP, but without samples that count: the last to be chosen"
     DOWN = "no weight: DOWN, and to be measured before it gets traffic again"
     MAINTENANCE = "left alone: an operator put it into maintenance"
@@ -49,6 +50,7 @@ class Decision(NamedTuple):
     """The weight that a server should have, and why.
 
     `other` is the server that `reason` speaks of, if any, and `percent` by how much the faster of the two is faster.
+    Where servers share, `in_flight` are its requests in flight, and `expected` how many there would be without a line.
     """
 
     server: Server
@@ -56,6 +58,8 @@ class Decision(NamedTuple):
     reason: Reason
     other: Server | None = None
     percent: float = 0.0
+    in_flight: int = 0
+    expected: int = 0
 
 
 def changes(decisions: Iterable[Decision]) -> list[Decision]:

@@ -6,15 +6,17 @@ nothing to do yet; 1 HAProxy cannot be reached or refused a command; 2 settings 
 
 from __future__ import annotations
 
+import functools
 import os
+import socket
 import sys
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from multicloud import history, light, ranking, runtime, samplefile, scores, settings
+from multicloud import history, light, ranking, runtime, samplefile, scores, settings, sharing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from multicloud.history import Sample, Samples
     from multicloud.ranking import Decision
@@ -29,6 +31,16 @@ REMEMBERED = 3600.0
 
 ATTEMPTS = 3
 """How often it is decided, at most, where another reweigh changes weights at the same time."""
+
+EVERY = 3.0
+"""Seconds between two reweighs that HAProxy starts, as haproxy.cfg says. No reweigh knows when the last one was."""
+
+AGAIN = 0.3
+"""Seconds after which requests in flight are counted again, where there is a crowd of them: a burst is gone by then."""
+
+
+CONNECT = 0.5
+"""Seconds for a connection that shows whether a favourite with a crowd is far."""
 
 
 class Outcome(NamedTuple):
@@ -68,7 +80,7 @@ def reweigh(sources: Sources, *, dry_run: bool = False, trim: bool = False) -> O
     Raises SettingError, SampleFileError and RuntimeAPIError.
     """
     values = sources.read(settings.REWEIGH)
-    newest = longest_window(sources) + scores.RECOVERY_RUN
+    newest = samples_needed(sources)
     samples = history.read(values.times, newest)
     try:
         with runtime.RuntimeAPI(values.socket) as api:
@@ -80,9 +92,17 @@ def reweigh(sources: Sources, *, dry_run: bool = False, trim: bool = False) -> O
 
 
 def weigh(
-    api: RuntimeAPI, servers: Sequence[Server], samples: Samples, sources: Sources, *, dry_run: bool = False
+    api: RuntimeAPI,
+    servers: Sequence[Server],
+    samples: Samples,
+    sources: Sources,
+    *,
+    dry_run: bool = False,
+    elapsed: float = EVERY,
 ) -> Outcome:
-    """Score and rank the servers and, unless it is a dry run, send the weights that differ.
+    """Score and rank the servers, let them share and, unless it is a dry run, send the weights that differ.
+
+    `elapsed` seconds have passed since the last reweigh.
 
     Two reweighs at once could take every weight away between them. So whoever has changed weights looks again, and
     decides again until nothing differs. Raises SettingError and RuntimeAPIError.
@@ -90,15 +110,32 @@ def weigh(
     sources_of_samples = {server.source for server in servers}
     series = {key: newest for key, newest in samples.series.items() if key in sources_of_samples}
     scored = score(series, sources, time.time())
-    decisions = decide(servers, scored, sources)
+    users = sharing.loads(servers)
+
+    @functools.cache
+    def count_again() -> Mapping[Key, sharing.Load]:
+        with api.paused():
+            time.sleep(AGAIN)
+        return sharing.loads(api.servers())
+
+    def connect(server: Server) -> float:
+        with api.paused():
+            return connect_seconds(server)
+
+    share = functools.partial(
+        sharing.share, samples=series, users=users, again=count_again, connect=connect, now=time.time()
+    )
+    decisions = decide(servers, scored, sources, functools.partial(share, elapsed=elapsed))
     changes = ranking.changes(decisions)
     if dry_run or not changes:
         return Outcome(samples, scored, decisions, changes, [])
     changed, refusals = api.set_weights(changes)
+    shared = any(decision.reason is ranking.Reason.SHARES for decision in decisions)
+    share_still = functools.partial(share, elapsed=0.0) if shared else None
     for _ in range(ATTEMPTS - 1):
         if refusals:
             break
-        again = ranking.changes(decide(api.servers(), scored, sources))
+        again = ranking.changes(decide(api.servers(), scored, sources, share_still))
         if not again:
             break
         more, refusals = api.set_weights(again)
@@ -106,9 +143,24 @@ def weigh(
     return Outcome(samples, scored, decisions, changed, refusals)
 
 
+def connect_seconds(server: Server) -> float:
+    """The seconds that a TCP connection to a server takes; 0 where nobody knows, after CONNECT seconds at most."""
+    began = time.monotonic()
+    try:
+        with socket.create_connection((server.address, int(server.port)), CONNECT):
+            return time.monotonic() - began
+    except (OSError, ValueError):  # such as a UNIX socket's, which has no port
+        return 0.0
+
+
 def longest_window(sources: Sources) -> int:
     """Of all backends. Raises SettingError at the first value of any of them that cannot be read."""
     return max(values.window for values in _everywhere(sources))
+
+
+def samples_needed(sources: Sources) -> int:
+    """How many of the newest samples of a server are looked at, at most. Raises SettingError."""
+    return max(longest_window(sources) + scores.RECOVERY_RUN, sharing.USUAL)
 
 
 def _everywhere(sources: Sources) -> list[Settings]:
@@ -135,13 +187,21 @@ def score(series: Mapping[Key, Sequence[Sample]], sources: Sources, now: float) 
     return scored
 
 
-def decide(servers: Iterable[Server], scored: Mapping[Key, Score], sources: Sources) -> list[Decision]:
-    """ranking.rank of each backend, with its settings. Raises SettingError."""
+def decide(
+    servers: Iterable[Server],
+    scored: Mapping[Key, Score],
+    sources: Sources,
+    share: Callable[..., Sequence[Decision]] | None = None,
+) -> list[Decision]:
+    """ranking.rank of each backend, and sharing.share of that, with its settings. Raises SettingError.
+
+    `share` knows all but the settings. With a tolerance it is that which says who shares.
+    """
     seconds = {key: score.seconds for key, score in scored.items()}
-    decisions = []
+    decisions: list[Decision] = []
     for members in runtime.by_backend(servers).values():
         values = settings_of(members, sources)
-        decisions += ranking.rank(
+        ranked: Sequence[Decision] = ranking.rank(
             members,
             seconds,
             favorite=values.favorite,
@@ -149,6 +209,9 @@ def decide(servers: Iterable[Server], scored: Mapping[Key, Score], sources: Sour
             hysteresis=values.hysteresis,
             tolerance=values.tolerance,
         )
+        if share and not values.tolerance:
+            ranked = share(ranked, favorite=values.favorite, backup=values.backup)
+        decisions += ranked
     return decisions
 
 

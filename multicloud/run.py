@@ -18,7 +18,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from multicloud import haproxy_checks, history, light, overview, reweigh, runtime, samplefile, scores, scrape, settings
+from multicloud import haproxy_checks, history, light, overview, reweigh, runtime, samplefile, scrape, settings
 from multicloud.light import CommandError, UsageError
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class Rounds:
                 "no backends to measure; name them: MULTICLOUD_BACKENDS=app,api, "
                 f"or `backends = app,api` in {sources.path}"
             )
-        newest = reweigh.longest_window(sources) + scores.RECOVERY_RUN
+        newest = reweigh.samples_needed(sources)
         self.sources, self.values, self.newest = sources, values, newest
 
     def reload(self) -> None:
@@ -166,7 +166,8 @@ class Rounds:
                     del problems[name]
                 problems |= unmeasured(servers, self.values.backends)
                 lines = self._take(servers)
-                outcome = reweigh.weigh(api, servers, self.samples, self.sources)
+                interval = self.values.interval
+                outcome = reweigh.weigh(api, servers, self.samples, self.sources, elapsed=interval)
         finally:
             self._record(lines, problems)  # last, since no weight should wait for it
         problems.pop("settings", None)

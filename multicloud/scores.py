@@ -93,7 +93,7 @@ def scores(
     """
     by_size: dict[int, dict[Key, list[Sample]]] = {}
     for key, samples in series.items():
-        newest = fresh(samples, now=now, max_age=max_age)[: window + RECOVERY_RUN]
+        newest = fresh(samples[: window + RECOVERY_RUN], now=now, max_age=max_age)
         if newest:
             by_size.setdefault(len(newest), {})[key] = newest
     found: dict[Key, Score] = {}

@@ -81,6 +81,9 @@ class Settings:
     tolerance: float
     backends: tuple[str, ...]
     interval: float
+    servers: tuple[str, ...]
+    bind: str
+    mode: str
 
 
 class Sources:
@@ -390,13 +393,29 @@ INTERVAL = Setting(
     "seconds, 0.1 to 3600",
     "`multicloud run`: seconds between two reweighs",
 )
+SERVERS = Setting(
+    "servers",
+    "",
+    lambda text: tuple(_text(text).split()),
+    "servers, separated by blanks",
+    "`multicloud config`: the servers, separated by blanks",
+)
+BIND = Setting(
+    "bind",
+    ":8080",
+    _text,
+    "an address and words, as after HAProxy's `bind`, or none",
+    "`multicloud config`: where users come in, as after HAProxy's `bind`; none: no frontend",
+)
+MODE = Setting("mode", "http", _one_of("http", "tcp"), "http or tcp", "`multicloud config`: http or tcp")
 
 CHECK = (TIMES, SCHEME, PATH, EXPECT, HOST, CLOCK, TIMEOUT, CA_FILE, INSECURE)
 SCORING = (TIMES, PERCENTILE, MIN_SAMPLES, WINDOW, MAX_AGE)
 RANKING = (FAVORITE, BACKUP, HYSTERESIS, TOLERANCE)
 REWEIGH = (*SCORING, SOCKET, *RANKING)
 RUN = (*REWEIGH, BACKENDS, INTERVAL)
-ALL = (*CHECK, *RUN[1:])
+CONFIG = (SERVERS, BIND, MODE)
+ALL = (*CHECK, *RUN[1:], *CONFIG)
 
 GLOBAL_ONLY = (TIMES, SOCKET, BACKENDS, INTERVAL)
 """What cannot differ from backend to backend."""

@@ -134,10 +134,14 @@ def test_the_commands_run_as_the_unprivileged_user() -> None:
         assert "/var/run/haproxy.sock" in nobody.stderr
 
 
-def test_the_shipped_configuration_is_valid_as_it_is() -> None:
-    with Container(command="exec sleep 60") as running:
-        said = running.run("haproxy", "-c", "-f", HAPROXY_CFG)
-    assert (said.returncode, said.stderr) == (0, "")
+def test_a_mounted_settings_file_says_the_servers_as_well(regions: Regions) -> None:
+    files = {
+        "etc/regions.pem": regions.authority.cert_pem.bytes().decode(),
+        "etc/multicloud.conf": f"ca_file = /etc/regions.pem\n[app]\nservers = {' '.join(servers(regions))}\n",
+    }
+    with Container(files) as running:
+        wait_until(lambda: running.weights() == [256, 1, 0, 0], 120, "256/1/0/0")
+        assert get(8080).headers["upstream"] == "eu"
 
 
 def test_the_loop_reaches_its_weights_and_the_container_is_healthy(regions: Regions) -> None:
@@ -332,6 +336,9 @@ def test_a_configuration_for_the_shell_version_runs_unchanged(regions: Regions) 
         assert get(8080).headers["upstream"] == "eu"
 
 
+NAMED = "SERVER[=ADDRESS[:PORT]], one or more, or `servers` in /etc/multicloud.conf"
+
+
 @pytest.mark.parametrize(
     ("named", "error"),
     [
@@ -345,7 +352,7 @@ def test_a_configuration_for_the_shell_version_runs_unchanged(regions: Regions) 
             "-h",
             "error: '-h': '-h' is no address; accepted: a host name, an IPv4 address, or an IPv6 address in brackets",
         ),
-        (" ", "error: no server named; accepted: SERVER[=ADDRESS[:PORT]], one or more"),
+        *((empty, f"error: no server named; accepted: {NAMED}") for empty in (" ", "")),
     ],
 )
 def test_servers_that_cannot_be_are_one_clear_line_and_the_container_ends(named: str, error: str) -> None:

@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 
 def listen_anywhere(authority: Path) -> dict[str, str]:
     """Variables for the shipped configuration: free ports of loopback, and whom to trust with its servers."""
-    names = ("PORT", "PROXY_PORT", "STATS_PORT", "STATS_PROXY_PORT", "RELAY_PORT")
-    ports = {name: str(free_port()) for name in names}
-    return {"ADDRESS": "127.0.0.1", **ports, "UPSTREAM_CA": str(authority)}
+    ports = {name: str(free_port()) for name in ("PORT", "PROXY_PORT", "STATS_PORT", "STATS_PROXY_PORT")}
+    return {"ADDRESS": "127.0.0.1", **ports, "RELAY": f"multicloud-{ports['PORT']}", "UPSTREAM_CA": str(authority)}
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:

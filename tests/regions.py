@@ -6,6 +6,7 @@ out, each be tried again, and leave them with more to do than before.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import math
 import multiprocessing
@@ -22,7 +23,6 @@ from tests.ports import free_port
 from tests.servers import server_context
 
 if TYPE_CHECKING:
-    import asyncio
     import socket
     from collections.abc import Callable, Iterator, Sequence
     from multiprocessing.connection import Connection
@@ -38,7 +38,8 @@ class Region:
     Its answers take `delay` seconds and have `status`. With `hangs` N it never answers each Nth request, nor any with
     an infinite `delay`, until the other side goes away. With `stale` N it closes a kept connection at each Nth request
     that comes over one, unanswered, as a server does whose patience has ended just then; `cut` counts those.
-    `accepted` counts the connections that were made to it, and `connections` those that are open.
+    With `workers` only so many requests are served at once; `waited` counts those that had to wait in line. `accepted`
+    counts the connections that were made to it, and `connections` those that are open.
     """
 
     name: str
@@ -49,6 +50,8 @@ class Region:
     stale: int
     accepted: int
     cut: int
+    workers: int
+    waited: int
     connections: int
 
     def __init__(self, name: str, ask: Callable[..., Any]) -> None:
@@ -123,7 +126,9 @@ class _Breakable(simulated.Region):
         super().__init__(name)
         self.port = free_port()  # nobody takes it while the region is stopped
         self.hangs = self.stale = 0
-        self.accepted = self.cut = 0
+        self.accepted = self.cut = self.waited = 0
+        self.workers = 0
+        self._places: asyncio.Semaphore | None = None
         self._asked = self._kept = 0
         self._used: WeakSet[asyncio.StreamReader] = WeakSet()
         self._frozen: list[socket.socket] = []
@@ -159,7 +164,11 @@ class _Breakable(simulated.Region):
         if math.isinf(self.delay) or (self.hangs and self._asked % self.hangs == 0):
             await reader.read()
             raise ConnectionError
-        await super()._work(reader)
+        if self.workers and not self._places:
+            self._places = asyncio.Semaphore(self.workers)
+        self.waited += bool(self._places and self._places.locked())
+        async with self._places or contextlib.nullcontext():
+            await super()._work(reader)
 
 
 class _Breakables(simulated.Regions):

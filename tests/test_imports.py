@@ -17,7 +17,7 @@ from tests.regions import Regions
 
 OURS = {"multicloud"} | {f"multicloud.{name}" for name in ("light", "samplefile", "settings")}
 CHECK = OURS | {"multicloud.check", "multicloud.probe"}
-REWEIGH = OURS | {f"multicloud.{name}" for name in ("history", "reweigh", "ranking", "runtime", "scores")}
+REWEIGH = OURS | {f"multicloud.{name}" for name in ("history", "reweigh", "ranking", "runtime", "scores", "sharing")}
 RUN = REWEIGH | {"multicloud.run", "multicloud.haproxy_checks", "multicloud.overview", "multicloud.scrape"}
 
 

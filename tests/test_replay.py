@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from multicloud import samplefile
+from tests.bench import lines
 from tests.bench.replay import DEFAULTS, PHASES, fixed_window, recorded, replay, synthetic
 
 if TYPE_CHECKING:
@@ -44,3 +45,13 @@ def test_a_recorded_file_is_replayed(tmp_path: Path) -> None:
     assert backend == "upstream"
     assert replay(stream, DEFAULTS).wait <= 12
     assert 1 <= replay(stream, DEFAULTS).ratio < 1.1
+
+
+@pytest.mark.parametrize("edges", [1, 3])
+@pytest.mark.parametrize("load", lines.SPLITS)
+def test_at_any_load_users_wait_little_longer_than_under_the_best_split(load: float, edges: int) -> None:
+    shared, best = lines.step(load, edges), lines.step(load, edges, share=None)
+    assert lines.mean(shared, 120, 180) <= 1.15 * lines.mean(best, 120, 180)
+    if load == lines.LOW:
+        assert not [weights for when, weights in shared.changes if when > 20]
+        assert [[server.weight for server in edge.servers] for edge in shared.edges] == [[256, 1, 0, 0]] * edges

@@ -34,6 +34,9 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "MULTICLOUD_TOLERANCE": "0",
         "MULTICLOUD_BACKENDS": "",
         "MULTICLOUD_INTERVAL": "1",
+        "MULTICLOUD_SERVERS": "",
+        "MULTICLOUD_BIND": ":8080",
+        "MULTICLOUD_MODE": "http",
     }
     assert {setting.variable: setting.default for setting in ALL} == documented
 
@@ -59,6 +62,9 @@ NO_NUMBERS = ("1_0", " 10", "10\n", "+10", "1e1", "\u0661\u0662", "9" * 5000)
         ("MULTICLOUD_EXPECT", "100-599", (range(100, 600),)),
         ("MULTICLOUD_CLOCK", "connection", "connection"),
         ("MULTICLOUD_BACKENDS", "app, api", ("app", "api")),
+        ("MULTICLOUD_SERVERS", "eu.example.com  us=[2001:db8::1]:80", ("eu.example.com", "us=[2001:db8::1]:80")),
+        ("MULTICLOUD_BIND", ":443 ssl crt /etc/haproxy/site.pem", ":443 ssl crt /etc/haproxy/site.pem"),
+        ("MULTICLOUD_MODE", "tcp", "tcp"),
         *(("MULTICLOUD_SCHEME", scheme, scheme) for scheme in ("auto", "tcp", "tls", "http", "https")),
         *(("MULTICLOUD_TIMEOUT", text, float(text)) for text in ("0.001", "3600")),
         *(("MULTICLOUD_WINDOW", text, int(text)) for text in ("1", "10000")),
@@ -82,6 +88,9 @@ def test_values_are_read(variable: str, text: str, value: object) -> None:
         ("MULTICLOUD_CA_FILE", "\udcff"),
         ("MULTICLOUD_HOST", "é"),
         ("MULTICLOUD_BACKENDS", "app,,api"),
+        ("MULTICLOUD_SERVERS", "eu\nus"),
+        ("MULTICLOUD_BIND", ":80\nglobal"),
+        ("MULTICLOUD_MODE", "udp"),
         ("MULTICLOUD_EXPECT", "ok"),
         ("MULTICLOUD_EXPECT", "399-200"),
         ("MULTICLOUD_EXPECT", "200,"),

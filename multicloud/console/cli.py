@@ -6,7 +6,6 @@ import contextlib
 import functools
 import io
 import os
-import shlex
 import shutil
 import sys
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ import click
 
 from multicloud import light, samplefile, settings
 from multicloud.console import terminal
+from multicloud.console.config import config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -314,43 +314,7 @@ def plot(output: str, sources: settings.Sources) -> None:
     plots.draw(sources, output)
 
 
-@cli.command()
-@click.argument("servers", nargs=-1, metavar="SERVER[=ADDRESS[:PORT]]...")
-@click.option("--haproxy", metavar="VERSION", help="For this version; where not given, the HAProxy that is found.")
-@click.option("--backend", default="upstream", show_default=True, metavar="NAME", help="The backend's name.")
-@click.option("--mode", type=click.Choice(["http", "tcp"]), default="http", show_default=True)
-@click.option("--path", default="/", show_default=True, metavar="PATH", help="The path that the checks ask for.")
-@click.option("--blocks", is_flag=True, help="Only what goes into a configuration that is there.")
-@click.option("--beside", is_flag=True, help="For `multicloud run`: HAProxy's own checks in place of external ones.")
-def config(
-    servers: tuple[str, ...], haproxy: str | None, backend: str, mode: str, path: str, blocks: bool, beside: bool
-) -> None:
-    """Write an haproxy.cfg for these servers.
-
-    SERVER is a host name, HOST or HOST:PORT, or a name of your own and the address, NAME=ADDRESS or NAME=ADDRESS:PORT;
-    an IPv6 address in brackets. The name is the host that the server is asked for, and must be in its certificate.
-    Without a port it is 443. HAProxy speaks TLS to it, in mode http unless the port is 80, in mode tcp if it is 443.
-
-    The first line of what is written is the command that writes it: to add a server, run that again with one more name.
-
-    \b
-    Examples:
-      multicloud config eu.example.com us.example.com > haproxy.cfg
-      multicloud config --blocks --backend app eu.example.com us.example.com >> /etc/haproxy/haproxy.cfg
-      multicloud config --mode tcp --backend db eu=db-eu.example.com:5432 us=db-us.example.com:5432
-
-    Exit code: 0 written, 2 wrong arguments.
-    """
-    from multicloud import installed
-    from multicloud.console import config as configs
-    from multicloud.haproxy_cfg import Plan
-
-    version = installed.version(haproxy) if haproxy else None
-    plan = Plan(version=version, backend=backend, http=mode == "http", path=path, blocks=blocks, beside=beside)
-    text, note = configs.write(light.printable(shlex.join(["multicloud", *sys.argv[1:]])), servers, plan)
-    click.echo(text, nl=False)
-    if note:
-        light.warn(f"note: {note}")
+cli.add_command(config)
 
 
 @cli.command()

@@ -1,22 +1,155 @@
-"""`multicloud config`: what the command is told, checked, and what it says of what it writes (haproxy_cfg)."""
+"""`multicloud config`: what it is told by arguments and settings, checked, and where it is written (haproxy_cfg)."""
 
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import os
 import re
-from typing import TYPE_CHECKING
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from multicloud import haproxy_cfg, installed, settings
-from multicloud.haproxy_cfg import Server
-from multicloud.light import UsageError
+import click
+
+from multicloud import haproxy_cfg, installed, light, runtime, settings
+from multicloud.console import parser
+from multicloud.haproxy_cfg import Plan, Server
+from multicloud.light import CommandError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-    from multicloud.haproxy_cfg import Plan, Version
+    from multicloud.haproxy_cfg import Version
+    from multicloud.settings import Settings, Sources
 
 HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?")
+
+OF_SERVER = (settings.PATH, settings.EXPECT, settings.HOST, settings.CA_FILE, settings.INSECURE)
+
+
+class Wanted(NamedTuple):
+    """The arguments of the command: None where an option is not given, and the settings say it."""
+
+    servers: Sequence[str] = ()
+    haproxy: str | None = None
+    backend: str | None = None
+    mode: str | None = None
+    path: str | None = None
+    blocks: bool = False
+    beside: bool = False
+    output: str | None = None
+    others: Sequence[str] = ()
+
+
+@click.command()
+@click.argument("servers", nargs=-1, metavar="SERVER[=ADDRESS[:PORT]]...")
+@click.option("--haproxy", metavar="VERSION", help="For this version; where not given, the HAProxy that is found.")
+@click.option(
+    "--backend", metavar="NAME", help="The backend's name, upstream where not given; or one of the settings'."
+)
+@click.option("--mode", type=click.Choice(["http", "tcp"]), help="What the servers speak.  [default: http]")
+@click.option("--path", metavar="PATH", help="The path that the checks ask for.  [default: /]")
+@click.option("--blocks", is_flag=True, help="Only what stands beside a configuration that is there.")
+@click.option("--beside", is_flag=True, help="For `multicloud run`: HAProxy's own checks in place of external ones.")
+@click.option("-o", "--output", metavar="FILE", help="Write it there, whole or not at all, if HAProxy accepts it.")
+@click.option(
+    "--with",
+    "others",
+    multiple=True,
+    metavar="FILE",
+    help="With --blocks, a file beside which HAProxy reads it, or several; where not given, the running HAProxy's.",
+)
+def config(**arguments: Any) -> None:
+    """Write an haproxy.cfg for these servers, or for those in the settings file.
+
+    SERVER is a host name, HOST or HOST:PORT, or a name of your own and the address, NAME=ADDRESS or NAME=ADDRESS:PORT;
+    an IPv6 address in brackets. The name is the host that the server is asked for, and must be in its certificate.
+    Without a port it is 443. HAProxy speaks TLS to it, in mode http unless the port is 80, in mode tcp if it is 443.
+
+    Without SERVER it is for each backend that has `servers` in the settings file. To add a server, write it there, and
+    run again what the first line of the written file says.
+
+    \b
+    Examples:
+      multicloud config eu.example.com us.example.com > haproxy.cfg
+      multicloud config --blocks --output /etc/haproxy/multicloud.cfg
+      multicloud config --mode tcp --backend db eu=db-eu.example.com:5432 us=db-us.example.com:5432
+
+    Exit code: 0 written, 1 HAProxy does not accept it or it cannot be written, 2 wrong arguments or settings.
+    """
+    sources = settings.Sources(os.environ)
+    wanted = _with_others(Wanted(**arguments), sources)
+    text, notes = write(light.printable(shlex.join(["multicloud", *sys.argv[1:]])), sources, wanted)
+    if wanted.output:
+        replace(wanted.output, text, wanted.others)
+    else:
+        click.echo(text, nl=False)
+    for note in notes:
+        light.warn(f"note: {note}")
+
+
+def _with_others(wanted: Wanted, sources: Sources, here: Sequence[str] = ()) -> Wanted:
+    """What is wanted, with the files beside the one that is written: those named, the running HAProxy's, or `here`."""
+    if not (wanted.blocks and (wanted.output or wanted.others)):
+        return wanted._replace(others=())
+    own = os.path.realpath(wanted.output or "")
+    others = wanted.others or running(sources) or here
+    return wanted._replace(others=[file for file in others if os.path.realpath(file) != own])
+
+
+def running(sources: Sources) -> list[str]:
+    """The configuration files of the HAProxy that answers at the socket; none where none does, or it is not here."""
+    try:
+        with runtime.RuntimeAPI(sources.read((settings.SOCKET,)).socket) as api:
+            pid = api.ask("show info").partition("\nPid: ")[2].partition("\n")[0]
+        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    except (runtime.RuntimeAPIError, OSError):
+        return []
+    return [file for option, file in itertools.pairwise(words) if option == "-f" and os.path.exists(file)]
+
+
+def outdated(path: str, here: Sequence[str], sources: Sources) -> str:
+    """The command that wrote a file with --output, if it would write something else now; "" for any other file.
+
+    `here` are the files beside it where no HAProxy tells. Raises UsageError where the command is refused by now.
+    """
+    try:
+        text = Path(path).read_text(errors="replace")
+        command = text.partition("\n")[0].removeprefix("# ")
+        program, name, *words = [*shlex.split(command), "", ""]
+        context = config.make_context(name, words[:-2]) if (program, name) == ("multicloud", "config") else None
+    except (OSError, ValueError, click.ClickException):
+        return ""
+    if context is None or not context.params["output"]:
+        return ""
+    now, _ = write(command, sources, _with_others(Wanted(**context.params), sources, here))
+    return "" if now == text else command
+
+
+def replace(output: str, text: str, others: Sequence[str]) -> None:
+    """Put the text in the place of a file, if HAProxy accepts it beside the others. Raises CommandError, UsageError."""
+    haproxy = installed.find_haproxy(os.environ)
+    if not haproxy:
+        raise UsageError("no HAProxy found on PATH, which would have to accept it; name one in HAPROXY_BINARY")
+    path = os.path.realpath(output)
+    try:
+        with tempfile.TemporaryDirectory(dir=os.path.dirname(path), prefix=".multicloud-") as directory:
+            new = Path(directory, os.path.basename(path))
+            new.write_text(text)
+            new.chmod(0o644)
+            command = [haproxy, "-c", *(word for each in (*others, str(new)) for word in ("-f", each))]
+            said = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+            if said.returncode != 0:
+                alert = re.search(r"^\[ALERT\][ ()\d:]*(.*)$", said.stdout + said.stderr, re.MULTILINE)
+                why = alert[1].replace(str(new), output) if alert else "it gave no reason"
+                raise CommandError(f"{output} is not written: HAProxy does not accept it: {why}")
+            new.replace(path)
+    except OSError as error:
+        raise CommandError(f"{output} is not written: {light.reason(error)}") from None
 
 
 def servers(texts: Iterable[str], *, http: bool = True) -> list[Server]:
@@ -24,6 +157,10 @@ def servers(texts: Iterable[str], *, http: bool = True) -> list[Server]:
     found: dict[str, Server] = {}
     for text in texts:
         name, equals, place = text.partition("=")
+        if "://" in text:
+            raise UsageError(
+                f"{text!r}: a URL is no server; accepted: SERVER[=ADDRESS[:PORT]], without https:// and path"
+            )
         address, colon, number = (place if equals else name).rpartition(":")
         if not colon or number.endswith("]"):
             address, number = place if equals else name, "443"
@@ -36,10 +173,10 @@ def servers(texts: Iterable[str], *, http: bool = True) -> list[Server]:
         if not _is_address(address):
             accepted = "a host name, an IPv4 address, or an IPv6 address in brackets"
             raise UsageError(f"{text!r}: {address!r} is no address; accepted: {accepted}")
-        port = _port(text, number)
+        port = int(number) if re.fullmatch("[0-9]{1,5}", number) else 0
+        if not 0 < port < 65536:
+            raise UsageError(f"{text!r}: {number!r} is no port; accepted: 1 to 65535")
         found[name] = Server(name, address, port, tls=port != 80 if http else port == 443)
-    if not found:
-        raise UsageError("no server named; accepted: SERVER[=ADDRESS[:PORT]], one or more")
     return list(found.values())
 
 
@@ -51,16 +188,6 @@ def _is_address(text: str) -> bool:
         return ipaddress.ip_address(text[1:-1] if brackets else text).version == (6 if brackets else 4)
     except ValueError:
         return HOST.fullmatch(text) is not None and ".." not in text and re.search("[^0-9.]", text) is not None
-
-
-def _port(text: str, number: str) -> int:
-    try:
-        port = settings.port(number)
-    except ValueError:
-        port = 0
-    if not port:
-        raise UsageError(f"{text!r}: {number!r} is no port; accepted: 1 to 65535")
-    return port
 
 
 def _written(version: Version) -> str:
@@ -81,40 +208,123 @@ def _directory(name: str) -> str:
     return path.removesuffix(name)
 
 
-def write(command: str, texts: Iterable[str], plan: Plan) -> tuple[str, str]:
-    """What `command` writes, and what else its user has to do, "" for nothing. Raises UsageError.
+def write(command: str, sources: Sources, wanted: Wanted) -> tuple[str, list[str]]:
+    """What `command` writes, which wants this, and what else its user has to do. Raises UsageError."""
+    version = installed.version(wanted.haproxy) if wanted.haproxy else installed.haproxy_version(os.environ)
+    there = parser.read(wanted.others, os.environ, _written(version)).sections if wanted.others else []
+    own = parser.Configuration(there, []).global_section()
+    directory, maxconn = _directory("multicloud-check"), own.last("maxconn") is None
+    plans = [
+        _plan(sources, wanted, name, texts)._replace(version=version, directory=directory, maxconn=maxconn)
+        for name, texts in _listed(sources, wanted).items()
+    ]
+    _check_addresses(plans, there, sources.path)
+    text = haproxy_cfg.configuration(*plans)
+    names = re.findall(r"^(?:defaults|resolvers|frontend|backend) (\S+)", text, re.MULTILINE)
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"two sections would have the name {twice[0]}; accepted: another name for the backend")
+    notes = _notes(sources, wanted, plans)
+    more = f"write it into {sources.path} and run it again. What is changed here is lost then"
+    if wanted.servers:
+        more = "run it again with one more name" + ", and put that in the place of this" * wanted.blocks
+    head = [command, f"wrote this, for HAProxy {_written(version)}. For one more server, {more}."]
+    head += [f"Besides, {note}." for note in notes]
+    if wanted.blocks:
+        must = "must go" if version < installed.CRASHES else "must become `chroot /`"  # 3.4 warns without one
+        chroot = f"a `chroot` in `global` {must}: it would hide the checks" * (not wanted.beside)
+        where = "is read beside haproxy.cfg" if wanted.output else "goes to the end of haproxy.cfg, as it is"
+        head.append(f"It {where}; {chroot or 'a `chroot` in `global` may stay'}.")
+        notes += [chroot] * (chroot != "" and own.first_word("chroot") not in ("", "/"))
+        if not wanted.output and not plans[0].bind:
+            notes.append(f"users come in at {haproxy_cfg.USUAL}, unless `bind` in {sources.path} says otherwise")
+    return "\n".join(f"# {line}" for line in head) + "\n\n" + text, notes
 
-    The plan has no servers, which `texts` say. Without a version it is for the HAProxy on this machine.
-    """
-    backend, path = plan.backend, plan.path
-    version = plan.version or installed.haproxy_version(os.environ)
-    if not settings.is_name(backend) or backend in haproxy_cfg.TAKEN:
-        taken = f", but {backend} is taken" * (backend in haproxy_cfg.TAKEN)
-        raise UsageError(f"--backend {backend!r}; accepted: letters, digits and . : _ -{taken}")
+
+def _listed(sources: Sources, wanted: Wanted) -> dict[str, Sequence[str]]:
+    """The servers of each backend: those that are given, or the settings'. Raises UsageError."""
+    backends = [name or "upstream" for name, lines in sources.sections.items() if settings.SERVERS.name in lines]
+    if wanted.servers or sources.environ.get(settings.SERVERS.variable):
+        backends = [wanted.backend or "upstream"]
+    found = {name: wanted.servers or sources.read((settings.SERVERS,), name).servers for name in backends}
+    listed = {name: found[name] for name in found if found[name] and wanted.backend in (None, name)}
+    if not listed:
+        accepted = f"SERVER[=ADDRESS[:PORT]], one or more, or `servers` in {sources.path}"
+        raise UsageError(f"no server named; accepted: {accepted}")
+    return listed
+
+
+def _plan(sources: Sources, wanted: Wanted, backend: str, texts: Sequence[str]) -> Plan:
+    """The plan for a backend, as far as arguments and settings make it. Raises UsageError."""
+    values = sources.read((*OF_SERVER, settings.BIND, settings.MODE), backend)
+    http = (wanted.mode or values.mode) == "http"
+    path = wanted.path or values.path
+    if not settings.is_name(backend):
+        raise UsageError(f"--backend {backend!r}; accepted: letters, digits and . : _ -")
     try:
         settings.PATH.parse(path)
     except ValueError:
         raise UsageError(f"--path {path!r}; accepted: {settings.PATH.accepts}") from None
-    if path != "/" and not plan.http:
+    if wanted.path not in (None, "/") and not http:
         raise UsageError(f"--path {path!r}: in mode tcp, checks ask for no path")
-    directory = _directory("multicloud-check")
-    plan = plan._replace(servers=servers(texts, http=plan.http), version=version, directory=directory)
-    note = ""
-    if plan.beside:
-        note = f"`multicloud run` needs `backends = {backend}` in {settings.CONF_DEFAULT}, beside those that are there"
-    elif path != "/":
-        note = f"the checks need `[{backend}]` and, below it, `path = {path}` in {settings.CONF_DEFAULT}"
-    head = [
-        command,
-        f"wrote this, for HAProxy {_written(version)}. For one more server, run it again with one more name.",
-        *([f"Besides, {note}."] if note else []),
-        *([_where_to(version, beside=plan.beside)] if plan.blocks else []),
+    if values.host and not HOST.fullmatch(values.host):
+        raise UsageError(f"{sources.where(settings.HOST, backend)}: {values.host!r}; accepted: a name of a certificate")
+    return Plan(
+        [_with_words(sources, wanted, backend, server, values) for server in servers(texts, http=http)],
+        backend=backend,
+        http=http,
+        path=path,
+        blocks=wanted.blocks,
+        beside=wanted.beside,
+        bind="" if sources.where(settings.BIND, backend) == "default" else values.bind,
+        host=values.host,
+        ca_file=values.ca_file,
+        insecure=values.insecure,
+        expect=sources.text(settings.EXPECT, backend),
+    )
+
+
+def _with_words(sources: Sources, wanted: Wanted, backend: str, server: Server, values: Settings) -> Server:
+    """The server with what its own section of the settings says. Raises UsageError where that cannot be written."""
+    own = sources.read(OF_SERVER, backend, server.name)
+    for setting in (settings.HOST, *((settings.PATH, settings.EXPECT) * wanted.beside)):
+        said = getattr(own, setting.name)
+        if said not in (getattr(values, setting.name), server.name):
+            where = sources.where(setting, backend, server.name)
+            named = f" or, for {said}={server.address}, nothing" * (setting is settings.HOST)
+            raise UsageError(
+                f"{where}: HAProxy cannot be told this of one server alone; accepted: in [{backend}]{named}"
+            )
+    if not server.tls or (own.insecure, own.ca_file) == (values.insecure, values.ca_file):
+        return server
+    authorities = haproxy_cfg.escaped(own.ca_file or haproxy_cfg.AUTHORITIES)
+    return server._replace(words="verify none" if own.insecure else f"verify required ca-file {authorities}")
+
+
+def _check_addresses(plans: Sequence[Plan], sections: Iterable[parser.Section], path: str) -> None:
+    """That no two frontends have one address. Raises UsageError."""
+    theirs = ((f"{each.kind} {each.name}", line[1]) for each in sections for line in each.lines if line[0] == "bind")
+    ours = ((f"[{plan.backend}]", (plan.bind or haproxy_cfg.USUAL).split()[0]) for plan in plans)
+    taken: dict[str, str] = {}
+    for whose, addresses in (*theirs, *ours):
+        for address in addresses.split(","):
+            address = re.sub(r"^(ipv4@)?(\*|0\.0\.0\.0)?:", ":", address)
+            if address in taken and whose.startswith("["):
+                raise UsageError(
+                    f"{whose} would bind {address}, as {taken[address]} does, and each get some of the users; "
+                    f"accepted: another `bind` in {path}, or `bind = none` for a frontend of your own"
+                )
+            if address != haproxy_cfg.NONE:
+                taken[address] = whose
+
+
+def _notes(sources: Sources, wanted: Wanted, plans: Sequence[Plan]) -> list[str]:
+    """What the settings file lacks for what is written."""
+    names = [plan.backend for plan in plans]
+    if wanted.beside:
+        needed = f"`backends = {','.join(names)}` in {sources.path}, beside those that are there"
+        lacking = set(names) - set(sources.read((settings.BACKENDS,)).backends)
+        return [f"`multicloud run` needs {needed}"] if lacking else []
+    other = [each for each in plans if sources.read((settings.PATH,), each.backend).path != each.path]
+    return [
+        f"the checks need `[{each.backend}]` and, below it, `path = {each.path}` in {sources.path}" for each in other
     ]
-    return "\n".join(f"# {line}" for line in head) + "\n\n" + haproxy_cfg.configuration(plan), note
-
-
-def _where_to(version: Version, *, beside: bool) -> str:
-    """Where blocks go, and what becomes of a chroot."""
-    must = "must go" if version < installed.CRASHES else "must become `chroot /`"  # 3.4 warns without one
-    chroot = "may stay." if beside else f"{must}: it would hide the checks."
-    return f"It goes to the end of haproxy.cfg, as it is. A `chroot` in `global` {chroot}"

@@ -21,6 +21,7 @@ WORDS = {
     Reason.WITHIN_TOLERANCE: "favourite: within {tolerance:g} ms of {other}, the fastest",
     Reason.BACKUP: "backup: the fastest after the favourite",
     Reason.SLOWER: "out: others are faster",
+    Reason.SHARES: "shares the lead: {in_flight} requests in flight, {expected} would be usual",
     Reason.NO_SAMPLES: "out: no samples that count",
     Reason.DOWN: "out: DOWN, and comes back without traffic until it is measured",
     Reason.MAINTENANCE: "left alone: maintenance is an operator's word",
@@ -85,6 +86,8 @@ def _why(decision: Decision, values: Settings) -> str:
         server=decision.server.name,
         other=decision.other.name if decision.other else "",
         percent=decision.percent,
+        in_flight=decision.in_flight,
+        expected=decision.expected,
         tolerance=values.tolerance,
         counts=f"and more than {values.hysteresis:g} % counts",
     )

@@ -112,7 +112,7 @@ def read(paths: Sequence[str], environ: Mapping[str, str], version: str | None =
     environ = dict(environ)
     sections: list[Section] = []
     undecided: list[str] = []
-    for path in _files(paths):
+    for path in files(paths):
         try:
             with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
                 lines = file.read().split("\n")
@@ -135,7 +135,7 @@ def read(paths: Sequence[str], environ: Mapping[str, str], version: str | None =
     return Configuration([each for each in sections if not each.disabled], undecided)
 
 
-def _files(paths: Iterable[str]) -> Iterator[str]:
+def files(paths: Iterable[str]) -> Iterator[str]:
     """The files, and of a directory those that HAProxy takes."""
     for path in paths:
         yield from sorted(glob.glob(f"{glob.escape(path)}/*.cfg")) if os.path.isdir(path) else [path]

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from multicloud import reweigh, run, runtime, scores
+from multicloud import reweigh, run, runtime, scores, sharing
 from multicloud.console import instance as instances
 from multicloud.console.instance import EXTERNAL, PASSED, REWEIGH_SERVER, cannot_append, user_of
 from multicloud.ranking import changes
@@ -259,7 +260,10 @@ def _not_set(members: list[Server], seen: Seen) -> bool:
     for ago in (0.0, STEP, TOLERATED):
         then = seen.now - ago
         past = {key: [each for each in newest if each.time and each.time <= then] for key, newest in series.items()}
-        if not changes(reweigh.decide(members, reweigh.score(past, seen.sources, then), seen.sources)):
+        share = functools.partial(  # who shares, shares
+            sharing.share, samples=past, users={}, again=dict, connect=lambda _: 0.0, now=then, elapsed=0.0
+        )
+        if not changes(reweigh.decide(members, reweigh.score(past, seen.sources, then), seen.sources, share)):
             return False
     return True
 

@@ -11,6 +11,7 @@ import contextlib
 import random
 import selectors
 import ssl
+from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -38,12 +39,14 @@ class Place(NamedTuple):
 
 class Service(NamedTuple):
     """How a region serves: the seconds of an answer, which part of the answers is late, after how many idle seconds it
-    closes a connection (None: never), and whether it is there at all."""
+    closes a connection (None: never), whether it is there at all, and how many requests it serves at once, while the
+    others wait in line (None: all)."""
 
     seconds: float = 0.010
     late: float = 0.0
     idle: float | None = None
     alive: bool = True
+    workers: int | None = None
 
 
 def places(number: int) -> list[Place]:
@@ -107,10 +110,13 @@ class Region:
         self._service = Service(alive=False)
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.StreamWriter] = set()
+        self._busy = 0
+        self._line: deque[asyncio.Future[None]] = deque()
 
     async def become(self, service: Service, context: ssl.SSLContext) -> None:
         """Serve like this from now on."""
         self._service = service
+        self._call_next()
         if service.alive and not self._server:
             self._server = await asyncio.start_server(
                 self._talk,
@@ -136,8 +142,7 @@ class Region:
                 async with asyncio.timeout(self._service.idle):
                     request = (await reader.readuntil(b"\r\n\r\n")).lower()
                 await reader.readexactly(length(request))
-                late = LATE if random.random() < self._service.late else 0.0
-                await asyncio.sleep(self._service.seconds + late)
+                await self._work()
                 writer.write(head if request.startswith(b"head ") else head + body)
                 await writer.drain()
                 if b"\r\nconnection: close\r\n" in request:
@@ -147,6 +152,26 @@ class Region:
         finally:
             self._connections.discard(writer)
             writer.close()
+
+    async def _work(self) -> None:
+        """Wait in line, and then for as long as the answer takes."""
+        turn = asyncio.get_running_loop().create_future()
+        self._line.append(turn)
+        self._call_next()
+        try:
+            await turn
+            late = LATE if random.random() < self._service.late else 0.0
+            await asyncio.sleep(self._service.seconds + late)
+        finally:
+            self._busy -= turn.done() and not turn.cancelled()
+            self._call_next()
+
+    def _call_next(self) -> None:
+        while self._line and (self._service.workers is None or self._busy < self._service.workers):
+            turn = self._line.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                self._busy += 1
 
 
 def length(request: bytes) -> int:

@@ -1,7 +1,7 @@
 """How good are the decisions? Streams of samples, replayed through `scores` and `rank` against a clock of their own.
 
     python -m tests.bench.replay                  every phase with the defaults, then each setting varied on its own
-    python -m tests.bench.replay --herding        regions that slow down under load, with several tolerances
+    python -m tests.bench.replay --lines          regions that can be full: see `lines.py`
     python -m tests.bench.replay times.txt …      recorded sample files instead
 
 No HAProxy and no waiting: an hour takes a second. A phase is a few servers whose true mean latency is known at any
@@ -20,7 +20,7 @@ import os
 import statistics
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from itertools import pairwise, product
+from itertools import pairwise
 from math import isnan
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -31,6 +31,7 @@ from multicloud.history import Sample
 from multicloud.ranking import changes, rank
 from multicloud.runtime import DOWN, UP, Server
 from multicloud.scores import RECOVERY_RUN, fresh, percentiles, scores
+from tests.bench import lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -258,59 +259,6 @@ def judge(values: Mapping[str, float], seeds: int, fixed: bool) -> list[Outcome]
     return outcomes
 
 
-IDLE = (0.020, 0.024, 0.028, 0.100)
-"""Seconds that the herding regions take without load."""
-
-LOADS = (0.125, 0.4, 0.7, 1.2)
-"""All the traffic as a part of what one region can serve."""
-
-
-def under_load(shares: Array, load: float) -> Array:
-    """The seconds that regions take with these shares of the traffic; beyond 0.95 of its capacity none is slower."""
-    seconds: Array = np.array(IDLE) / (1 - np.minimum(shares * load, 0.95))
-    return seconds
-
-
-def best_split(load: float) -> float:
-    """The lowest mean latency that any split of the traffic has, in seconds, to a twentieth of it."""
-    parts = [np.array(split) / 20 for split in product(range(21), repeat=len(IDLE)) if sum(split) == 20]
-    return min(float((shares * under_load(shares, load)).sum()) for shares in parts)
-
-
-def herd(tolerance: float, load: float, *, hours: float = 2.0, seed: int = 0) -> tuple[float, float]:
-    """Mean latency in seconds, and how often an hour the set of favourites changes, if latency depends on the load."""
-    random = np.random.default_rng(seed)
-    servers = [Server("herd", str(index), UP, 1) for index in range(len(IDLE))]
-    series: dict[Key, list[Sample]] = {server.key: [] for server in servers}
-    means, favorites = [], []
-    for moment in range(int(hours * 3600 / DEFAULTS["interval"])):
-        now = moment * DEFAULTS["interval"]
-        weights = np.array([server.weight for server in servers])
-        shares = weights / weights.sum()
-        latency = under_load(shares, load)
-        means.append(float((shares * latency).sum()))
-        favorites.append((weights == weights.max()).tolist())
-        for server, seconds in zip(servers, latency * np.maximum(0.1, random.normal(1, 0.1, len(IDLE))), strict=True):
-            series[server.key].insert(0, Sample(float(seconds), now))
-            del series[server.key][int(DEFAULTS["window"]) + RECOVERY_RUN :]
-        for change in changes(rank(servers, shipped(series, now=now), tolerance=tolerance)):
-            change.server.weight = change.weight
-    return statistics.fmean(means), sum(before != after for before, after in pairwise(favorites)) / hours
-
-
-def print_herding() -> None:
-    """The mean latency in milliseconds, and the changes of the favourites an hour, by tolerance and load."""
-    print(f"| {'':20} | {' | '.join(f'load {load:<6.3g}' for load in LOADS)} |\n|{'---|' * (len(LOADS) + 1)}")
-    for tolerance in (0, 2, 5, 10, 15, 20, 30, 50):
-        found = [herd(tolerance, load) for load in LOADS]
-        cells = " | ".join(f"{mean * 1000:6.1f} {switches:4.0f}" for mean, switches in found)
-        print(f"| {f'tolerance {tolerance}':<20} | {cells} |")
-    even = np.full(len(IDLE), 1 / len(IDLE))
-    evenly = [float((even * under_load(even, load)).sum()) for load in LOADS]
-    for name, values in (("even (roundrobin)", evenly), ("best possible split", map(best_split, LOADS))):
-        print(f"| {name:<20} | {' | '.join(f'{value * 1000:6.1f}    -' for value in values)} |")
-
-
 def line(name: str, outcomes: Iterable[Outcome]) -> str:
     """A row of the table; its last cell is the mean of the ratios."""
     found = list(outcomes)
@@ -333,10 +281,10 @@ def main() -> None:
     parser.add_argument(
         "--interval", type=float, default=2.0, help="seconds between the samples of a recorded file (2)"
     )
-    parser.add_argument("--herding", action="store_true", help="regions that slow down under load")
+    parser.add_argument("--lines", action="store_true", help="regions that can be full")
     options = parser.parse_args()
-    if options.herding:
-        print_herding()
+    if options.lines:
+        lines.print_table()
         return
     variants: list[tuple[str, dict[str, float], bool]] = [
         ("defaults", dict(DEFAULTS), False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import socket
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from multicloud import history, probe, ranking, reweigh, settings
+from multicloud import history, probe, ranking, reweigh, settings, sharing
 from multicloud.console import check as probes
 from multicloud.console import explain
 from multicloud.console.cli import cli
@@ -371,6 +372,7 @@ def test_by_hand_it_shows_what_was_sent(router: Edge) -> None:
 NOW = 1763870000.0
 STATES = {"U": UP, "D": DOWN, "M": MAINT, "R": DRAIN}
 FASTEST, SECOND = "favourite: the fastest", "backup: the fastest after the favourite"
+SHARES, FLYING, BE, SLOWER = "shares the lead:", "requests in flight,", "would be usual", "out: others are faster"
 AHEAD = "favourite: b is 25.0 % faster than a, and more than 10 % counts"
 KEPT = "favourite, kept by hysteresis: b is 5.0 % faster than a, and more than 10 % counts"
 UNKNOWN, IS_DOWN = "out: no samples that count", "out: DOWN, and comes back without traffic until it is measured"
@@ -379,12 +381,17 @@ MUST = "favourite: no server that is UP has samples that count, and one must ser
 
 
 def explained(servers: Sequence[Server], series: dict[tuple[str, str], list[Sample]], tolerance: int = 0) -> list[str]:
-    """How a reweigh is explained that finds these samples."""
+    """How a reweigh is explained that finds these samples and, where servers share, 600 users a second of `a`."""
     sources = settings.Sources({"MULTICLOUD_TOLERANCE": str(tolerance)})
     found = history.Samples()
     found.series = series
     scored = reweigh.score(series, sources, NOW)
-    decisions = reweigh.decide(servers, scored, sources)
+    shared = any(1 < server.weight < 256 for server in servers)
+    users = {("upstream", "a"): sharing.Load(41, 600, 0.01)} if shared else {}
+    share = functools.partial(
+        sharing.share, samples=series, users=users, again=lambda: users, connect=lambda _: 0.0, now=NOW, elapsed=0.0
+    )
+    decisions = reweigh.decide(servers, scored, sources, share)
     return explain.explain(reweigh.Outcome(found, scored, decisions, ranking.changes(decisions), []), sources)
 
 
@@ -400,7 +407,14 @@ def explained(servers: Sequence[Server], series: dict[tuple[str, str], list[Samp
         ("DUU", [10, None, None], [0, 256, 1], 0, [IS_DOWN, MUST, "backup: without samples, but there is no other"]),
         ("DD", [10, 20], [256, 1], 0, ["stays: no server is UP"] * 2),
         ("UUU", [20, 24, 40], [1, 1, 1], 5, [FASTEST, "favourite: within 5 ms of a, the fastest", SECOND]),
-        ("UUU", [20, 30, 30], [1, 1, 1], 0, [FASTEST, SECOND, "out: others are faster"]),
+        ("UUU", [20, 30, 30], [1, 1, 1], 0, [FASTEST, SECOND, SLOWER]),
+        (
+            "UUU",
+            [20, 30, 40],
+            [256, 99, 0],
+            0,
+            [f"{SHARES} 41 {FLYING} 12 {BE}", f"{SHARES} 0 {FLYING} 0 {BE}", SLOWER],
+        ),
     ],
 )
 def test_every_decision_is_explained(

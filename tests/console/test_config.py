@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import grp
+import http.client
 import os
 import pwd
 import re
 import shlex
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from multicloud import installed, runtime
+from multicloud import installed, runtime, settings
 from multicloud.console import config, parser
 from multicloud.demo.router import Router, haproxy_binary
-from multicloud.haproxy_cfg import Plan
+from multicloud.haproxy_cfg import Plan, Server, configuration
 from multicloud.light import UsageError
 from tests.command import run
 from tests.edge import edge, wait_until
-from tests.test_haproxy_cfg import HAPROXIES, assert_valid
+from tests.test_haproxy_cfg import HAPROXIES, assert_valid, here
 from tests.test_traffic import DELAYS, failures
 from tests.traffic import Traffic
 
@@ -61,9 +63,9 @@ defaults
 """Debian's own haproxy.cfg (bookworm and trixie), less some ciphers and error files."""
 
 
-def written(*arguments: str, haproxy: str = haproxy_binary(), to: tuple[str, ...] = LISTED) -> str:
+def written(*arguments: str, haproxy: str = haproxy_binary(), to: tuple[str, ...] = LISTED, **environ: str) -> str:
     """What the command writes for a HAProxy."""
-    done = run("config", *arguments, *to, environ={"HAPROXY_BINARY": haproxy})
+    done = run("config", *arguments, *to, environ={"HAPROXY_BINARY": haproxy, **environ})
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -90,8 +92,8 @@ def test_blocks_at_the_end_of_debians_configuration_are_valid_without_a_warning(
 @pytest.mark.parametrize("haproxy", HAPROXIES.values())
 def test_a_second_application_is_the_second_part_of_its_blocks(tmp_path: Path, haproxy: str) -> None:
     text = debian(tmp_path, chroot=False) + written("--blocks", "--backend", "app", haproxy=haproxy)
-    second = written("--blocks", "--backend", "api", haproxy=haproxy).partition("# ---- For the application")[2]
-    assert_valid(haproxy, text + "#" + second.replace("bind :8080", "bind :8088"), tmp_path)
+    second = written("--blocks", "--backend", "api", haproxy=haproxy, MULTICLOUD_BIND=":8088")
+    assert_valid(haproxy, text + "#" + second.partition("# ---- For the application")[2], tmp_path)
 
 
 @pytest.mark.parametrize(("first", "second"), [(80, 443), (443, 80)])
@@ -132,6 +134,153 @@ def test_a_server_more_is_a_name_more() -> None:
     assert all("us.example.com" in line for line in more)
 
 
+def from_settings(directory: Path, text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """What the command says and writes for a settings file."""
+    conf = directory / "multicloud.conf"
+    conf.write_text(text)
+    return run("config", *arguments, environ={"MULTICLOUD_CONF": str(conf), "HAPROXY_BINARY": haproxy_binary()})
+
+
+APPLICATIONS = """
+ca_file = /etc/ssl/cert.pem
+[app]
+servers = eu.example.com=203.0.113.7 us.example.com=203.0.113.8
+bind = 127.0.0.1:8080 name site
+[app/us.example.com]
+insecure = 1
+[api]
+servers = eu=203.0.113.7 us=203.0.113.8
+host = www.example.com
+bind = none
+[db]
+servers = eu=203.0.113.7:5432
+mode = tcp
+bind = :5432
+insecure = 1
+"""
+
+
+@pytest.mark.parametrize("haproxy", HAPROXIES.values())
+@pytest.mark.parametrize("options", [(), ("--blocks",), ("--beside",), ("--blocks", "--beside")])
+def test_all_applications_of_the_settings_file_are_written(
+    tmp_path: Path, ca_file: str, haproxy: str, options: tuple[str, ...]
+) -> None:
+    version = subprocess.run([haproxy, "-v"], capture_output=True, text=True, check=True).stdout.split()[2]
+    text = APPLICATIONS.replace("/etc/ssl/cert.pem", ca_file)
+    done = from_settings(tmp_path, text, "--haproxy", version.partition("-")[0], *options)
+    assert done.returncode == 0, done.stderr
+    own = debian(tmp_path, chroot="--beside" in options) if "--blocks" in options else ""
+    assert_valid(haproxy, own + done.stdout, tmp_path)
+    sections = {section.name: section for section in parser.read([str(tmp_path / "haproxy.cfg")], {}).sections}
+    app, api, db = (parser.options(sections[name]) for name in ("app", "api", "db"))
+    assert {name: parser.value(words, "verify") for name, words in app.items()} == {
+        "eu.example.com": "required",
+        "us.example.com": "none",
+    }
+    assert {parser.value(words, "sni") for words in api.values()} == {"str(www.example.com)"}
+    assert parser.value(db["eu"], "verify") == "none"
+    assert sections["db"].last("mode") == ["tcp"]
+    assert sections["app-router"].last("bind") == ["127.0.0.1:8080", "name", "site"]
+    assert "api-router" not in sections
+
+
+def test_without_a_frontend_its_lines_stand_in_a_comment_each_with_the_applications_condition(tmp_path: Path) -> None:
+    text = from_settings(tmp_path, APPLICATIONS, "--blocks", "--haproxy", "2.8").stdout
+    lines = [line.removeprefix("#     ") for line in text.splitlines() if line.startswith("#     ")]
+    assert [line for line in lines if not line.startswith("# ")] == [
+        "acl is_api hdr(host) -i api.example.com",
+        "use_backend api-last-resort if is_api { nbsrv(api) lt 1 }",
+        "use_backend api-once if is_api !{ method GET HEAD OPTIONS }",
+        "use_backend api if is_api",
+    ]
+
+
+def test_the_lines_for_a_frontend_of_ones_own_take_no_other_requests() -> None:
+    def with_own_frontend(text: str) -> str:
+        """The lines stand where the comment says: below another `use_backend`."""
+        places = re.findall(r"^    server (\S+\.demo) (127\.0\.0\.1):(\d+)$", text, re.MULTILINE)
+        plan = Plan([Server(name, at, int(port)) for name, at, port in places[:1]], here(), bind="none")
+        written = configuration(plan)
+        lines = [line[2:] for line in written.splitlines() if line.startswith("#     ")]
+        own = [
+            "frontend mine from common",
+            '    bind "127.0.0.1:${PORT}"',
+            "    use_backend admin if { path_beg /admin }",
+        ]
+        admin = "backend admin from common\n    http-request return status 200 content-type text/plain string admin"
+        return written + "\n".join([*own, *lines, admin, ""]).replace(
+            "hdr(host) -i upstream.example.com", "path_beg /app"
+        )
+
+    with edge({"eu.demo": 0.0}, interval="600s", configure=with_own_frontend) as running:
+        for method in ("GET", "POST"):
+            for path, status, region in (("/app", 200, "eu.demo"), ("/admin/app", 200, None), ("/", 503, None)):
+                connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=10)
+                connection.request(method, path)
+                answer = connection.getresponse()
+                assert (answer.status, answer.headers["upstream"]) == (status, region)
+                connection.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "error"),
+    [
+        (
+            "[a]\nservers = x\n[b]\nservers = y\n",
+            "",
+            "[b] would bind :8080, as [a] does, and each get some of the users",
+        ),
+        ("bind = :80,:81\n[a]\nservers = x\n[b]\nservers = y\nbind = *:81\n", "", "[b] would bind :81, as [a] does"),
+        ("[a]\nservers = x\n[b]\nservers = y\n", "--backend c", "no server named; accepted: SERVER"),
+        (
+            "[a]\nservers = x\n[a/x]\nhost = y\n",
+            "",
+            "5: host: HAProxy cannot be told this of one server alone; accepted: in",
+        ),
+        (
+            "[a]\nservers = x\n[a/x]\npath = /y\n",
+            "--beside",
+            "5: path: HAProxy cannot be told this of one server alone",
+        ),
+        ("[a]\nservers = x\nhost = y:80\n", "", "4: host: 'y:80'; accepted: a name of a certificate"),
+        ("[a]\nservers = x x\n", "", "'x': there is a server x already"),
+        ("[a]\nservers = x\n[a-once]\nservers = y\nbind = :81\n", "", "two sections would have the name a-once"),
+        ("[a]\nservers = x\n", "--output {}/no/such/file", "/no/such/file is not written: no such file or directory"),
+    ],
+)
+def test_what_the_settings_cannot_mean_is_one_clear_line(tmp_path: Path, text: str, arguments: str, error: str) -> None:
+    done = from_settings(tmp_path, f"# first line\n{text}", *arguments.format(tmp_path).split())
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1 if "output" in arguments else 2, "", 1)
+    assert error in done.stderr
+
+
+def test_a_file_is_replaced_whole_or_not_at_all_and_only_where_haproxy_accepts_it(tmp_path: Path) -> None:
+    own, written = tmp_path / "own.cfg", tmp_path / "multicloud.cfg"
+    own.write_text(debian(tmp_path, chroot=False))
+    words = ("--blocks", "--output", str(written), "--with", str(own))
+    text = f"[api]{APPLICATIONS.partition('[api]')[2]}".replace("203.0.113.7:5432", "203.0.113.7:5433")
+    done = from_settings(tmp_path, text, *words)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    before = written.read_text()
+    assert before.startswith(f"# multicloud config {shlex.join(words)}\n")
+    assert written.stat().st_mode & 0o777 == 0o644
+    for wrong in ("no-such-word", "ssl crt /no/such/file"):
+        done = from_settings(tmp_path, text.replace(":5432\n", f":5432 {wrong}\n"), *words)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+        assert done.stderr.startswith(f"error: {written} is not written: HAProxy does not accept it: ")
+        assert str(written) in done.stderr.partition("accept it: ")[2]
+        assert written.read_text() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"own.cfg", "multicloud.cfg", "multicloud.conf", "error.http"}
+
+
+def test_an_address_of_the_other_files_is_not_bound_again(tmp_path: Path) -> None:
+    own = tmp_path / "own.cfg"
+    own.write_text(debian(tmp_path, chroot=False) + "frontend mine\n    bind *:8080\n")
+    done = from_settings(tmp_path, "[app]\nservers = x\n", "--blocks", "--with", str(own))
+    assert done.returncode == 2
+    assert "[app] would bind :8080, as frontend mine does, and each get some of the users" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("mode", "server", "line"),
     [
@@ -159,15 +308,17 @@ def test_a_server_is_spoken_to_over_tls_unless_its_port_says_otherwise(mode: str
 
 def test_where_the_commands_are_is_written_as_haproxy_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(installed, "command", lambda name: f"/it's a #1/{name}")
+    sources = settings.Sources({settings.CONF: os.devnull})
+    wanted = config.Wanted(["eu"], "2.8.25")
     for blocks in (False, True):
-        text, _ = config.write("multicloud config eu", ["eu"], Plan(version=(2, 8, 25), blocks=blocks))
+        text, _ = config.write("multicloud config eu", sources, wanted._replace(blocks=blocks))
         for name in ("check", "reweigh"):
             [line] = re.findall(rf"external-check command .*{name}.*", text)
             assert parser.split(line, {})[2] == f"/it's a #1/multicloud-{name}"
     for path in ('/a"b', "/a}b", "/a$b", "/a\\b", "/a\nb"):
         monkeypatch.setattr(installed, "command", lambda name, path=path: f"{path}/{name}")
         with pytest.raises(UsageError, match="HAProxy cannot be told that"):
-            config.write("multicloud config eu", ["eu"], Plan(version=(2, 8, 25)))
+            config.write("multicloud config eu", sources, wanted)
 
 
 @pytest.mark.parametrize(
@@ -193,10 +344,11 @@ def test_where_the_commands_are_is_written_as_haproxy_reads_it(monkeypatch: pyte
         ("--haproxy 3.4.0 eu", "HAProxy 3.4.0 crashes on any external check; accepted: 2.6 and newer, such as 3.4.1"),
         ("--haproxy new eu", "HAProxy 'new': cannot read the version; accepted: such as 2.8 or 2.8.25"),
         ("--backend a/b eu", "--backend 'a/b'; accepted: letters, digits and . : _ -"),
-        ("--backend reweigh eu", "--backend 'reweigh'; accepted: letters, digits and . : _ -, but reweigh is taken"),
+        ("--backend reweigh eu", "two sections would have the name reweigh; accepted: another name for the backend"),
+        ("https://eu.example.com", "'https://eu.example.com': a URL is no server; accepted: SERVER[=ADDRESS[:PORT]]"),
         ("--path healthz eu", "--path 'healthz'; accepted: a path that starts with /"),
         ("--mode tcp --path /healthz eu", "--path '/healthz': in mode tcp, checks ask for no path"),
-        ("", "no server named; accepted: SERVER[=ADDRESS[:PORT]], one or more"),
+        ("", "no server named; accepted: SERVER[=ADDRESS[:PORT]], one or more, or `servers` in /etc/multicloud.conf"),
     ],
 )
 def test_what_cannot_be_used_is_one_clear_line(arguments: str, error: str) -> None:
@@ -250,7 +402,7 @@ def in_debians(text: str) -> str:
     blocks = written("--blocks", "--backend", "app", haproxy=haproxy_binary(), to=tuple(names))
     for place, there in (
         (r"bind :8080", 'bind "127.0.0.1:${PORT}"'),
-        (r"127\.0\.0\.1:8082", '"127.0.0.1:${RELAY_PORT}"'),
+        (r"abns@\S+", '"abns@${RELAY}"'),
         (r"ca-file \S+", 'ca-file "${UPSTREAM_CA}"'),
         (
             r"external-check command \S+-(check|reweigh)",
@@ -258,6 +410,6 @@ def in_debians(text: str) -> str:
         ),
     ):
         blocks, count = re.subn(place, there, blocks)
-        assert count or "8082" in place
+        assert count or "abns" in place
     own = re.sub(r"\t(chroot|user|group|daemon|errorfile) .*\n", "", DEBIAN.replace("\tdaemon", "\tdaemon "))
     return own.replace("/run/haproxy/admin.sock", '"${MULTICLOUD_SOCKET}"') + blocks

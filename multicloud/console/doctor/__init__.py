@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING
 
 from multicloud import runtime, settings
-from multicloud.console import parser
+from multicloud.console import config, parser
 from multicloud.console.doctor import certificates, configuration, running, servers
 from multicloud.console.doctor.case import Case, ok, problem, some, unknown
 from multicloud.console.instance import Instance, ask, user_of
@@ -26,7 +26,11 @@ def examine(sources: Sources, files: Sequence[str]) -> list[Finding]:
     """All findings. `files` are HAProxy's configuration files, or none. Raises UsageError."""
     case = _case(sources, files)
     groups = AWAY if case.away else GROUPS
-    findings: list[Finding] = []
+    findings = [
+        problem(f"{path} is not what would be written for these settings now: run `{command}`, and reload HAProxy")
+        for path in parser.files(files)
+        if (command := config.outdated(path, files, sources))
+    ]
     for number, (_, look) in enumerate(groups, 1):
         findings += look(case)
         if any(finding.kind == "problem" for finding in findings):

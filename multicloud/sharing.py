@@ -1,0 +1,261 @@
+"""One backend whose favourite fills up: what part of the traffic each server gets. Pure: no I/O, no clock.
+
+Assumes that a server's usual time is the median of its last samples, and that what comes on top is a line of users,
+which more traffic makes longer. By Little's law the requests in flight are their rate times what each of them takes.
+
+    wait  = newest samples - usual time, or, where a crowd is in flight, requests in flight / rate - usual time
+    price = usual time + TOLL * wait
+    part  = part * (lowest price / price) ** (seconds / SETTLE); what this frees goes to those below the average price,
+            in proportion to how far
+
+Who joins a line delays all behind him, too: users wait least where these marginal costs, not the times, are equal
+(Pigou, The Economics of Welfare, 1920). Gains are those of Brown and von Neumann (Sandholm, "Excess payoff dynamics and
+other well-behaved evolutionary dynamics", 2005), which find servers that have nothing yet. It is stable since at equal
+prices nothing moves, near them little does, and no step is faster than the samples are old: by such smooth steps
+routers with stale information do not swing (Fischer and Voecking, "Adaptive routing with stale information", 2005).
+
+It begins with a crowd at the favourite, or where ranking would leave one whose samples vary as those of a line do. Far
+is not full: where a new connection takes longer than a request did, or where samples are slow but steady, the ranking
+decides alone. It ends when one server has nearly all again, soon after nobody waits any more. The weights are its only
+memory.
+
+It helps where regions can be full, with any number of HAProxys that know nothing of each other. It acts once a reweigh:
+between two of them `balance random(2)` evens out. Requests that stay (WebSockets) are known as such by their mean time
+or by quick samples beside them; in TCP mode, where all may stay, only the samples show a line.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from multicloud.ranking import Decision, Reason
+from multicloud.runtime import UP
+from multicloud.scores import CHANGE, percentiles
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from multicloud.history import Sample
+    from multicloud.runtime import Server
+
+    Key = tuple[str, str]
+
+USUAL = 100
+"""Samples whose median is the usual time: of some minutes, so that a line of a minute is not yet what is usual."""
+
+RECENT = 3
+"""Newest samples, whose mean shows a line: fewer are noise, more are older than the line."""
+
+CROWD, SPARE = 2, 4
+"""More than so many times the expected requests in flight, and so many more, are a crowd: chance alone has less."""
+
+VARIES = 1.15
+"""Of two samples the longer is so many times the shorter: a line does not stand still, a slow answer is slow again."""
+
+USED = 0.7
+"""Expected requests in flight above which it may be its users who make a server slow."""
+
+TOLL = 8
+"""How often a wait counts. From 4 to 16 it hardly matters; with 1, everybody's own wait, the lines stay."""
+
+SETTLE = 15.0
+"""Seconds: samples and two reweighs are as old. With 5 the parts swing, with 30 a line lasts."""
+
+QUICK = 7.0
+"""The same where a step cannot be too long: from a server that is STEEP times as dear, and when nobody waits."""
+
+STEEP = 4
+
+CALM = 5
+"""Newest samples, all about as usual: nobody waits."""
+
+LEAST = 0.03
+"""Of the largest part. A smaller one that does not grow is none: checks know idle servers too, and sharing must end."""
+
+
+class Load(NamedTuple):
+    """A server's users: requests in flight, new ones a second, and the seconds that the last 1,024 took on average."""
+
+    in_flight: int = 0
+    rate: int = 0
+    total_time: float = 0.0
+
+    def expected(self, usual: float) -> float:
+        """The requests in flight that there would be without a line; a check takes `usual` seconds."""
+        return self.rate * max(usual, self.total_time)
+
+    def crowd(self, usual: float) -> float:
+        """How many more there are, 0 where that may be chance."""
+        expected = self.expected(usual)
+        return self.in_flight - expected if self.rate and self.in_flight > CROWD * expected + SPARE else 0.0
+
+
+NOBODY = Load()
+
+
+class _View(NamedTuple):
+    """What is known of a server: its usual seconds, its samples, newest first, and its users at the time `now`."""
+
+    usual: float
+    samples: Sequence[Sample]
+    load: Load
+    now: float
+
+    def is_slow(self, sample: Sample) -> bool:
+        return sample.seconds * CHANGE > self.usual
+
+    def line(self) -> float:
+        """The seconds that each user waits by the requests in flight, 0 where these are no crowd.
+
+        A crowd beside a newest sample that did not wait has come since, so it is no larger than what has arrived in
+        that time and a second; else its requests are such as stay, and wait in no line.
+        """
+        crowd, newest = self.load.crowd(self.usual), self.samples[0]
+        if crowd and newest.time is not None and not self.is_slow(newest):
+            crowd *= crowd <= self.load.rate * (self.now - newest.time + 1)
+        return crowd and crowd / self.load.rate
+
+    def price(self) -> float:
+        newest = [sample.seconds for sample in self.samples[:RECENT]]
+        return self.usual + TOLL * max(0.0, self.line(), sum(newest) / len(newest) - self.usual)
+
+    def varies(self) -> bool:
+        """It is used, and its two newest samples differ as those of a line do."""
+        newest = [sample.seconds for sample in self.samples[:2]]
+        return max(newest) > VARIES * min(newest) and self.load.expected(self.usual) > USED
+
+    def is_calm(self) -> bool:
+        return not self.line() and not any(map(self.is_slow, self.samples[:CALM]))
+
+
+def loads(servers: Iterable[Server]) -> dict[Key, Load]:
+    """The users of each server and of those that track it, by `source`. In TCP mode only their rate is known."""
+    users: dict[Key, Load] = {}
+    for server in servers:
+        if server.rate:
+            is_http = server.mode == "http"
+            known = users.get(server.source, NOBODY)
+            rate = known.rate + server.rate
+            total_time = (known.rate * known.total_time + server.rate * server.total_time * is_http) / rate
+            users[server.source] = Load(known.in_flight + server.in_flight * is_http, rate, total_time)
+    return users
+
+
+def share(
+    decisions: Sequence[Decision],
+    *,
+    samples: Mapping[Key, Sequence[Sample]],
+    users: Mapping[Key, Load],
+    again: Callable[[], Mapping[Key, Load]],
+    connect: Callable[[Server], float],
+    now: float,
+    elapsed: float,
+    favorite: int,
+    backup: int,
+) -> Sequence[Decision]:
+    """What a backend's servers get where they have to share; else `decisions`, which are what `ranking` says.
+
+    `samples` are newest first; `users` and, a moment later, `again` are loads; `connect` says how many seconds a new
+    connection to a server takes, 0 where nobody knows; it is `now`, and `elapsed` seconds have passed since weights
+    were decided. Nobody shares where these weights cannot tell the least part from a backup.
+    """
+    parts = _parts(decisions, favorite, backup)
+    if not parts or round(LEAST * favorite) <= backup:
+        return decisions
+    largest = max(parts, key=parts.__getitem__)
+    leader = next((each.server for each in decisions if each.weight == favorite and each.server.state == UP), None)
+    alone = parts[largest] == 1
+    if alone and leader is largest and not users.get(largest.source, NOBODY).crowd(0.0):
+        return decisions  # so that nothing more is worked out of most backends
+    views = _views(parts, samples, users, now)
+    if any(view.line() for view in views.values()):
+        views = _views(parts, samples, again(), now)  # a burst is gone by then
+    if not leader or largest not in views or (alone and not _is_full(largest, leader, views, connect)):
+        return decisions
+    if elapsed:
+        parts = _step(parts, views, elapsed, (backup + 1) / favorite)
+    parts = {server: part for server, part in parts.items() if part and server in views}
+    if parts.keys() <= {leader}:
+        return decisions
+    return [_decision(each, parts, views, favorite, backup) for each in decisions]
+
+
+def _parts(decisions: Sequence[Decision], favorite: int, backup: int) -> dict[Server, float]:
+    """What each server that is UP has of the traffic now, in sum 1; nothing where it was no reweigh that said so.
+
+    Weights between the backup's and the favourite's are there while servers share, beside that of a favourite, which
+    may not be UP any more.
+    """
+    weights = [each.server.weight for each in decisions]
+    sharing = favorite in weights and any(backup < weight < favorite for weight in weights)
+    least = backup + 1 if sharing else favorite
+    have = {each.server: each.server.weight for each in decisions if each.server.state == UP}
+    whole = sum(weight for weight in have.values() if weight >= least)
+    if not whole or (not sharing and whole > favorite):
+        return {}
+    return {server: weight / whole if weight >= least else 0.0 for server, weight in have.items()}
+
+
+def _views(
+    servers: Iterable[Server], samples: Mapping[Key, Sequence[Sample]], users: Mapping[Key, Load], now: float
+) -> dict[Server, _View]:
+    """Of those that have a sample that succeeded."""
+    views = {}
+    for server in servers:
+        newest = samples.get(server.source, ())[:USUAL]
+        good = [sample.seconds for sample in newest if not sample.failed]
+        if good:
+            views[server] = _View(percentiles(good, [50])[0], newest, users.get(server.source, NOBODY), now)
+    return views
+
+
+def _is_full(
+    favourite: Server, leader: Server, views: Mapping[Server, _View], connect: Callable[[Server], float]
+) -> bool:
+    """Whether the favourite, which has all traffic, cannot carry it; `leader` is whom the ranking wants.
+
+    It is not merely full if a new connection takes clearly longer than a request did: then it is far.
+    """
+    view = views[favourite]
+    leaves = leader in views and view.usual < views[leader].usual and view.varies()
+    return (leaves or view.line() > 0) and connect(favourite) * CHANGE <= view.usual
+
+
+def _step(
+    parts: Mapping[Server, float], views: Mapping[Server, _View], elapsed: float, least: float
+) -> dict[Server, float]:
+    """The new parts. One below LEAST that does not grow is 0, and so is one below `least`, which no weight can tell."""
+    price = {server: view.price() for server, view in views.items()}
+    lowest, average = min(price.values()), sum(parts[server] * price[server] for server in price)
+    calm = all(view.is_calm() for server, view in views.items() if parts[server])
+    kept = {}
+    for server in price:
+        settle = QUICK if calm or price[server] > STEEP * lowest else SETTLE
+        kept[server] = parts[server] * (lowest / price[server]) ** (elapsed / settle)
+    cheaper = {server: max(0.0, average - price[server]) for server in price}
+    freed = (1 - sum(kept.values())) / (sum(cheaper.values()) or 1.0)
+    new = {server: kept[server] + freed * cheaper[server] for server in price}
+    largest = max(new.values())
+    return {
+        server: part * (part >= min(LEAST * largest, max(parts[server], least * largest)))
+        for server, part in new.items()
+    }
+
+
+def _decision(
+    ranked: Decision, parts: Mapping[Server, float], views: Mapping[Server, _View], favorite: int, backup: int
+) -> Decision:
+    server = ranked.server
+    if server not in parts:
+        if server.state != UP or not ranked.weight:
+            return ranked
+        if len(parts) == 1 and ranked.weight == favorite:  # faster than the one that has it all: next time
+            return Decision(server, backup, Reason.BACKUP)
+        return Decision(server, 0, Reason.SLOWER)
+    weight = round(favorite * parts[server] / max(parts.values()))
+    if server is not max(parts, key=parts.__getitem__):  # with two favourites, one has come back from maintenance
+        weight = min(weight, favorite - 1)
+    load = views[server].load
+    return Decision(
+        server, weight, Reason.SHARES, in_flight=load.in_flight, expected=round(load.expected(views[server].usual))
+    )

@@ -1,0 +1,191 @@
+"""What users wait when a region fills up: ours, HAProxy's own algorithms and nginx, over a WAN.
+
+    python -m tests.bench.full                    the loads of HELD, 40 s each: four minutes
+    python -m tests.bench.full --seconds 20       shorter ones
+    python -m tests.bench.full --events           less traffic, but half a region's workers go, a slow deploy, a ramp
+    python -m tests.bench.full --edges 3          three HAProxys of ours that share nothing but the regions
+    python -m tests.bench.full --only multicloud --only leastconn
+
+Regions with HTTPS are 30, 60, 110 and 150 ms away (tests.bench.wan); each serves two requests at once, 80 ms each, and
+the others wait in line, so a load of 1 is 25 requests a second. `multicloud` is the shipped haproxy.cfg with its
+defaults, `multicloud run` what `multicloud config --beside` writes with the loop beside it; the others are
+tests.bench.proxies'. All policies are asked at the same time, each has regions of its own, and each request comes over
+a new connection at a time that chance chooses, whatever becomes of those before.
+
+A cell is the mean latency in milliseconds, of the whole time and, behind the stroke, of its last half; `!` and how many
+failed. `best split` are the best weights that stay as they are, in simulation (tests.bench.lines).
+
+Needs what tests.bench.users needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import random
+import statistics
+import sys
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from tests.bench import client, distant, lines, proxies, wan
+from tests.bench.distant import Service
+from tests.bench.wan import Way
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tests.bench.client import Answer
+    from tests.bench.proxies import Policy
+
+WAYS = [Way(seconds) for seconds in lines.WAN]
+WORKERS = 2
+CAPACITY = WORKERS / lines.SERVICE
+"""Requests a second that one region serves."""
+
+START_UP = 30.0
+"""Seconds of low load before the first phase, in which the policies take their first measurements."""
+
+
+class Phase(NamedTuple):
+    """The load at a part of it (0 to 1), and how the nearest region serves; the others are as always."""
+
+    name: str
+    load: Callable[[float], float]
+    nearest: Service
+
+
+def service(seconds: float = lines.SERVICE, workers: int = WORKERS) -> Service:
+    """A region that can be full."""
+    return Service(seconds, workers=workers)
+
+
+def held(load: float) -> Phase:
+    """A load that stays."""
+    return Phase(f"{load:g}", lambda _: load, service())
+
+
+HELD = [held(load) for load in (0.3, 0.7, 1.2, 2.0, 0.3)]
+EVENTS = [
+    held(0.7),
+    Phase("0.7, half of the nearest's workers", lambda _: 0.7, service(workers=WORKERS // 2)),
+    held(0.7),
+    Phase("0.7, the nearest takes 3 times as long", lambda _: 0.7, service(3 * lines.SERVICE)),
+    held(0.3),
+    Phase("from 0.3 up to 2.5", lambda part: 0.3 + 2.2 * part, service()),
+    held(0.3),
+]
+
+
+class Course:
+    """The phases, and the moments (time.monotonic) at which they began; before the first one, the load is low."""
+
+    def __init__(self, phases: Sequence[Phase], seconds: float) -> None:
+        self.phases, self.seconds = phases, seconds
+        self.starts: list[float] = []
+
+    def load(self) -> float:
+        """The present load."""
+        if not self.starts:
+            return lines.LOW
+        part = (time.monotonic() - self.starts[-1]) / self.seconds
+        return self.phases[len(self.starts) - 1].load(min(part, 1.0))
+
+    def during(self, answers: Sequence[Answer], number: int, begin: float = 0.0) -> list[Answer]:
+        """The answers to what was sent in a phase, from that part of it on."""
+        start = self.starts[number]
+        return [each for each in answers if start + begin * self.seconds <= each.sent < start + self.seconds]
+
+
+async def offer(ports: Sequence[int], course: Course, answers: list[Answer], end: float) -> None:
+    """Send requests to the edges in turn, at times that chance chooses, until `end`."""
+    chance = random.Random(1)
+
+    async def ask(port: int) -> None:
+        answers.append(await client.get(port))
+
+    async with asyncio.TaskGroup() as group:
+        due, count = time.monotonic(), 0
+        while due < end:
+            due += chance.expovariate(course.load() * CAPACITY)
+            await asyncio.sleep(due - time.monotonic())
+            group.create_task(ask(ports[count % len(ports)]))
+            count += 1
+
+
+async def drive(ports: Sequence[Sequence[int]], distance: distant.Distance, course: Course) -> list[list[Answer]]:
+    """Go through the phases, and have all policies asked meanwhile; gives the answers of each."""
+    end = time.monotonic() + START_UP + course.seconds * len(course.phases)
+    answers: list[list[Answer]] = [[] for _ in ports]
+    async with asyncio.TaskGroup() as group:
+        for edges, each in zip(ports, answers, strict=True):
+            group.create_task(offer(edges, course, each, end))
+        for number, phase in enumerate(course.phases):
+            start = end - course.seconds * (len(course.phases) - number)
+            await asyncio.sleep(start - time.monotonic())
+            print(f"{end - start:5.0f} s to go: {phase.name}", flush=True)
+            services = [phase.nearest, *[service()] * (len(WAYS) - 1)]
+            await asyncio.to_thread(distance.change, WAYS, services)
+            course.starts.append(time.monotonic())
+    return answers
+
+
+def cell(course: Course, answers: Sequence[Answer], number: int) -> str:
+    """The mean of a phase, of its last half, and how many failed."""
+    whole, half = course.during(answers, number), course.during(answers, number, 0.5)
+    means = [1000 * statistics.fmean(each.seconds for each in part) for part in (whole, half)]
+    failed = sum(each.status != 200 for each in whole)
+    return f"{means[0]:,.0f} / {means[1]:,.0f}" + f" !{failed}" * bool(failed)
+
+
+def best_split(phase: Phase) -> str:
+    """Where it is known."""
+    load = phase.load(0)
+    if phase.nearest != service() or phase.load(1) != load or load not in lines.SPLITS:
+        return ""
+    return f"{1000 * lines.mean(lines.step(load, 1, share=None), 120, 180):.0f}"
+
+
+def report(course: Course, policies: Sequence[Policy], answers: Sequence[Sequence[Answer]]) -> None:
+    """Print the table."""
+    print(f"\n| load | best split | {' | '.join(policy.name for policy in policies)} |")
+    print("|---|" + "---:|" * (len(policies) + 1))
+    for number, phase in enumerate(course.phases):
+        cells = [phase.name, best_split(phase), *(cell(course, each, number) for each in answers)]
+        print(f"| {' | '.join(cells)} |")
+
+
+def main() -> int:
+    """Run the phases, print the table."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.full", description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=40.0, help="how long a phase is (40)")
+    parser.add_argument("--events", action="store_true", help="what happens at less traffic")
+    parser.add_argument("--edges", type=int, default=1, help="HAProxys of each policy that share its regions (1)")
+    parser.add_argument("--only", action="append", help="a policy; may be given more than once (all)")
+    options = parser.parse_args()
+    wan.enter()
+    known = [policy for policy in (proxies.RUN, *proxies.POLICIES) if policy != proxies.KEPT]
+    policies = [policy for policy in known if policy.program != "nginx" or proxies.nginx_binary()]
+    if options.only:
+        policies = [policy for policy in policies if policy.name in options.only]
+    course = Course(EVENTS if options.events else HELD, options.seconds)
+    with (
+        distant.running(len(policies), WAYS, [service()] * len(WAYS)) as distance,
+        contextlib.ExitStack() as stack,
+    ):
+        ports = [
+            [
+                stack.enter_context(proxies.started(policy, distant.places(number), distance.authority))
+                for _ in range(options.edges)
+            ]
+            for number, policy in enumerate(policies)
+        ]
+        answers = asyncio.run(drive(ports, distance, course))
+    report(course, policies, answers)
+    return 0
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.exit(main())

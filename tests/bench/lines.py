@@ -1,0 +1,228 @@
+"""Regions that can be full, and edges that share nothing but them: a simulation of events, second by second.
+
+    python -m tests.bench.replay --lines          the table: what users wait, by load and number of edges
+
+A region serves `WORKERS` requests at once, each for `SERVICE` seconds, and the others wait in line; it is `WAN` seconds
+away, there and back. Users come by chance (a Poisson process), and their number does not fall when they wait. Each edge
+chooses like HAProxy's `balance random(2)`, checks each region as HAProxy does, 2 s after the last check has ended, and
+is reweighed every 3 s by the package's own functions. What users wait is held against the best fixed split.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections import deque
+from functools import partial
+from heapq import heappop, heappush
+from itertools import count
+from typing import TYPE_CHECKING, NamedTuple
+
+from multicloud import sharing
+from multicloud.history import Sample
+from multicloud.ranking import rank
+from multicloud.runtime import UP, Server
+from multicloud.scores import scores
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from multicloud.ranking import Decision
+
+    Share = Callable[..., Sequence[Decision]]
+
+WAN = (0.030, 0.060, 0.110, 0.150)
+WORKERS, SERVICE = 4, 0.080
+CAPACITY = WORKERS / SERVICE
+"""Requests a second that one region can serve: a load of 1."""
+
+INTERVAL, EVERY, LATER = 2.0, 3.0, 0.3
+"""Seconds: from a check to the next one, between two reweighs, and until requests in flight are counted again."""
+
+LOW = 0.3
+"""The load before and after the one that is looked at."""
+
+SPLITS: Mapping[float, Sequence[int]] = {
+    0.3: (256, 0, 0, 0),
+    0.7: (205, 51, 0, 0),
+    1.2: (143, 113, 0, 0),
+    2.0: (95, 95, 66, 0),
+    2.5: (85, 80, 75, 16),
+}
+"""The weights under which users wait least, by load, found by trying others under round robin in steps of 0.02."""
+
+
+class Request(NamedTuple):
+    """From an edge to a region, by their numbers; a check is none of a user's."""
+
+    start: float
+    edge: int
+    region: int
+    is_check: bool
+
+
+class Edge:
+    """What one HAProxy has: `arrivals` are the times of each server's last second of requests."""
+
+    def __init__(self, weights: Sequence[int]) -> None:
+        self.servers = [Server("wan", str(number), UP, weight) for number, weight in enumerate(weights)]
+        self.samples: dict[tuple[str, str], list[Sample]] = {}
+        self.arrivals: list[deque[float]] = [deque() for _ in weights]
+        self.answers = [0] * len(weights)
+        self.turns = [0.0] * len(weights)
+
+    def random_two(self, chance: random.Random) -> int:
+        """The one of two servers, drawn by weight, that has fewer requests in flight for its weight."""
+        weights = [server.weight for server in self.servers]
+        drawn = chance.choices(range(len(weights)), weights, k=2)
+        return min(drawn, key=lambda each: self.servers[each].in_flight / weights[each])
+
+    def round_robin(self) -> int:
+        """In turn, by weight, and as evenly as can be."""
+        for number, server in enumerate(self.servers):
+            self.turns[number] += server.weight
+        chosen = max(range(len(self.turns)), key=self.turns.__getitem__)
+        self.turns[chosen] -= sum(server.weight for server in self.servers)
+        return chosen
+
+    def loads(self, now: float) -> dict[tuple[str, str], sharing.Load]:
+        """What `show stat` says of users."""
+        for server, arrivals in zip(self.servers, self.arrivals, strict=True):
+            while arrivals and arrivals[0] < now - 1:
+                arrivals.popleft()
+            server.rate = len(arrivals)
+        return sharing.loads(self.servers)
+
+
+class World:
+    """Edges, regions and what is going to happen. `waited` has the start of each user's request, and its seconds.
+
+    `weights` are those at the begin; `share` may change what ranking decides, and None keeps the weights as they are.
+    """
+
+    def __init__(self, edges: int, seed: int, weights: Sequence[int], share: Share | None) -> None:
+        self.now, self.load = 0.0, LOW
+        self.chance = random.Random(seed)
+        self.waited: list[tuple[float, float]] = []
+        self.changes: list[tuple[float, list[int]]] = []
+        self._share = share or alone
+        self._events: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
+        self._order = count()
+        self._busy = [0] * len(WAN)
+        self._lines: list[deque[Request]] = [deque() for _ in WAN]
+        self._choose = partial(Edge.random_two, chance=self.chance) if share else Edge.round_robin
+        self.edges = [Edge(weights) for _ in range(edges)]
+        for number in range(edges):
+            self._after(0.0, self._arrive, number)
+            if share:
+                self._after(self.chance.uniform(0, EVERY), self._reweigh, number)
+                for region in range(len(WAN)):
+                    self._after(self.chance.uniform(0, INTERVAL), self._send, number, region, True)
+
+    def run(self, until: float) -> None:
+        """Let everything happen until that second."""
+        while self._events and self._events[0][0] <= until:
+            self.now, _, action, arguments = heappop(self._events)
+            action(*arguments)
+        self.now = until
+
+    def _after(self, seconds: float, action: Callable[..., None], *arguments: object) -> None:
+        heappush(self._events, (self.now + seconds, next(self._order), action, arguments))
+
+    def _arrive(self, number: int) -> None:
+        edge = self.edges[number]
+        chosen = self._choose(edge)
+        edge.servers[chosen].in_flight += 1
+        edge.arrivals[chosen].append(self.now)
+        self._send(number, chosen, False)
+        self._after(self.chance.expovariate(self.load * CAPACITY / len(self.edges)), self._arrive, number)
+
+    def _send(self, number: int, region: int, is_check: bool) -> None:
+        self._after(WAN[region] / 2, self._reach, Request(self.now, number, region, is_check))
+
+    def _reach(self, request: Request) -> None:
+        self._lines[request.region].append(request)
+        self._serve(request.region)
+
+    def _serve(self, region: int) -> None:
+        if self._lines[region] and self._busy[region] < WORKERS:
+            self._busy[region] += 1
+            self._after(SERVICE, self._served, self._lines[region].popleft())
+
+    def _served(self, request: Request) -> None:
+        self._busy[request.region] -= 1
+        self._serve(request.region)
+        self._after(WAN[request.region] / 2, self._answered, request)
+
+    def _answered(self, request: Request) -> None:
+        seconds = self.now - request.start
+        edge, region = self.edges[request.edge], request.region
+        server = edge.servers[region]
+        if request.is_check:
+            newest = [Sample(seconds, self.now), *edge.samples.get(server.key, ())]
+            edge.samples[server.key] = newest[: sharing.USUAL]
+            self._after(INTERVAL, self._send, request.edge, region, True)
+            return
+        server.in_flight -= 1
+        edge.answers[region] = min(edge.answers[region] + 1, 1024)
+        server.total_time += (seconds - server.total_time) / edge.answers[region]
+        self.waited.append((request.start, seconds))
+
+    def _reweigh(self, number: int) -> None:
+        edge, began = self.edges[number], self.now
+
+        def again() -> dict[tuple[str, str], sharing.Load]:
+            self.run(began + LATER)
+            return edge.loads(self.now)
+
+        scored = {key: score.seconds for key, score in scores(edge.samples, now=self.now).items()}
+        ranked = rank(edge.servers, scored)
+        decided = self._share(
+            ranked, samples=edge.samples, users=edge.loads(self.now), again=again, connect=distance, now=self.now
+        )
+        before = [server.weight for server in edge.servers]
+        for server, decision in zip(edge.servers, decided, strict=True):
+            server.weight = decision.weight
+        if (after := [server.weight for server in edge.servers]) != before:
+            self.changes.append((self.now, after))
+        self._after(began + EVERY - self.now, self._reweigh, number)
+
+
+SHARE = partial(sharing.share, elapsed=EVERY, favorite=256, backup=1)
+
+
+def distance(server: Server) -> float:
+    """The seconds of a connection to it: there and back, however long the line is."""
+    return WAN[int(server.name)]
+
+
+def alone(decisions: Sequence[Decision], **_: object) -> Sequence[Decision]:
+    """What ranking says, and nothing more."""
+    return decisions
+
+
+def step(load: float, edges: int, *, seed: int = 1, share: Share | None = SHARE) -> World:
+    """A minute of low load, two of `load`, and one of low load again. With `share` None: under the best fixed split."""
+    world = World(edges, seed, (1, 1, 1, 1) if share else SPLITS[load], share)
+    for load_then, until in ((LOW, 60), (load, 180), (LOW, 240)):
+        world.load = load_then
+        world.run(until)
+    return world
+
+
+def mean(world: World, begin: float, end: float) -> float:
+    """The seconds that users wait who came in that time."""
+    return statistics.fmean(seconds for start, seconds in world.waited if begin <= start < end)
+
+
+def print_table() -> None:
+    """Users' mean latency by load: in the second minute, in the 20 s after the step, and in the last 50 s."""
+    print("| edges | load | best split, ms | ranking alone | shared | ratio | first 20 s | at 0.3 again |")
+    print("|" + "---:|" * 8)
+    for edges in (1, 3, 10):
+        for load in SPLITS:
+            found = [step(load, edges, share=share) for share in (None, alone, SHARE)]
+            best, ranked, shared = (1000 * mean(world, 120, 180) for world in found)
+            first, last = (1000 * mean(found[2], *times) for times in ((60, 80), (190, 240)))
+            cells = f"{best:.0f} | {ranked:,.0f} | {shared:.0f} | {shared / best:.2f} | {first:.0f} | {last:.0f}"
+            print(f"| {edges} | {load} | {cells} |", flush=True)

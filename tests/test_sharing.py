@@ -1,0 +1,275 @@
+"""What part of the traffic each server gets: as properties and examples, without HAProxy."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multicloud import sharing
+from multicloud.history import Sample
+from multicloud.ranking import Decision, Reason, rank
+from multicloud.runtime import Server
+from multicloud.sharing import Load
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+USUAL = {"a": 0.1, "b": 0.15, "c": 0.2}
+"""The usual seconds of the servers here."""
+
+CALM, FULL = Load(2, 20, 0.1), Load(41, 60, 0.2)
+
+
+NOW = 1763870000.0
+
+Look = dict[str, Load]
+
+
+def servers(**weights: int) -> list[Server]:
+    return [Server("app", name, "UP", weight) for name, weight in weights.items()]
+
+
+def measured(newest: Mapping[str, Sequence[float]]) -> dict[tuple[str, str], list[Sample]]:
+    """A minute and more of samples of the usual time each, before which stand the `newest` ones."""
+    series = {}
+    for name, usual in USUAL.items():
+        seconds = [*newest.get(name, ()), *[usual] * 97]
+        series["app", name] = [Sample(each, NOW - 0.5 - 2 * place) for place, each in enumerate(seconds)]
+    return series
+
+
+def shared(
+    ranked: Sequence[Decision],
+    users: Look | None = None,
+    newest: Mapping[str, Sequence[float]] | None = None,
+    *,
+    again: Look | None = None,
+    connect: float = 0.05,
+    elapsed: float = 3.0,
+    favorite: int = 256,
+    backup: int = 1,
+) -> list[Decision]:
+    """What becomes of what the ranking says; `connect` is what a connection takes to any of the servers."""
+    looks = [{("app", name): load for name, load in (look or {}).items()} for look in (users, again or users)]
+    decided = sharing.share(
+        ranked,
+        samples=measured(newest or {}),
+        users=looks[0],
+        again=lambda: looks[1],
+        connect=lambda _: connect,
+        now=NOW,
+        elapsed=elapsed,
+        favorite=favorite,
+        backup=backup,
+    )
+    return [*decided]
+
+
+def share(
+    members: list[Server],
+    users: Look | None = None,
+    again: Look | None = None,
+    newest: Mapping[str, float] | None = None,
+    **others: float,
+) -> list[Decision]:
+    """What the servers get that ranking knows by their usual times; the newest 3 samples may be other ones."""
+    weights = {name: int(others[name]) for name in ("favorite", "backup") if name in others}
+    ranked = rank(members, {server.key: USUAL[server.name] for server in members}, **weights)
+    threes = {name: [seconds] * 3 for name, seconds in (newest or {}).items()}
+    return shared(ranked, users, threes, again=again, **others)  # type: ignore[arg-type]
+
+
+def weights(decisions: list[Decision]) -> list[int]:
+    return [decision.weight for decision in decisions]
+
+
+@pytest.mark.parametrize("users", [{}, {"a": CALM}, {"a": Load(5, 20, 0.1), "b": Load(1, 1, 0.1)}])
+def test_as_long_as_the_favourite_is_not_full_nothing_is_shared(users: dict[str, Load]) -> None:
+    assert weights(share(servers(a=256, b=1, c=0), users)) == [256, 1, 0]
+
+
+def test_with_a_crowd_at_the_favourite_others_get_a_part_with_figures() -> None:
+    decisions = share(servers(a=256, b=1, c=0), {"a": FULL})
+    a, b, c = weights(decisions)
+    assert a > 1
+    assert b > c > 1
+    assert {decision.reason for decision in decisions} == {Reason.SHARES}
+    assert [(each.in_flight, each.expected) for each in decisions] == [(41, 12), (0, 0), (0, 0)]
+
+
+def test_a_burst_that_is_gone_a_moment_later_changes_nothing() -> None:
+    assert weights(share(servers(a=256, b=1, c=0), {"a": FULL}, {"a": CALM})) == [256, 1, 0]
+
+
+def test_nobody_looks_again_where_there_is_no_crowd() -> None:
+    def never() -> dict[tuple[str, str], Load]:
+        raise AssertionError
+
+    ranked = rank(servers(a=256, b=1), {("app", "a"): 0.1, ("app", "b"): 0.2})
+    users = {("app", "a"): CALM}
+    sharing.share(
+        ranked,
+        samples=measured({}),
+        users=users,
+        again=never,
+        connect=lambda _: 0.0,
+        now=NOW,
+        elapsed=3.0,
+        favorite=256,
+        backup=1,
+    )
+
+
+def test_a_favourite_that_is_far_is_not_full_and_left_to_the_ranking() -> None:
+    assert weights(share(servers(a=256, b=1, c=0), {"a": FULL}, connect=0.25)) == [256, 1, 0]
+
+
+def left() -> list[Decision]:
+    """The ranking leaves `a` for `b`."""
+    return [
+        Decision(server, weight, Reason.FASTEST) for server, weight in zip(servers(a=256, b=1), (1, 256), strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rate", "newest", "stays"),
+    [
+        (40, [0.4, 0.2], True),  # many use it, and its line grows
+        (40, [0.2, 0.4], True),  # or shrinks
+        (40, [0.4, 0.4], False),  # it is slow, and steadily so
+        (5, [0.4, 0.2], False),  # few use it
+    ],
+)
+def test_a_favourite_is_left_at_once_unless_its_users_make_it_slow(rate: int, newest: list[float], stays: bool) -> None:
+    a, b = weights(shared(left(), {"a": Load(4, rate, 0.1)}, {"a": newest}))
+    assert (min(a, b) > 1) if stays else (a, b) == (1, 256)
+
+
+@pytest.mark.parametrize(("in_flight", "begins"), [(41, True), (100, False)])
+def test_requests_that_stay_are_no_line(in_flight: int, begins: bool) -> None:
+    """The newest sample, half a second old, did not wait: so no more than 60 can have come into a line since."""
+    users = {"a": Load(in_flight, 40, 0.1)}
+    assert (weights(share(servers(a=256, b=1, c=0), users)) != [256, 1, 0]) == begins
+
+
+def test_while_they_share_the_traffic_goes_back_step_by_step_and_at_last_all_at_once() -> None:
+    members = servers(a=256, b=120, c=60)
+    seen = []
+    while [server.weight for server in members] != [256, 1, 0]:
+        for server, weight in zip(members, weights(share(members, {"a": CALM})), strict=True):
+            server.weight = weight
+        seen.append([server.weight for server in members])
+        assert len(seen) < 40
+    assert all(later[1] <= earlier[1] and later[2] <= earlier[2] for earlier, later in itertools.pairwise(seen))
+    assert seen[-2][1] > 1
+
+
+def test_who_has_a_line_by_the_newest_samples_loses_and_the_cheapest_gain() -> None:
+    before, after = (256, 256 * 2 // 3, 0), weights(share(servers(a=256, b=170, c=0), newest={"a": 0.4}))
+    assert after[0] / sum(after) < before[0] / sum(before)
+    assert after[1] / sum(after) > before[1] / sum(before)
+
+
+def test_where_no_time_is_gone_the_weights_stay() -> None:
+    assert weights(share(servers(a=256, b=120, c=60), {"a": FULL}, elapsed=0.0)) == [256, 120, 60]
+
+
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        (servers(a=1, b=1, c=1), [256, 1, 0]),  # nobody has led yet
+        (servers(a=256, b=256, c=1), [256, 1, 0]),  # one is back from maintenance
+        (servers(a=100, b=100, c=100), [256, 1, 0]),  # no reweigh's weights
+    ],
+)
+def test_weights_that_are_no_parts_are_ranked_as_ever(members: list[Server], expected: list[int]) -> None:
+    assert weights(share(members, {"a": FULL, "b": FULL, "c": FULL})) == expected
+
+
+def test_those_that_are_left_go_on_sharing_when_the_favourite_dies_or_is_drained() -> None:
+    for state, weight in (("DOWN", 0), ("DRAIN", 256)):
+        members = servers(a=256, b=120, c=60)
+        members[0].state = state
+        a, b, c = weights(share(members))
+        assert (a, b) == (weight, 256)
+        assert 100 < c < 128
+
+
+@pytest.mark.parametrize(
+    ("favorite", "backup", "shared"), [(256, 7, True), (256, 8, False), (100, 1, True), (20, 1, False)]
+)
+def test_nobody_shares_where_the_weights_cannot_tell_a_part_from_a_backup(
+    favorite: int, backup: int, shared: bool
+) -> None:
+    decisions = share(servers(a=favorite, b=backup, c=0), {"a": FULL}, favorite=favorite, backup=backup)
+    assert any(decision.reason is Reason.SHARES for decision in decisions) == shared
+
+
+@given(
+    st.lists(st.integers(0, 256), min_size=3, max_size=3),
+    st.lists(st.sampled_from(["UP", "UP", "DOWN", "MAINT", "DRAIN"]), min_size=3, max_size=3),
+    st.lists(st.builds(Load, st.integers(0, 500), st.integers(0, 500), st.floats(0, 5)), min_size=3, max_size=3),
+    st.lists(st.floats(0.001, 5), min_size=3, max_size=3),
+    st.sampled_from([0.0, 0.1, 1.0, 3.0, 60.0]),
+)
+def test_whatever_there_is_one_server_that_is_up_has_the_favourites_weight_and_the_others_keep_to_their_state(
+    before: list[int], states: list[str], users: list[Load], newest: list[float], elapsed: float
+) -> None:
+    members = servers(**dict(zip("abc", before, strict=True)))
+    for server, state in zip(members, states, strict=True):
+        server.state = state
+    decisions = share(
+        members, dict(zip("abc", users, strict=True)), newest=dict(zip("abc", newest, strict=True)), elapsed=elapsed
+    )
+    up = [decision.weight for decision in decisions if decision.server.state == "UP"]
+    assert up.count(256) == bool(up)
+    assert all(0 <= weight <= 256 for weight in up)
+    for decision in decisions:
+        if decision.server.state in ("MAINT", "DRAIN"):
+            assert decision.weight == decision.server.weight
+        elif decision.server.state == "DOWN":
+            assert decision.weight in (0, decision.server.weight)
+
+
+def test_requests_count_with_those_of_the_servers_that_track_and_in_tcp_mode_by_their_rate_alone() -> None:
+    own, once, tcp, idle = servers(a=256, once=256, tcp=256, idle=0)
+    once.source = own.key
+    tcp.mode = "tcp"
+    for server, in_flight, rate, total in ((own, 3, 10, 0.5), (once, 9, 30, 1.5), (tcp, 99, 1, 9.0)):
+        server.in_flight, server.rate, server.total_time = in_flight, rate, total
+    assert sharing.loads([own, once, tcp, idle]) == {own.key: Load(12, 40, 1.25), tcp.key: Load(0, 1, 0.0)}
+
+
+def test_a_small_step_is_the_begin_of_sharing_too() -> None:
+    a, b, c = weights(share(servers(a=256, b=1, c=0), {"a": FULL}, elapsed=0.5))
+    assert a == 256 > b >= c > 1
+
+
+def test_a_favourite_keeps_all_where_the_step_is_too_small_for_another() -> None:
+    assert weights(shared(left(), {"a": Load(4, 40, 0.1)}, {"a": [0.101, 0.12]}, elapsed=0.01)) == [256, 1]
+
+
+def test_any_number_of_servers_can_share() -> None:
+    members = [Server("app", str(number), "UP", 256 if not number else 250) for number in range(60)]
+    samples = {server.key: [Sample(0.1 + number / 1e5)] for number, server in enumerate(members)}
+    for _ in range(20):
+        ranked = rank(members, {key: found[0].seconds for key, found in samples.items()})
+        decided = sharing.share(
+            ranked,
+            samples=samples,
+            users={},
+            again=dict,
+            connect=lambda _: 0.0,
+            now=NOW,
+            elapsed=3.0,
+            favorite=256,
+            backup=1,
+        )
+        for server, decision in zip(members, decided, strict=True):
+            server.weight = decision.weight
+        assert sum(server.weight > 1 for server in members) == 60
+        assert max(server.weight for server in members) == 256
