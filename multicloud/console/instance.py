@@ -209,18 +209,17 @@ def let_in(address: str) -> str:
     if not os.path.exists(address) or os.access(address, os.R_OK | os.W_OK):
         return ""
     status = os.stat(address)
-    if not status.st_mode & 0o020 or not status.st_gid:
-        return "as root (sudo)"
-    return (
-        f"as root (sudo), or let yourself in: `sudo usermod -aG {_group_name(status.st_gid)} $USER`, and log in again"
-    )
+    group = group_name(status.st_gid) if status.st_gid and status.st_mode & 0o020 else ""
+    mine = f", or let yourself in: `sudo usermod -aG {group} $USER`, and log in again"
+    return f"as root (sudo){mine * bool(group)}"
 
 
-def _group_name(gid: int) -> str:
+def group_name(gid: int) -> str:
+    """The name of a group; "" where it has none."""
     try:
         return grp.getgrgid(gid).gr_name
     except KeyError:
-        return str(gid)
+        return ""
 
 
 def cannot_append(user: User, path: str) -> str | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud import history, overview, reweigh, runtime, scores, settings
 from multicloud.console import problems
-from multicloud.console.instance import ask
+from multicloud.console.instance import ask, let_in
 from multicloud.overview import PERCENTS, Row
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ class Status(NamedTuple):
 def collect(sources: Sources) -> Status:
     """Read the sample file and ask HAProxy. Raises SettingError, SampleFileError and RuntimeAPIError."""
     values = sources.read(settings.REWEIGH)
+    if who := let_in(values.socket):
+        raise runtime.RuntimeAPIError(f"{values.socket}: permission denied; run this {who}")
     with runtime.RuntimeAPI(values.socket) as api:
         instance = ask(api)
     # After HAProxy's answer, so that a sample is never missing of which HAProxy has told the consequence.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import grp
+import multiprocessing
 import os
 import pwd
 import tempfile
@@ -12,6 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from multicloud.console import status
+from multicloud.runtime import RuntimeAPIError
+from multicloud.settings import Sources
 from tests.command import run
 from tests.console.patient import GOOD, look, one, rewrite, say, small, told, well
 from tests.console.test_doctor import as_root, doctor
@@ -19,6 +23,7 @@ from tests.edge import edge, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from multiprocessing.connection import Connection
 
 CONF = """\
 path = /all
@@ -169,6 +174,36 @@ def test_a_sample_file_that_haproxys_user_cannot_write_or_shorten_is_told_until_
             times.write_text("")
             wait_until(lambda: "PROCOK" in say(router, "show stat"), 10, "the check has passed")
             one(look(router.settings)[0], "has no samples of a server that HAProxy knows")
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("words", "who"),
+    [
+        ("mode 600", "un this as root (sudo)"),
+        ("mode 660 group nogroup", "or let yourself in: `sudo usermod -aG nogroup $USER`, and log in again"),
+    ],
+)
+def test_who_may_not_open_the_socket_is_told_as_whom_to_ask(words: str, who: str) -> None:
+    def ask(told: Connection) -> None:
+        os.setgroups([])
+        os.setuid(1)
+        told.send(str(look(router.settings)[0]))
+        try:
+            status.collect(Sources(router.settings))
+        except RuntimeAPIError as error:
+            told.send(str(error))
+
+    with small(GOOD.replace("mode 600", words)) as router:
+        router.directory.chmod(0o711)
+        here, there = multiprocessing.Pipe()
+        child = multiprocessing.get_context("fork").Process(target=ask, args=(there,))
+        child.start()
+        for _ in range(2):
+            line = here.recv()
+            assert "permission denied" in line
+            assert who in line
+        child.join()
 
 
 def test_where_nothing_keeps_what_a_check_says_doctor_says_how_to_see_it() -> None:

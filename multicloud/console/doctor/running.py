@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import grp
 import os
-import pwd
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from multicloud import settings
 from multicloud.console.doctor import configuration, routes
 from multicloud.console.doctor.case import can, ok, problem, unknown
-from multicloud.console.instance import EXTERNAL, cannot_append, let_in, may, soft_limit_of_files
+from multicloud.console.instance import (
+    EXTERNAL,
+    cannot_append,
+    group_name,
+    let_in,
+    may,
+    soft_limit_of_files,
+    user_named,
+)
 from multicloud.light import reason
 
 if TYPE_CHECKING:
@@ -71,23 +77,14 @@ def _sockets(case: Case) -> list[str]:
 
 def _owner(case: Case) -> str:
     """Words of a `stats socket` line with which HAProxy's user, who runs the reweigh, can open the socket."""
-    if "/" not in case.values.socket:
-        return ""
     section = case.configuration.global_section() if case.configuration else None
-    user, group = (section.first_word("user"), section.first_word("group")) if section else ("", "")
-    try:
-        entry = pwd.getpwnam(user or "haproxy")
-    except KeyError:
-        return " mode 600"
-    return f" user {entry.pw_name}{f' group {group}' if group else _group(entry.pw_gid)} mode 660"
+    named = (section.first_word("user"), section.first_word("group")) if section else ("", "")
+    user = user_named(named[0] or "haproxy", named[1])
+    return "" if "/" not in case.values.socket else f" {_let(user)}" if user else " mode 600"
 
 
-def _group(gid: int) -> str:
-    """Words of a `stats socket` line."""
-    try:
-        return f" group {grp.getgrgid(gid).gr_name}"
-    except KeyError:
-        return ""
+def _let(user: User) -> str:
+    return f"user {user.name}{f' group {name}' if (name := group_name(user.gid)) else ''} mode 660"
 
 
 def answers(case: Case) -> Iterator[Finding]:
@@ -112,8 +109,7 @@ def permissions(case: Case) -> Iterator[Finding]:
         yield unknown(f"HAProxy's process {case.instance.pid} cannot be seen from here: nor what its user may do")
     elif case.forks:
         if any(server.check.startswith(EXTERNAL) for server in case.instance.servers) and "/" in case.values.socket:
-            words = f"`user {case.user.name}{_group(case.user.gid)} mode 660`"
-            cure = f"so no reweigh can set weights: write {words} into its `stats socket` line, and {WAY}"
+            cure = f"so no reweigh can set weights: write `{_let(case.user)}` into its `stats socket` line, and {WAY}"
             yield can(case.user, "w", case.values.socket, "connect to the socket", cure)  # for which one must write
         yield from _surroundings(case.instance.pid, os.path.dirname(os.path.abspath(case.values.times)))
         yield from _open_files(case.instance.pid)
