@@ -48,6 +48,7 @@ RUN set -eu; \
 FROM python AS package
 WORKDIR /src
 COPY pyproject.toml README.md deploy/start.sh ./
+COPY deploy/version.py deploy/
 COPY multicloud multicloud
 RUN set -eu; \
     lib=/package/usr/lib/python3.13; \

@@ -19,7 +19,11 @@ make_venv() {
         [ -e ".venv/place" ] && [ "$(cat .venv/place)" = "$(pwd) $("$python" --version)" ] || rm -rf .venv
         "$python" -m venv .venv
         echo "$(pwd) $("$python" --version)" >.venv/place
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$1]"
+        if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$1]"; then
+            echo "error: pip could not install what it needs; above is why. It takes packages from PyPI, or where" \
+                "PIP_INDEX_URL says" >&2
+            exit 1
+        fi
         echo "$stamp" >".venv/$1.installed"
     fi
 }

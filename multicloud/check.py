@@ -3,7 +3,7 @@
 HAProxy starts it with four arguments (proxy address and port, server address and port) and variables of the same
 meaning (its configuration manual, `external-check command`). The exit code is the verdict: 0 up, 1 down, 2 settings
 that cannot be read. Whether a sample can be recorded never changes it. A child process records, so that a frozen disk
-holds up no verdict.
+holds up no verdict. By the sample before, it tells a failure once when it begins, and once when it is over.
 """
 
 from __future__ import annotations
@@ -37,21 +37,24 @@ def main() -> int:
     values = settings.Sources(os.environ).read(settings.CHECK, *server_named(os.environ))
     target = haproxy_target(sys.argv[1:], os.environ, values)
     result = _probe(target, values)
-    if result.error is not None:
-        light.warn(f"error: {target}: {result.error}")
+    error = f"error: {target}: {result.error}" if result.error is not None else ""
     allowed = time.monotonic() - began if result.stopped else values.timeout
     result.close()
 
     def work() -> None:
-        warning = record(os.environ, values.times, result.seconds, allowed)
-        if warning and result.error is None:  # else there is a line already
-            light.warn(f"warning: not recorded: {warning}")
+        try:
+            failed_before = record(os.environ, values.times, result.seconds, allowed)
+        except samplefile.SampleFileError as problem:
+            light.warn(error or f"warning: not recorded: {problem}")
+            return
+        if bool(error) != failed_before:  # else it was told when it began
+            light.warn(error or f"{target}: up again")
 
     try:
         light.run_in_child(work, RECORD_TIME)
-    except OSError as error:
-        light.warn(f"warning: not recorded: {light.reason(error)}")
-    return 0 if result.error is None else 1
+    except OSError as problem:
+        light.warn(error or f"warning: not recorded: {light.reason(problem)}")
+    return 1 if error else 0
 
 
 def _probe(target: probe.Target, values: settings.Settings) -> probe.Probe:
@@ -103,7 +106,8 @@ def haproxy_target(arguments: Sequence[str], environ: Mapping[str, str], values:
 
 def target_of(scheme: str, address: str, port: int | None, host: str, values: settings.Settings) -> probe.Target:
     """A target, to be probed as the settings say."""
-    return probe.Target(scheme, address, port, host, values.path, values.expect, values.ca_file, values.insecure)
+    asked = values.path, values.expect, values.ca_file, values.insecure, values.user_agent
+    return probe.Target(scheme, address, port, host, *asked)
 
 
 def auto_scheme(environ: Mapping[str, str]) -> str:
@@ -114,20 +118,16 @@ def auto_scheme(environ: Mapping[str, str]) -> str:
     return "https" if tls else "http"
 
 
-def record(environ: Mapping[str, str], path: str, seconds: float | None, allowed: float) -> str | None:
-    """Append a sample for the server that HAProxy named; return why it could not be, or None.
+def record(environ: Mapping[str, str], path: str, seconds: float | None, allowed: float) -> bool:
+    """Append a sample for the server that HAProxy named; return whether its check before failed.
 
-    `seconds` is None where the check failed, and `allowed` the seconds that it had.
+    `seconds` is None where the check failed, and `allowed` the seconds that it had. Raises SampleFileError.
     """
     backend, server = server_named(environ)
     if not backend or not server:
-        return "HAPROXY_PROXY_NAME and HAPROXY_SERVER_NAME do not name a server"
+        raise samplefile.SampleFileError("HAPROXY_PROXY_NAME and HAPROXY_SERVER_NAME do not name a server")
     counts = allowed if seconds is None else seconds
-    try:
-        samplefile.append(path, backend, server, counts, time.time(), failed=seconds is None, wait=LOCK_TIME)
-    except samplefile.SampleFileError as error:
-        return str(error)
-    return None
+    return samplefile.append(path, backend, server, counts, time.time(), failed=seconds is None, wait=LOCK_TIME)
 
 
 def _port(text: str) -> int | None:

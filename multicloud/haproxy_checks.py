@@ -17,7 +17,8 @@ The words are what the configuration says (`on-success` of `http-check expect`).
 differs, `%[date(0,ms)]`, nothing is left to guess. With `%[date(0,us),sub(check.begun)]us@` before it, where the
 variable was set just before the request was sent, they have the microseconds that a user would wait over a kept
 connection. That is the sample then, and not the duration, which has the connection and its TLS handshake in it. But no
-answer comes sooner than a round trip: one that does was sent before it was asked for.
+answer comes sooner than a round trip: one that does was sent before it was asked for. In `mode tcp`, words with a code
+are not believed: of `option smtpchk` they are the server's.
 """
 
 from __future__ import annotations
@@ -56,21 +57,24 @@ def is_under_way(server: Server) -> bool:
     return server.check_running and not server.last_chk
 
 
+def _configured_words(server: Server) -> str:
+    """The last check's words, "" where they may be the server's."""
+    return "" if server.mode == "tcp" and server.code.strip("0") else server.last_chk
+
+
 def is_numbered(server: Server) -> bool:
     """Whether the last check has words that no other has."""
-    return server.last_chk.rpartition("@")[2].isdigit()
+    return _configured_words(server).rpartition("@")[2].isdigit()
 
 
 def request_seconds(server: Server) -> float | None:
     """Seconds from the request to its answer, where the words of the last check have them."""
-    number, unit, _ = server.last_chk.partition("us@")
+    number, unit, _ = _configured_words(server).partition("us@")
     return int(number) / 1e6 if unit and number.isascii() and number.isdigit() and len(number) < 12 else None
 
 
 class CheckHistory:
     """What is known of a server's checks; the times are those of the clock that `ended` is given."""
-
-    __slots__ = ("busy", "changed", "counted", "gaps", "last", "looked", "overhead", "paused")
 
     def __init__(self, server: Server, now: float) -> None:
         self.gaps: list[float] = []

@@ -31,10 +31,11 @@ if TYPE_CHECKING:
     Lock = Callable[[], contextlib.AbstractContextManager[tuple[int, bytes]]]
     Stamp = tuple[int, int, int, int]
 
-KEEP = 100
-"""Samples of a server that a trim leaves in the file."""
+KEEP, KEEP_IN_ALL = 100, 10_000
+"""Samples that a trim leaves in the file: of each server, and in all where that is more, for who asks what happened in
+the last hour."""
 
-MAX_SECONDS = 3600.0
+MIN_SECONDS, MAX_SECONDS = 1e-6, 3600.0
 MAX_TIME = 1e11
 MAX_SERVERS = 20_000
 MAX_LINES = 1_000_000
@@ -63,8 +64,6 @@ class Samples:
     the file that all of this is from, None where it is from no such file.
     """
 
-    __slots__ = ("garbage", "lines", "series", "size", "stamp")
-
     def __init__(self) -> None:
         self.series: dict[tuple[str, str], list[Sample]] = {}
         self.lines = 0
@@ -81,7 +80,7 @@ class Samples:
     def record(self, path: str, lines: Iterable[bytes]) -> None:
         """Append to the file the lines of samples that were added here. Raises SampleFileError."""
         written = [*lines]
-        before, after = samplefile.append_lines(path, b"".join(written))
+        before, after, _ = samplefile.append_lines(path, b"".join(written))
         # Where somebody else has written, too, the file is read as a whole the next time.
         self.stamp = _stamp(after) if self.stamp == _stamp(before) or not before.st_size else None
         self.lines += len(written)
@@ -90,6 +89,8 @@ class Samples:
 
 def read(path: str, newest: int) -> Samples:
     """The `newest` samples of each server; none where there is no file. Raises SampleFileError.
+
+    What lies before them is not looked at.
 
     Of a file larger than MAX_BYTES, or of more lines than MAX_LINES, only the end is read, of its servers no more than
     MAX_SERVERS, and nothing more once MAX_GARBAGE lines were no samples: a reweigh must come to its end however much
@@ -109,6 +110,9 @@ def read(path: str, newest: int) -> Samples:
                 break
             samples.lines += len(lines)
             for line in reversed(lines):
+                full = known.get(b" ".join(line.split(None, 2)[:2]))
+                if full and len(full) >= newest:  # most lines, so nothing more is done with them
+                    continue
                 names, sample = _parse(line)
                 if sample is None or (names not in known and len(known) >= MAX_SERVERS):
                     samples.garbage += 1
@@ -310,7 +314,7 @@ def _parse(line: bytes) -> tuple[bytes, Sample | None]:
         when = float(numbers[1]) if len(numbers) > 1 else None
     except ValueError:
         return b"", None
-    if not 0 < seconds <= MAX_SECONDS or not (when is None or 0 <= when <= MAX_TIME):
+    if not MIN_SECONDS <= seconds <= MAX_SECONDS or not (when is None or 0 <= when <= MAX_TIME):
         return b"", None
     return b" ".join(names), Sample(seconds, when, failed)
 

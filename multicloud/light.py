@@ -6,12 +6,13 @@ import _signal  # type: ignore[import-not-found]  # what `signal` wraps, in half
 import os
 import select
 import sys
+from time import monotonic, sleep
 
 TYPE_CHECKING = False  # `typing` costs a check more than this whole module does
 if TYPE_CHECKING:
+    from _socket import socket
     from collections.abc import Callable
     from typing import NoReturn, TextIO
-
 
 CHILD_TIME = 5
 """Seconds after which a child process is ended that its parent has left alone."""
@@ -34,7 +35,7 @@ def run(main: Callable[[], int]) -> NoReturn:
 
     Ends without taking the interpreter apart, which would cost as much as the connection that was timed.
     """
-    _open_streams()
+    open_streams()
     code = exit_code(main)
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -83,6 +84,24 @@ def run_in_child(work: Callable[[], None], timeout: float) -> None:
             return
 
 
+def time_left(deadline: float) -> float:
+    """Seconds until the monotonic clock says `deadline`. Raises TimeoutError where it is over."""
+    left = deadline - monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def connect(connection: socket, address: tuple[str, int] | str, deadline: float) -> None:
+    """Connect by the `deadline`. Raises OSError."""
+    while True:
+        connection.settimeout(time_left(deadline))
+        try:
+            return connection.connect(address)
+        except BlockingIOError:  # a UNIX socket's queue is full, for which the kernel does not wait as in TCP
+            sleep(min(0.005, time_left(deadline)))
+
+
 def report_bug(error: Exception) -> None:
     """Write one line, not a traceback, for an error that should not happen."""
     warn(f"error: {type(error).__name__}: {error} ({_place(error)}); please report it")
@@ -117,13 +136,15 @@ def _write(line: str, stream: TextIO) -> None:
         return
 
 
-def _open_streams() -> None:
+def open_streams() -> None:
     """Open the standard streams that a HAProxy in the background has closed: another file would take their place."""
-    for descriptor in (0, 1, 2):
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:  # as it was closed when Python began
+            setattr(sys, name, os.fdopen(descriptor, "r+", closefd=False))
 
 
 def _place(error: BaseException) -> str:

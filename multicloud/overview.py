@@ -1,15 +1,17 @@
-"""A row for each server: what people (`multicloud status`) and scrapers read of it. Pure: no I/O, no clock."""
+"""A row for each server, and who leads each backend: what people and scrapers read of it. Pure: no I/O, no clock."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud import reweigh, runtime, scores
+from multicloud.ranking import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from multicloud.history import Samples
+    from multicloud.ranking import Decision
     from multicloud.runtime import Server
     from multicloud.scores import Score
     from multicloud.settings import Sources
@@ -23,7 +25,9 @@ class Row(NamedTuple):
     """One server. Times are seconds, `time` is the newest sample's; `percentiles` are those of PERCENTS.
 
     `samples` and `failed` are how many checks count that succeeded, and that failed. `trend` has the newest ones,
-    oldest first. A check that failed has no time: it is None in `trend`, and `last` where it was the last.
+    oldest first. A check that failed has no time: it is None in `trend`, and `last` where it was the last. `score` is
+    what the server is ranked by, and `percentile` which one that is; None: the mean. `traffic` is its part of the
+    weights of those that are UP, 0 to 1, and `in_flight` are the requests that it has.
     """
 
     backend: str
@@ -38,6 +42,10 @@ class Row(NamedTuple):
     time: float | None
     age: float | None
     trend: tuple[float | None, ...]
+    score: float | None = None
+    percentile: float | None = None
+    traffic: float = 0.0
+    in_flight: int = 0
 
 
 def rows(
@@ -62,7 +70,8 @@ def rows(
     for backend, members in backends.items():
         if backend not in alike:
             favorite = reweigh.settings_of(members, sources).favorite
-            shown += [_row(server, samples, scored.get(server.source), favorite, now) for server in members]
+            total = sum(server.weight for server in members if server.state == runtime.UP)
+            shown += [_row(server, samples, scored.get(server.source), favorite, total, now) for server in members]
     return shown, alike
 
 
@@ -70,7 +79,8 @@ def _seen(servers: Iterable[Server]) -> list[tuple[str, str, int]]:
     return [(server.name, server.state, server.weight) for server in servers]
 
 
-def _row(server: Server, samples: Samples, score: Score | None, favorite: int, now: float) -> Row:
+def _row(server: Server, samples: Samples, score: Score | None, favorite: int, total: int, now: float) -> Row:
+    is_up = server.state == runtime.UP
     newest = samples.series.get(server.source, [])
     times = [sample.seconds for sample in score.counted if not sample.failed] if score else []
     trend = [None if sample.failed else sample.seconds for sample in newest[:TREND]]
@@ -80,7 +90,7 @@ def _row(server: Server, samples: Samples, score: Score | None, favorite: int, n
         server.name,
         server.state,
         server.weight,
-        server.state == runtime.UP and server.weight == favorite,
+        is_up and server.weight == favorite,
         len(times),
         score.failed if score else 0,
         tuple(scores.percentiles(times, PERCENTS)) if times else None,
@@ -88,4 +98,57 @@ def _row(server: Server, samples: Samples, score: Score | None, favorite: int, n
         when,
         None if when is None else max(0.0, now - when),
         tuple(reversed(trend)),
+        score.seconds if score else None,
+        score.percentile if score else None,
+        server.weight / total if is_up and total else 0.0,
+        server.in_flight,
     )
+
+
+class Switch(NamedTuple):
+    """A change of favourite at a UNIX time; `before` is "" where nobody led.
+
+    `why` is the decision that is the reason: of the one that leads now, or of the one that cannot lead any more.
+    """
+
+    time: float
+    backend: str
+    before: str
+    after: str
+    why: Decision
+
+    def words(self) -> str:
+        """The reason with its figures."""
+        text = self.why.why()
+        return text if self.why.server.name == self.after else f"{self.before} is out: {text}"
+
+
+class Favorites:
+    """Who leads each backend, from one reweigh to the next: the server with the greatest weight."""
+
+    def __init__(self) -> None:
+        self.leads: dict[str, str] = {}
+
+    def follow(self, decisions: Iterable[Decision], now: float) -> list[Switch]:
+        """The changes since the last call, at the UNIX time `now`. Where none is UP or measured, nobody else leads."""
+        backends: dict[str, list[Decision]] = {}
+        for decision in decisions:
+            backends.setdefault(decision.server.backend, []).append(decision)
+        switches = []
+        for backend, members in backends.items():
+            led = self.leads.get(backend, "")
+            best = max(
+                (
+                    each
+                    for each in members
+                    if each.server.state == runtime.UP and each.reason is not Reason.NONE_MEASURED
+                ),
+                key=lambda each: (each.weight, each.server.name == led, each.server.weight),
+                default=None,
+            )
+            if best and best.server.name != led:
+                self.leads[backend] = best.server.name
+                before = next((each for each in members if each.server.name == led), best)
+                can_lead = before.server.state == runtime.UP and before.reason is not Reason.NO_SAMPLES
+                switches.append(Switch(now, backend, led, best.server.name, best if can_lead else before))
+        return switches

@@ -7,19 +7,18 @@ rest of the answer is read after.
 
 An answer that is there before it was asked for is a failure, and none counts as faster than the connection was made.
 One deadline bounds it all, so that a server that sends a byte a second cannot hold a probe. What goes wrong with the
-server is part of the result, never an exception.
-
-The HTTP spoken is RFC 9112, as little of it as a health check needs: one GET, and the head of the answer.
+server is part of the result, never an exception. The HTTP spoken is as little of RFC 9112 as a health check needs: one
+GET, and the head of the answer.
 """
 
 from __future__ import annotations
 
 import _socket as socket  # what `socket` adds is four milliseconds, and `ssl` loads it only where there is TLS
 import os
-from time import monotonic, sleep
+from time import monotonic
 
 from multicloud import light
-from multicloud.settings import CA_FILE, SettingError
+from multicloud.settings import CA_FILE, USER_AGENT, SettingError
 
 TYPE_CHECKING = False  # `typing` costs a check more than this whole module does
 if TYPE_CHECKING:
@@ -29,14 +28,14 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-MAX_HEAD = 64 * 1024
-"""Bytes of status line and headers that an answer may have."""
+MAX_HEAD, MAX_PIECES = 64 * 1024, 4096
+"""Bytes of status line and headers that an answer may have, and in how many pieces they may come."""
 
-DRAIN_BYTES = 64 * 1024
-"""Bytes of the rest of an answer that are read."""
+MAX_BYTES = 1024 * 1024
+"""What a server may send in all, TLS included: with session tickets, say, it could keep a processor busy."""
 
-DRAIN_TIME = 0.1
-"""Seconds that this may take: the verdict waits for it."""
+DRAIN_BYTES, DRAIN_TIME = 64 * 1024, 0.1
+"""Bytes of the rest of an answer that are read, and seconds that this may take: the verdict waits for it."""
 
 CHUNK = 64 * 1024
 
@@ -51,8 +50,6 @@ class Target:
     verify with ("" for the system's).
     """
 
-    __slots__ = ("address", "ca_file", "expect", "host", "insecure", "path", "port", "scheme")
-
     def __init__(
         self,
         scheme: str,
@@ -63,14 +60,15 @@ class Target:
         expect: tuple[range, ...] = (range(200, 201),),
         ca_file: str = "",
         insecure: bool = False,
+        user_agent: str = USER_AGENT.default,
     ) -> None:
         self.scheme, self.address, self.port, self.host = scheme, address, port, host.rstrip(".")
-        self.path, self.expect, self.ca_file, self.insecure = path, expect, ca_file, insecure
+        self.path, self.expect, self.user_agent = path, expect, user_agent
+        self.ca_file, self.insecure = ca_file, insecure
 
     def __str__(self) -> str:
-        if self.port is None:
-            return f"{self.scheme}://{self.host} ({self.address})"
-        return f"{self.scheme}://{_in_brackets(self.host)}:{self.port} ({self.address})"
+        port = "" if self.port is None else f":{self.port}"
+        return f"{self.scheme}://{_in_brackets(self.host)}{port} ({self.address})"
 
 
 class StoppedError(Exception):
@@ -92,8 +90,6 @@ class Probe:
     - `tls_version`, and `certificate` as ssl.SSLSocket.getpeercert gives it.
     - `stopped`: whether StoppedError ended the probe.
     """
-
-    __slots__ = ("certificate", "connection", "error", "phases", "seconds", "status", "stopped", "tls_version")
 
     def __init__(self) -> None:
         self.seconds: float | None = None
@@ -117,7 +113,7 @@ class Probe:
         try:
             while left > 0 and (chunk := self.connection.receive()):
                 left -= len(chunk)
-        except OSError:
+        except (OSError, ProbeError):
             pass
         self.connection.close()
 
@@ -158,12 +154,10 @@ def probe(target: Target, timeout: float, clock: str = "request") -> Probe:
 
 
 class _Connection:
-    """A connection to the target. Its methods raise OSError, and TimeoutError where they would end after `deadline`."""
-
-    __slots__ = ("deadline", "socket")
+    """A connection to the target. Its methods raise OSError, TimeoutError after `deadline`, and ProbeError."""
 
     def __init__(self, target: Target, deadline: float) -> None:
-        self.deadline = deadline
+        self.deadline, self.left = deadline, MAX_BYTES
         if target.port is None:
             self.socket = socket.socket(socket.AF_UNIX)
         else:
@@ -174,25 +168,21 @@ class _Connection:
     def connect(self, target: Target, result: Probe) -> None:
         start = monotonic()
         address = target.address if target.port is None else (target.address, target.port)
-        while True:
-            try:
-                self.in_time().connect(address)
-                break
-            except BlockingIOError:  # a UNIX socket's queue is full, for which the kernel does not wait as in TCP
-                sleep(min(0.005, _remaining(self.deadline)))
+        light.connect(self.socket, address, self.deadline)
         result.phases["connect"] = monotonic() - start
 
-    def in_time(self) -> socket.socket:
-        """The socket, which waits no longer than until the deadline."""
-        self.socket.settimeout(_remaining(self.deadline))
-        return self.socket
-
     def send(self, data: bytes) -> None:
-        self.in_time().sendall(data)
+        self.socket.settimeout(light.time_left(self.deadline))
+        self.socket.sendall(data)
 
     def receive(self) -> bytes:
         """What comes next; b"" at the end."""
-        return self.in_time().recv(CHUNK)
+        self.socket.settimeout(light.time_left(self.deadline))
+        received = self.socket.recv(CHUNK)
+        self.left -= len(received)
+        if self.left < 0:
+            raise ProbeError(f"sent more than {MAX_BYTES // 1024} KiB")
+        return received
 
     def received(self) -> bytes:
         """What has come already; b"" where nothing has."""
@@ -213,13 +203,11 @@ class _TLS(_Connection):
     tickets follow each other, and come back to nobody who could see that the time is over.
     """
 
-    __slots__ = ("incoming", "object", "outgoing", "ssl")
-
     def __init__(self, plain: _Connection, context: ssl.SSLContext, host: str) -> None:
         import ssl
 
         self.ssl = ssl
-        self.socket, self.deadline = plain.socket, plain.deadline
+        self.socket, self.deadline, self.left = plain.socket, plain.deadline, plain.left
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         # As bytes where it can be: of a string, even an ASCII one, Python makes IDNA with three more modules.
         name = host.encode() if host.isascii() else host
@@ -255,34 +243,28 @@ class _TLS(_Connection):
         """Say goodbye, without waiting for the answer, where there is a connection to say it on."""
         try:
             self.socket.settimeout(0)
-            self.object.unwrap()
+            try:
+                self.object.unwrap()
+            finally:
+                self.socket.send(self.outgoing.read())  # the goodbye, or what was wrong with the handshake
         except (OSError, ValueError):
-            pass
-        try:
-            said = self.outgoing.read()  # the goodbye, or what was wrong with the handshake
-            self.socket.send(said)
-        except OSError:
             pass
         self.socket.close()
 
     def _until_done(self, do: Callable[..., T], *arguments: object) -> T:
         while True:
             try:
-                done = do(*arguments)
+                done, ended = do(*arguments), True
             except self.ssl.SSLWantReadError:
-                self._flush()
-            else:
-                self._flush()
+                ended = False
+            if self.outgoing.pending:
+                super().send(self.outgoing.read())
+            if ended:
                 return done
-            received = super().receive()
-            if received:
+            if received := super().receive():
                 self.incoming.write(received)
             else:
                 self.incoming.write_eof()
-
-    def _flush(self) -> None:
-        if self.outgoing.pending:
-            super().send(self.outgoing.read())
 
 
 def _ask(connection: _Connection, target: Target, result: Probe) -> None:
@@ -293,44 +275,37 @@ def _ask(connection: _Connection, target: Target, result: Probe) -> None:
     connection.send(
         f"GET {target.path} HTTP/1.1\r\n"
         f"Host: {_in_brackets(target.host)}\r\n"
-        "User-Agent: multicloud-check\r\n"
+        f"User-Agent: {target.user_agent}\r\n"
         "Accept: */*\r\n"
         "Connection: close\r\n\r\n".encode()
     )
-    received = 0
-    answer = b""
-    while True:
+    answer, searched, left = b"", 0, MAX_HEAD
+    for _ in range(MAX_PIECES):
+        if answer and "first_byte" not in result.phases:
+            result.phases["first_byte"] = monotonic() - start
         if not b"HTTP/".startswith(answer[:5]):
             raise ProbeError(f"not an HTTP answer: {_excerpt(answer)}")
-        end = _end_of_head(answer)
-        if end:
+        ends = [at + len(blank) for blank in (b"\n\r\n", b"\n\n") if (at := answer.find(blank, searched)) >= 0]
+        searched = max(0, len(answer) - 2)
+        if ends:
             status = _status(answer)
             if status == 101 or status >= 200:
                 break
-            answer = answer[end:]  # after an interim response the answer is still to come
-            if answer:
-                result.phases["first_byte"] = monotonic() - start
-            else:
-                del result.phases["first_byte"]
-        elif received > MAX_HEAD:
+            answer, searched = answer[min(ends) :], 0  # after an interim response the answer is still to come
+            del result.phases["first_byte"]
+        elif left < 0:
             raise ProbeError(f"headers of more than {MAX_HEAD // 1024} KiB")
-        else:
-            chunk = connection.receive()
-            if not chunk:
-                raise ProbeError(f"closed the connection {'in the headers' if answer else 'without an answer'}")
-            if not answer:
-                result.phases["first_byte"] = monotonic() - start
+        elif chunk := connection.receive():
             answer += chunk
-            received += len(chunk)
+            left -= len(chunk)
+        else:
+            raise ProbeError(f"closed the connection {'in the headers' if answer else 'without an answer'}")
+    else:
+        raise ProbeError(f"headers in more than {MAX_PIECES} pieces")
     result.status = status
     if not any(status in accepted for accepted in target.expect):
-        raise ProbeError(f"status {status}, expected {_list(target.expect)}")
-
-
-def _end_of_head(answer: bytes) -> int:
-    """The offset of the body, or 0 while the head is not complete."""
-    ends = [at + len(blank) for blank in (b"\n\r\n", b"\n\n") if (at := answer.find(blank)) >= 0]
-    return min(ends, default=0)
+        expected = (str(each.start) if len(each) == 1 else f"{each.start}-{each.stop - 1}" for each in target.expect)
+        raise ProbeError(f"status {status}, expected {','.join(expected)}")
 
 
 def _status(answer: bytes) -> int:
@@ -340,19 +315,13 @@ def _status(answer: bytes) -> int:
     return int(status)
 
 
-def _remaining(deadline: float) -> float:
-    left = deadline - monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return left
-
-
 def tls_context(target: Target) -> ssl.SSLContext:
     """What the target is verified with. Raises SettingError where the CA bundle cannot be loaded."""
     import ssl  # tcp and http do without; it is half of what a check costs
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2  # as HAProxy's own; Debian's Python leaves it to OpenSSL
+    context.set_ciphers("DEFAULT")  # OpenSSL's own list, as in HAProxy; Python may have been built with a shorter one
     if target.scheme == "https":
         context.set_alpn_protocols(["http/1.1"])
     if target.insecure:
@@ -424,7 +393,3 @@ def _excerpt(answer: bytes) -> str:
 def _in_brackets(host: str) -> str:
     """The host as URLs and Host headers have it. One colon alone comes from a server's name, not from IPv6."""
     return f"[{host}]" if host.count(":") > 1 else host
-
-
-def _list(statuses: tuple[range, ...]) -> str:
-    return ",".join(str(r.start) if len(r) == 1 else f"{r.start}-{r.stop - 1}" for r in statuses)

@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 
 
 class Reason(Enum):
-    """Why a server gets its weight."""
+    """Why a server gets its weight, in words that stand behind it; in braces are facts of the decision."""
 
-    FASTEST = "favourite: nobody is faster"
-    OVERTOOK = "favourite: faster by `percent` than `other`, which led until now"
-    KEPT = "favourite still: `other` is faster by `percent`, which is not more than the hysteresis"
-    WITHIN_TOLERANCE = "favourite too: within the tolerance of `other`, the fastest"
-    BACKUP = "backup: the fastest of those that are no favourites"
-    SLOWER = "no weight: others are faster"
-    SHARES = "a part of the traffic: the favourite cannot carry it all"
-    NO_SAMPLES = "UP, but without samples that count: the last to be chosen"
-    DOWN = "no weight: DOWN, and to be measured before it gets traffic again"
+    FASTEST = "the fastest"
+    OVERTOOK = "{percent:.0f} % faster than {other}"
+    KEPT = "kept by hysteresis: {other} is {percent:.0f} % faster"
+    WITHIN_TOLERANCE = "within the tolerance of {other}, the fastest"
+    BACKUP = "the fastest after the favourite"
+    SLOWER = "others are faster"
+    SHARES = "shares the lead: {in_flight} requests in flight, {expected} would be usual"
+    NO_SAMPLES = "no samples that count"
+    DOWN = "DOWN"
     MAINTENANCE = "left alone: an operator put it into maintenance"
     UNRESOLVED = "left alone: its name does not resolve"
     DRAIN = "left alone: an operator drains it"
@@ -60,6 +60,10 @@ class Decision(NamedTuple):
     percent: float = 0.0
     in_flight: int = 0
     expected: int = 0
+
+    def why(self) -> str:
+        """The reason with its figures."""
+        return self.reason.value.format(**self._asdict() | {"other": self.other.name if self.other else ""})
 
 
 def changes(decisions: Iterable[Decision]) -> list[Decision]:

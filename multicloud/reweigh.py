@@ -62,16 +62,18 @@ def main() -> int:
     if len(sys.argv) not in (1, 5):  # HAProxy gives it four
         raise light.UsageError("usage: multicloud-reweigh; for a dry run: multicloud reweigh --dry-run")
     outcome = reweigh(settings.Sources(os.environ), trim=True)
-    print_changes(outcome.changes)
+    for change in outcome.changes:
+        light.print_line(words(change, outcome.scores))
     if outcome.refusals:
         raise light.CommandError(refused(outcome))
     return 0
 
 
-def print_changes(changes: Iterable[Decision]) -> None:
-    """A line for each weight that was changed."""
-    for server, weight, *_ in changes:
-        light.print_line(f"{server.backend}/{server.name}: weight {server.weight} -> {weight}")
+def words(change: Decision, scored: Mapping[Key, Score]) -> str:
+    """A line for a weight that was changed, with the reason and its figures."""
+    server, score = change.server, scored.get(change.server.source)
+    figure = f": {score.seconds * 1000:.1f} ms" if score and not change.other else ""
+    return f"{server.backend}/{server.name}: weight {server.weight} -> {change.weight}, {change.why()}{figure}"
 
 
 def reweigh(sources: Sources, *, dry_run: bool = False, trim: bool = False) -> Outcome:
@@ -235,9 +237,13 @@ def keep_short(sources: Sources, keep: int, samples: Samples) -> None:
 
 
 def trim_if_long(sources: Sources, keep: int, samples: Samples) -> None:
-    """Trim the sample file when it has grown to twice what is kept. Raises SampleFileError."""
+    """Trim the sample file when it has grown to twice what is kept: `keep` of a server, or more of few servers.
+
+    Raises SampleFileError.
+    """
     oldest = time.time() - max(REMEMBERED, *(values.max_age for values in _everywhere(sources)))
     times = [newest[0].time for newest in samples.series.values()]
     living = sum(when is None or when >= oldest for when in times)
+    keep = max(keep, history.KEEP_IN_ALL // max(1, living))
     if samples.lines > 2 * keep * max(1, living) or samples.size > samplefile.MAX_BYTES // 2:
         history.trim(sources.read((settings.TIMES,)).times, keep, oldest)

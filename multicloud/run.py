@@ -10,6 +10,7 @@ Signals are blocked, and taken between two rounds only: SIGTERM and SIGINT end t
 from __future__ import annotations
 
 import gc
+import json
 import os
 import signal
 import socket
@@ -22,13 +23,14 @@ from multicloud import haproxy_checks, history, light, overview, reweigh, runtim
 from multicloud.light import CommandError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from multicloud.reweigh import Outcome
     from multicloud.runtime import Server
     from multicloud.settings import Sources
 
-USAGE = "multicloud-run [--metrics [ADDR:]PORT]"
+USAGE = "multicloud-run [--metrics [ADDR:]PORT] [--log text|json]"
+LOGS = ("text", "json")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 TRIM_AGAIN = 60
@@ -46,29 +48,30 @@ ALIVE = 5.0
 
 def main() -> int:
     """The light command; return the exit code."""
-    return run(settings.Sources(os.environ), address_of(sys.argv[1:]))
+    return run(settings.Sources(os.environ), *options_of(sys.argv[1:]))
 
 
-def address_of(arguments: Sequence[str]) -> str:
-    """What `--metrics` says, "" where it is not there. Raises UsageError."""
-    match list(arguments):
-        case []:
-            return ""
-        case ["--metrics", value] if value:
-            return value
-        case [word] if word.startswith("--metrics=") and word != "--metrics=":
-            return word.removeprefix("--metrics=")
-    raise UsageError(f"usage: {USAGE}")
+def options_of(arguments: Sequence[str]) -> tuple[str, str]:
+    """What `--metrics` says, "" where it is not there, and `--log`. Raises UsageError."""
+    options = {"--metrics": "", "--log": LOGS[0]}
+    words = iter(arguments)
+    for word in words:
+        name, equals, value = word.partition("=")
+        value = value if equals else next(words, "")
+        if name not in options or not value or (name == "--log" and value not in LOGS):
+            raise UsageError(f"usage: {USAGE}")
+        options[name] = value
+    return options["--metrics"], options["--log"]
 
 
-def run(sources: Sources, address: str = "") -> int:
+def run(sources: Sources, address: str = "", log: str = LOGS[0]) -> int:
     """Rounds until SIGTERM or SIGINT; the exit code. Prometheus' metrics are served at `address` where it is not "".
 
-    Raises UsageError and CommandError, before the first round.
+    What it says is `log`: text, or JSON, an object a line. Raises UsageError and CommandError, before the first round.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # before any thread is started, which inherits it
     gc.set_threshold(GARBAGE)
-    rounds = Rounds(sources)
+    rounds = Rounds(sources, as_json=log == "json")
     if address:
         threading.Thread(target=scrape.serve, args=(_listen(address), rounds.page), daemon=True).start()
     due = time.monotonic()
@@ -98,12 +101,14 @@ class _Round(NamedTuple):
 class Rounds:
     """What is kept from one round to the next. `problems` are texts by what they are of."""
 
-    def __init__(self, sources: Sources) -> None:
+    def __init__(self, sources: Sources, *, as_json: bool = False) -> None:
+        self.as_json = as_json
         self.problems: dict[str, str] = {}
         self.count = self.failures = 0
         self.own: set[tuple[str, str]] = set()  # the servers whose checks are recorded here
         self.checks = haproxy_checks.Checks()
         self.samples = history.Samples()
+        self.totals = scrape.Totals()
         self._last = _Round([], None, sources, 0, "")
         self._page = self._last, b""
         self._use(sources)
@@ -124,10 +129,14 @@ class Rounds:
         try:
             self._use(settings.Sources(self.sources.environ))
         except UsageError as error:
-            light.warn(f"error: the settings stay as they were: {error}")
+            self._say(light.warn, f"error: the settings stay as they were: {error}")
             return
         self.samples.stamp = None  # with a longer window the file may have more, so it is read as a whole
-        light.print_line("the settings were read again")
+        self._say(light.print_line, "the settings were read again")
+
+    def _say(self, write: Callable[[str], None], text: str, **facts: object) -> None:
+        """Write a line: the text, or an object that has it, its time and the facts."""
+        write(json.dumps({"time": round(time.time(), 3), "message": text, **facts}) if self.as_json else text)
 
     def round(self) -> None:
         """Measure, decide and set weights once, and say what has begun or ceased to be wrong."""
@@ -145,11 +154,14 @@ class Rounds:
             problems["settings"] = f"no weights are set: {error}"
         except (runtime.RuntimeAPIError, OSError) as error:
             problems["haproxy"] = str(error)
+            # Where none is set, HAProxy may come back at another one of the usual places.
+            self.values.socket = str(settings.SOCKET.parse(self.sources.text(settings.SOCKET)))
             self.failures += 1
             servers, outcome = [], None
         self.count += 1
         self._tell(problems)
-        own = scrape.rounds(self.count, self.failures, time.monotonic() - began, time.time())
+        took, up = time.monotonic() - began, "haproxy" not in problems
+        own = scrape.rounds(self.count, self.failures, took, time.time(), up=up)
         self._last = _Round(servers, outcome, sources, len(problems), own)
 
     def _reweigh(self, problems: dict[str, str]) -> tuple[list[Server], Outcome]:
@@ -174,10 +186,14 @@ class Rounds:
         problems.pop("refused", None)
         if outcome.refusals:
             problems["refused"] = reweigh.refused(outcome)
-        reweigh.print_changes(outcome.changes)
+        self.totals.decided(outcome, time.time())
         by_key = {server.key: server for server in servers}
         for change in outcome.changes:
-            by_key[change.server.key].weight = change.weight
+            server, weight = change.server, change.weight
+            facts = {"backend": server.backend, "server": server.name, "before": server.weight, "weight": weight}
+            text = reweigh.words(change, outcome.scores)
+            self._say(light.print_line, text, **facts, reason=change.reason.name.lower())
+            by_key[server.key].weight = weight
         return servers, outcome
 
     def _take(self, servers: Sequence[Server]) -> list[bytes]:
@@ -193,6 +209,7 @@ class Rounds:
         ended = self.checks.ended(measured, self.samples.series, now=time.monotonic(), interval=interval)
         lines = []
         for server, seconds, failed in ended:
+            self.totals.check(server.key, seconds, failed=failed)
             sample = history.Sample(round(seconds, 6), now, failed)
             self.samples.add(server.backend, server.name, sample, self.newest)
             lines.append(samplefile.format_line(server.backend, server.name, seconds, now, failed=failed))
@@ -217,10 +234,10 @@ class Rounds:
         """Say what has begun, what has another reason than before, and what is over."""
         for name, text in self.problems.items():
             if name not in problems:
-                light.warn(f"over: {text}")
+                self._say(light.warn, f"over: {text}")
         for name, text in problems.items():
             if self.problems.get(name) != text:
-                light.warn(f"warning: {text}")
+                self._say(light.warn, f"warning: {text}")
         self.problems = problems
 
     def page(self) -> bytes:
@@ -232,7 +249,7 @@ class Rounds:
                 rows, _ = overview.rows(
                     last.servers, last.outcome.samples, last.outcome.scores, last.sources, time.time()
                 )
-            self._page = last, (scrape.prometheus(rows, last.problems) + last.own).encode()
+            self._page = last, (scrape.prometheus(rows, last.problems) + last.own + self.totals.text()).encode()
         return self._page[1]
 
 

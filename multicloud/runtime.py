@@ -7,12 +7,12 @@ servers. In that mode too, silence is success and any text is a refusal.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
-from contextlib import contextmanager
 from operator import itemgetter
-from time import monotonic, sleep
+from time import monotonic
 
 from multicloud import light, settings
 from multicloud.light import CommandError
@@ -47,6 +47,10 @@ STAT_COLUMNS = (
     *("pxname", "svname", "tracked", "lastchg", "check_status", "check_code", "check_duration", "mode"),
     *("chkfail", "hanafail", "check_health", "check_rise", "last_chk", "agent_status", "scur", "rate", "ttime"),
 )
+ABSTRACT = "abns@"
+"""How the name of an abstract UNIX socket begins, which HAProxy fills up with zeros to SUN_PATH bytes (unix(7))."""
+
+SUN_PATH = 108
 QUOTED = re.compile('"(?:[^"]|"")*"')
 
 
@@ -141,10 +145,10 @@ class RuntimeAPI:
         """
         rest = b""
         try:
-            self._socket.settimeout(self._time_left())
+            self._socket.settimeout(light.time_left(self._deadline))
             self._socket.sendall(command.encode() + b"\n")
             while rest != PROMPT:
-                self._socket.settimeout(self._time_left())
+                self._socket.settimeout(light.time_left(self._deadline))  # what never stops talking is stopped here
                 received = self._socket.recv(1 << 16)
                 if not received:
                     raise RuntimeAPIError(f"{self.address}: HAProxy closed the connection at {command!r}")
@@ -154,18 +158,24 @@ class RuntimeAPI:
         except OSError as error:
             raise self._broken(error) from None
 
+    @contextlib.contextmanager
+    def expecting(self, what: str) -> Iterator[None]:
+        """Raise a RuntimeAPIError for an answer that cannot be read within it (KeyError, ValueError)."""
+        try:
+            yield
+        except (KeyError, ValueError) as error:
+            raise RuntimeAPIError(f"{self.address}: no {what} in the answer: {str(error)[:100]!r}") from None
+
     def servers(self) -> list[Server]:
         """All servers of all backends, in the order of the configuration. Raises RuntimeAPIError."""
-        try:
+        with self.expecting("server states"):
             states = self.lines("show servers state")
             if (version := next(states, "")) != "1":
                 raise ValueError(version)
             servers = [_server(row) for row in rows(states, " ", STATE_COLUMNS, ("srv_use_ssl",))]
-        except ValueError as error:
-            raise RuntimeAPIError(f"{self.address}: no server states in the answer: {str(error)[:100]!r}") from None
         by_key = {server.key: server for server in servers}
         tracked: dict[tuple[str, str], tuple[str, str]] = {}
-        try:
+        with self.expecting("statistics"):
             for row in rows(self.lines("show stat -1 4 -1"), ",", STAT_COLUMNS):
                 key = row["pxname"], row["svname"]
                 if key in by_key:
@@ -173,11 +183,13 @@ class RuntimeAPI:
                 if row["tracked"]:
                     backend, _, name = row["tracked"].partition("/")
                     tracked[key] = backend, name
-        except ValueError as error:
-            raise RuntimeAPIError(f"{self.address}: no statistics in the answer: {str(error)[:100]!r}") from None
-        for server in servers if tracked else ():
-            while server.source in tracked:  # which may track another in turn; HAProxy refuses circles
-                server.source = tracked[server.source]
+            for server in servers if tracked else ():
+                followed = 0
+                while server.source in tracked:  # which may track another in turn
+                    server.source = tracked[server.source]
+                    followed += 1
+                    if followed > len(tracked):
+                        raise ValueError(f"{server.backend}/{server.name} tracks itself")
         return servers
 
     def set_weights(self, changes: Iterable[Decision]) -> tuple[list[Decision], list[str]]:
@@ -199,7 +211,7 @@ class RuntimeAPI:
                 accepted.append(change)
         return accepted, refusals
 
-    @contextmanager
+    @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Something else is done meanwhile, whose time does not count as talking."""
         began = monotonic()
@@ -207,13 +219,6 @@ class RuntimeAPI:
             yield
         finally:
             self._deadline += monotonic() - began
-
-    def _time_left(self) -> float:
-        """Seconds; what never stops talking is stopped here. Raises TimeoutError."""
-        left = self._deadline - monotonic()
-        if left <= 0:
-            raise TimeoutError
-        return left
 
     def _broken(self, error: OSError) -> RuntimeAPIError:
         reason = "no answer in time" if isinstance(error, TimeoutError) else light.reason(error)
@@ -268,7 +273,7 @@ def _server(row: Row) -> Server:
         unresolved=bool(bits & UNRESOLVED_BIT and not bits & MAINT_BITS & ~INHERITED_BIT),
     )
     server.address, server.port, server.tls = row["srv_addr"], row["srv_port"], row["srv_use_ssl"]
-    server.host = row["srv_fqdn"].removeprefix("-")  # which stands for none
+    server.host = light.printable(row["srv_fqdn"].removeprefix("-"))  # which stands for none; a name server may say it
     server.agent_address, server.agent_port = row["srv_agent_addr"].removeprefix("-"), row["srv_agent_port"]
     return server
 
@@ -299,21 +304,16 @@ def _state(op_state: int, admin_state: int) -> str:
 
 
 def _connect(address: str, deadline: float) -> socket.socket:
+    """Connect to what `settings.SOCKET` has. Raises OSError and UnicodeError."""
     host, colon, port = address.rpartition(":")
-    timeout = deadline - monotonic()
-    if "/" not in address and colon:
-        return socket.create_connection((host.strip("[]"), int(port)), timeout)
+    if address.startswith(ABSTRACT):
+        address = "\0" + address.removeprefix(ABSTRACT).ljust(SUN_PATH - 1, "\0")
+    elif "/" not in address and colon:
+        return socket.create_connection((host.strip("[]"), int(port)), light.time_left(deadline))
     connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(timeout)
     try:
-        while True:
-            try:
-                connection.connect(address)
-                return connection
-            except BlockingIOError:  # its queue is full, for which the kernel does not wait as in TCP
-                if monotonic() >= deadline:
-                    raise TimeoutError from None
-                sleep(0.005)
+        light.connect(connection, address, deadline)
     except BaseException:
         connection.close()
         raise
+    return connection

@@ -35,6 +35,9 @@ LOCK_WAIT = 0.5
 MAX_BYTES = 32 << 20
 """What the file may grow to."""
 
+TAIL = 1 << 16
+"""So many bytes at its end have the newest sample of a server, of up to a thousand."""
+
 
 class SampleFileError(UsageError):
     """The sample file cannot be used. The text says which file and why."""
@@ -53,22 +56,28 @@ def format_line(backend: str, server: str, seconds: float, when: float, *, faile
 
 def append(
     path: str, backend: str, server: str, seconds: float, when: float, *, failed: bool = False, wait: float = LOCK_WAIT
-) -> None:
-    """Add one sample, as `append_lines` does."""
-    append_lines(path, format_line(backend, server, seconds, when, failed=failed), wait)
+) -> bool:
+    """Add one sample, as `append_lines` does; return whether the file says that the check before failed, too."""
+    _, _, tail = append_lines(path, format_line(backend, server, seconds, when, failed=failed), wait)
+    _, found, rest = (b"\n" + tail).rpartition(f"\n{backend} {server} ".encode())
+    return bool(found) and rest.partition(b"\n")[0].endswith(FAILED_MARK)
 
 
-def append_lines(path: str, lines: bytes, wait: float = LOCK_WAIT) -> tuple[os.stat_result, os.stat_result]:
-    """Add lines as `format_line` gives them, to a new file where there is none; return its state before and after.
+def append_lines(path: str, lines: bytes, wait: float = LOCK_WAIT) -> tuple[os.stat_result, os.stat_result, bytes]:
+    """Add lines as `format_line` gives them, to a new file where there is none.
 
-    Raises LockedError after `wait` seconds, and SampleFileError. Then nothing was added.
+    Return its state before and after, and its last TAIL bytes before. Raises LockedError after `wait` seconds, and
+    SampleFileError. Then nothing was added.
     """
     fd = lock(path, wait, create=True)
     try:
         try:
             before = os.fstat(fd)
+            tail = os.pread(fd, TAIL, max(0, before.st_size - TAIL))
+            if tail[-1:] not in (b"", b"\n"):
+                lines = b"?\n" + lines  # what a killed writer left is no line, even where it looks like a shorter one
             _write_all(fd, path, before.st_size, lines)
-            return before, os.fstat(fd)
+            return before, os.fstat(fd), tail
         finally:
             os.close(fd)  # on a network's file system it may tell that nothing was written
     except OSError as error:
@@ -79,8 +88,6 @@ def _write_all(fd: int, path: str, size: int, lines: bytes) -> None:
     """Append to the locked file of that size: all of it, or nothing. Raises SampleFileError and OSError."""
     if size >= MAX_BYTES:
         raise SampleFileError(f"{path}: has grown to {size >> 20} MiB: does a reweigh run, which trims it?")
-    if size and os.pread(fd, 1, size - 1) != b"\n":
-        lines = b"?\n" + lines  # what a killed writer left is no line, even where it looks like a shorter one
     if os.write(fd, lines) < len(lines):
         os.ftruncate(fd, size)
         raise SampleFileError(f"{path}: no space left on device")

@@ -24,12 +24,19 @@ import os
 from math import ceil
 from typing import TYPE_CHECKING, NamedTuple
 
+from multicloud.light import CommandError
+
 # One BLAS thread: starting more costs as much CPU time as the rest of the program, and percentiles use none.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np
+try:
+    import numpy as np
+except Exception as error:  # of a processor that it was not built for, it says so with a RuntimeError
+    said = str(error).rpartition("Original error was: ")[2].strip().partition("\n")[0]
+    advice = "with pip, install another version, such as 'numpy<2.4'; else Debian's python3-numpy"
+    raise CommandError(f"numpy cannot be loaded: {said}; {advice}") from None
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -6,22 +6,43 @@ head. It runs in a thread of its own, which rests after each client, so that scr
 
 from __future__ import annotations
 
+import bisect
+import re
 import socket
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from multicloud import light, settings
-from multicloud.overview import PERCENTS
+from multicloud.overview import PERCENTS, Favorites
+from multicloud.ranking import Reason
 from multicloud.runtime import DOWN, DRAIN, MAINT, UP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from multicloud.overview import Row
+    from multicloud.overview import Row, Switch
+    from multicloud.reweigh import Outcome
+
+    Key = tuple[str, str]
 
 STATES = (UP, DOWN, MAINT, DRAIN)
 
+BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0)
+"""Seconds up to which the checks of a bucket took."""
+
+COUNTERS = {
+    "checks_failed": ("server", "Checks that failed."),
+    "weight_changes": ("server", "Weights that were changed."),
+    "decisions": ("reason", "Decisions on a server, each round, by their reason."),
+    "favorite_changes": ("reason", "Changes of favourite, by their reason."),
+}
+"""By what each counts, beside the backend, and what."""
+
 PATHS = (b"/metrics", b"/")
+
+TEXT = b"text/plain; version=0.0.4; charset=utf-8"
+OPEN_METRICS = b"application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 TIMEOUT = 1.0
 """Seconds that a scraper may take for all."""
@@ -43,9 +64,13 @@ def prometheus(rows: Sequence[Row], problems: int) -> str:
         ("failed_samples", "Checks of the server that count and failed.", lambda row: row.failed),
         ("last_rtt_seconds", "Round-trip time of the newest sample, unless it failed.", lambda row: row.last),
         ("last_sample_timestamp_seconds", "UNIX time of the newest sample.", lambda row: row.time),
+        ("score_seconds", "What the server is ranked by: a percentile, or the mean.", lambda row: row.score),
+        ("score_is_mean", "Whether that is the mean.", lambda row: row.score and row.percentile is None),
+        ("traffic_ratio", "The server's part of its backend's traffic, by the weights.", lambda row: row.traffic),
+        ("requests_in_flight", "Requests that the server has now.", lambda row: row.in_flight),
     ]
     lines = []
-    labelled = [(_labels(row), row) for row in rows]
+    labelled = [(_labels(row.backend, row.server), row) for row in rows]
     for name, meaning, value in gauges:
         found = [(f"{{{labels}}}", number) for labels, row in labelled if (number := value(row)) is not None]
         lines += metric(f"multicloud_server_{name}", "gauge", meaning, found)
@@ -57,23 +82,74 @@ def prometheus(rows: Sequence[Row], problems: int) -> str:
         for percent, seconds in zip(PERCENTS, row.percentiles or (), strict=False)
     ]
     # A summary, since no other type may have the label `quantile`.
-    lines += metric(
-        "multicloud_server_rtt_seconds", "summary", "Round-trip times, of the samples that count.", percentiles
-    )
+    lines += metric("multicloud_server_rtt_seconds", "summary", "Times of the samples that count.", percentiles)
     lines += metric("multicloud_problems", "gauge", "Problems that are put into words.", [("", problems)])
     return "\n".join(lines) + "\n"
 
 
-def rounds(count: int, failed: int, seconds: float, ended: float) -> str:
-    """The same of `multicloud run` itself: its rounds so far, how long the last one took and when it ended."""
+def rounds(count: int, failed: int, seconds: float, ended: float, *, up: bool) -> str:
+    """The same of `multicloud run` itself: its rounds so far, how long the last one took, when and how it ended."""
     found = [
         ("multicloud_rounds_total", "counter", "Rounds since the start.", count),
         ("multicloud_rounds_failed_total", "counter", "Rounds in which HAProxy could not be asked.", failed),
         ("multicloud_round_duration_seconds", "gauge", "Duration of the last round.", seconds),
         ("multicloud_last_round_timestamp_seconds", "gauge", "UNIX time of the last round's end.", ended),
+        ("multicloud_haproxy_up", "gauge", "Whether HAProxy answered in the last round.", up),
     ]
     lines = [line for name, kind, meaning, value in found for line in metric(name, kind, meaning, [("", value)])]
     return "\n".join(lines) + "\n"
+
+
+class Totals:
+    """What `multicloud run` has counted since its start. Its text may be asked for by another thread."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[Key, list[int]] = {}
+        self._seconds: dict[Key, float] = {}
+        self._counts: dict[str, Counter[Key]] = {name: Counter() for name in COUNTERS}
+        self._favorites = Favorites()
+        self._leads: dict[str, Switch] = {}
+
+    def check(self, key: Key, seconds: float, *, failed: bool) -> None:
+        """Count a check."""
+        buckets = self._buckets.setdefault(key, [0] * (len(BOUNDS) + 1))
+        if not failed:
+            buckets[bisect.bisect_left(BOUNDS, seconds)] += 1
+        self._seconds[key] = self._seconds.get(key, 0.0) + (0.0 if failed else seconds)
+        self._counts["checks_failed"][key] += failed
+        self._counts["weight_changes"][key] += 0
+
+    def decided(self, outcome: Outcome, now: float) -> None:
+        """Count what was decided at the UNIX time `now`; servers that HAProxy has no more are forgotten."""
+        self._counts["weight_changes"].update(change.server.key for change in outcome.changes)
+        self._counts["decisions"].update((each.server.backend, each.reason.name.lower()) for each in outcome.decisions)
+        known = {decision.server.key for decision in outcome.decisions}
+        for table in (self._buckets, self._seconds, self._counts["checks_failed"], self._counts["weight_changes"]):
+            for gone in table.keys() - known:
+                del table[gone]
+        for switch in self._favorites.follow(outcome.decisions, now):
+            self._leads[switch.backend] = switch
+            for reason in Reason:  # from 0 on, or Prometheus sees no increase in the first one
+                is_why = bool(switch.before) and reason is switch.why.reason
+                self._counts["favorite_changes"][switch.backend, reason.name.lower()] += is_why
+
+    def text(self) -> str:
+        """Prometheus' text of it."""
+        lines = ["# HELP multicloud_check_seconds Checks that succeeded.", "# TYPE multicloud_check_seconds histogram"]
+        for key, buckets in list(self._buckets.items()):
+            labels, total = _labels(*key), 0
+            for bound, count in zip((*BOUNDS, "+Inf"), buckets, strict=True):
+                total += count
+                lines.append(f'multicloud_check_seconds_bucket{{{labels},le="{bound}"}} {total}')
+            lines.append(f"multicloud_check_seconds_sum{{{labels}}} {self._seconds.get(key, 0.0)!r}")
+            lines.append(f"multicloud_check_seconds_count{{{labels}}} {total}")
+        for name, (by, meaning) in COUNTERS.items():
+            found = [(f"{{{_labels(*key, by)}}}", count) for key, count in list(self._counts[name].items())]
+            lines += metric(f"multicloud_{name}_total", "counter", meaning, found)
+        since = [(f"{{{_labels(switch.backend, switch.after)}}}", switch.time) for switch in list(self._leads.values())]
+        meaning = "UNIX time since when the server has been the favourite."
+        lines += metric("multicloud_favorite_since_timestamp_seconds", "gauge", meaning, since)
+        return "\n".join(lines) + "\n"
 
 
 def metric(name: str, kind: str, meaning: str, found: Iterable[tuple[str, float]]) -> list[str]:
@@ -82,8 +158,8 @@ def metric(name: str, kind: str, meaning: str, found: Iterable[tuple[str, float]
     return [f"# HELP {name} {meaning}", f"# TYPE {name} {kind}", *lines]
 
 
-def _labels(row: Row) -> str:
-    return f'backend="{_escape(row.backend)}",server="{_escape(row.server)}"'
+def _labels(backend: str, value: str, label: str = "server") -> str:
+    return f'backend="{_escape(backend)}",{label}="{_escape(value)}"'
 
 
 def _escape(text: str) -> str:
@@ -137,12 +213,16 @@ def _seconds_left(deadline: float) -> float:
 def _answer(request: bytes, page: Callable[[], bytes]) -> bytes:
     method, _, rest = request.partition(b" ")
     path = rest.partition(b" ")[0].partition(b"?")[0]
+    kind = TEXT
     if method not in (b"GET", b"HEAD"):
         status, body = b"405 Method Not Allowed", b""
     elif path not in PATHS:
         status, body = b"404 Not Found", b""
     else:
         status, body = b"200 OK", page()
-    head = b"HTTP/1.1 %b\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n" % status
+        if re.search(rb"\r\naccept:[^\r]*application/openmetrics-text", request, re.IGNORECASE):
+            # There the name of a counter has no `_total`, which only its samples have.
+            kind, body = OPEN_METRICS, re.sub(rb"(\n# (?:HELP|TYPE) \w+)_total ", rb"\1 ", body) + b"# EOF\n"
+    head = b"HTTP/1.1 %b\r\nContent-Type: %b\r\n" % (status, kind)
     head += b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(body)
     return head + (b"" if method == b"HEAD" else body)

@@ -10,6 +10,8 @@ no setting has is an error for all of them, since nobody can know what it was me
 
 from __future__ import annotations
 
+import _socket as socket  # what `socket` adds is four milliseconds
+import errno
 import os
 import stat
 
@@ -18,6 +20,11 @@ from multicloud.light import UsageError, reason
 TYPE_CHECKING = False  # `typing` costs a check more than this whole module does
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
+    from typing import TypeVar
+
+    N = TypeVar("N", int, float)
+    V = TypeVar("V")
+    Kind = tuple[Callable[[str], V], str]  # what makes a value of a text, or raises ValueError; and what it accepts
 
 CONF = "MULTICLOUD_CONF"
 """The variable that names the settings file."""
@@ -39,23 +46,17 @@ class Setting:
     `others` are the paths, one after the other, that are the default where the default itself is not there.
     """
 
-    __slots__ = ("accepts", "default", "meaning", "name", "others", "parse", "variable")
-
-    def __init__(
-        self, name: str, default: str, parse: Callable[[str], object], accepts: str, meaning: str, *others: str
-    ) -> None:
-        self.name = name
-        self.variable = f"MULTICLOUD_{name.upper()}"
-        self.default = default
-        self.parse = parse
-        self.accepts = accepts
+    def __init__(self, name: str, default: str, kind: Kind[object], meaning: str, *others: str) -> None:
+        self.name, self.variable = name, f"MULTICLOUD_{name.upper()}"
+        self.default, self.others = default, others
+        self.parse, self.accepts = kind
         self.meaning = meaning
-        self.others = others
 
     def found_default(self) -> str:
-        """The default, or the first of `others` that is there where it is not."""
+        """The default or, where there are `others`, the first of all where somebody listens, or else a file is."""
         places = (self.default, *self.others) if self.others else ()
-        return next((path for path in places if os.path.exists(path)), self.default)
+        found = (path for there in (_answers, os.path.exists) for path in places if there(path))
+        return next(found, self.default)
 
 
 class Settings:
@@ -67,6 +68,7 @@ class Settings:
     path: str
     expect: tuple[range, ...]
     host: str
+    user_agent: str
     clock: str
     timeout: float
     ca_file: str
@@ -93,8 +95,6 @@ class Sources:
     `backend/server`. Each has the text and the number of the line by the name of a setting.
     """
 
-    __slots__ = ("_known", "environ", "path", "sections")
-
     def __init__(self, environ: Mapping[str, str]) -> None:
         """Read the settings file, if there is one. Options are in `environ`, as variables. Raises SettingError."""
         self.environ = environ
@@ -108,10 +108,23 @@ class Sources:
         What the backend's section does not say is taken from that of the backend that it tracks, if it does, and then
         from before the first section. Raises SettingError at the first value that cannot be read.
         """
-        key = group, backend, server, tracked
-        if key not in self._known:
-            self._known[key] = self._parse(*key)
-        return self._known[key]
+        names = backend, server, tracked
+        if (group, *names) in self._known:
+            return self._known[group, *names]
+        values = Settings()
+        for setting in group:
+            text, where = self._find(setting, *names)
+            try:
+                setattr(values, setting.name, setting.parse(text))
+            except ValueError:
+                raise SettingError(f"{where}: cannot read {text!r}; accepted: {setting.accepts}") from None
+        if BACKUP in group and values.favorite < values.backup:
+            raise SettingError(
+                f"{self.where(BACKUP, *names)}: {values.backup} is above {self.where(FAVORITE, *names)}, "
+                f"which is {values.favorite}; accepted: 0 to the favourite's weight"
+            )
+        self._known[group, *names] = values
+        return values
 
     def backends(self) -> list[str]:
         """The backends that have a section of their own, less those of their servers."""
@@ -124,21 +137,6 @@ class Sources:
     def text(self, setting: Setting, backend: str = "", server: str = "", tracked: str = "") -> str:
         """What `read` reads the setting from, as it is written there."""
         return self._find(setting, backend, server, tracked)[0]
-
-    def _parse(self, group: tuple[Setting, ...], *names: str) -> Settings:
-        values = Settings()
-        for setting in group:
-            text, where = self._find(setting, *names)
-            try:
-                setattr(values, setting.name, setting.parse(text))
-            except ValueError:
-                raise SettingError(f"{where}: cannot read {text!r}; accepted: {setting.accepts}") from None
-        if FAVORITE in group and BACKUP in group and values.favorite < values.backup:
-            raise SettingError(
-                f"{self.where(BACKUP, *names)}: {values.backup} is above {self.where(FAVORITE, *names)}, "
-                f"which is {values.favorite}; accepted: 0 to the favourite's weight"
-            )
-        return values
 
     def _find(self, setting: Setting, backend: str, server: str, tracked: str) -> tuple[str, str]:
         """The text of a setting, and where it stands; "" for the default."""
@@ -194,6 +192,8 @@ def _text_of(path: str, *, required: bool) -> str:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise SettingError(f"{path}: not a regular file; accepted: a file of settings")
+            if found.st_uid not in (0, os.geteuid()):
+                raise SettingError(f"{path}: belongs to somebody else; accepted: a file of root's, or one's own")
             if found.st_mode & 0o022:
                 raise SettingError(f"{path}: others than its owner may write it; accepted: chmod go-w {path}")
             data = file.read(MAX_BYTES + 1)
@@ -206,6 +206,15 @@ def _text_of(path: str, *, required: bool) -> str:
         return ""
     except OSError as error:
         raise SettingError(f"{path}: {reason(error)}; accepted: a file to be read") from None
+
+
+def _answers(path: str) -> bool:
+    """Whether somebody listens at a UNIX socket's path: a program that has ended leaves its file behind."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.setblocking(False)
+    answered = connection.connect_ex(path) in (0, errno.EAGAIN)  # which is that its queue is full
+    connection.close()
+    return answered
 
 
 def is_name(name: str) -> bool:
@@ -222,23 +231,9 @@ def digits(text: str) -> int:
 
 def port(text: str) -> int:
     """A port, 0 too. Raises ValueError."""
-    return int(_between(0, 65535)(text))
-
-
-def _decimal(text: str) -> float:
-    for part in text.split(".", 1):
-        digits(part)
-    return float(text)
-
-
-def _between(low: float, high: float, read: Callable[[str], float] = digits) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        value = read(text)
-        if not low <= value <= high:
-            raise ValueError
-        return value
-
-    return parse
+    if (number := digits(text)) > 65535:
+        raise ValueError
+    return number
 
 
 def _text(text: str) -> str:
@@ -247,11 +242,17 @@ def _text(text: str) -> str:
     return text
 
 
+def _header(text: str) -> str:
+    if not text.isascii():
+        raise ValueError
+    return _text(text)
+
+
 def _word(text: str) -> str:
     """Text that goes into a request as it is: no blank and no control character may end it early."""
-    if not (text.isascii() and text.isprintable()) or " " in text:
+    if " " in text:
         raise ValueError
-    return text
+    return _header(text)
 
 
 def _path(text: str) -> str:
@@ -261,21 +262,20 @@ def _path(text: str) -> str:
 
 
 def _address(text: str) -> str:
-    host, colon, number = text.rpartition(":")
-    if "/" not in text and colon:
+    """A path, host:port or abns@name, also of what HAProxy writes as unix@path, ipv4@host:port and ipv6@host:port."""
+    kind, at, rest = text.partition("@")
+    if not at or "/" in kind:
+        kind, rest = "", text
+    if kind not in ("", "unix", "ipv4", "ipv6", "abns") or not rest:
+        raise ValueError
+    if kind in ("unix", "abns"):
+        return _text(text if kind == "abns" else rest if "/" in rest else f"./{rest}")
+    host, colon, number = rest.rpartition(":")
+    if kind or (colon and "/" not in rest):
         port(number)
-        if not host:
+        if not host or "/" in host:
             raise ValueError
-    return _text(text)
-
-
-def _one_of(*words: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in words:
-            raise ValueError
-        return text
-
-    return parse
+    return _text(rest)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -286,22 +286,47 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _statuses(text: str) -> tuple[range, ...]:
-    code = _between(100, 599)
+    code, _ = _between(100, 599)
     ends = [part.partition("-") for part in text.split(",")]
-    ranges = tuple(range(int(code(first)), int(code(last if dash else first)) + 1) for first, dash, last in ends)
+    ranges = tuple(range(code(first), code(last if dash else first) + 1) for first, dash, last in ends)
     if not all(ranges):
         raise ValueError
     return ranges
 
 
-TIMES = Setting("times", "/tmp/times.txt", _text, "a file's path", "the sample file")
+def _between(low: N, high: N, accepts: str = "") -> Kind[N]:
+    """Numbers from `low` to `high`; with decimals, where these are a float."""
+
+    def parse(text: str) -> N:
+        for part in text.split(".", 1):
+            digits(part)
+        value = type(low)(text)
+        if not low <= value <= high:
+            raise ValueError
+        return value
+
+    return parse, accepts or f"{low:g} to {high:g}"
+
+
+def _one_of(*words: str) -> Kind[str]:
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError
+        return text
+
+    return parse, " or ".join((", ".join(words[:-1]), words[-1]))
+
+
+FILE = _text, "a file's path"
+SWITCH = (lambda text: _one_of("0", "1")[0](text) == "1"), "0 or 1"
+
+TIMES = Setting("times", "/tmp/times.txt", FILE, "the sample file")
 SOCKET = Setting(
     "socket",
     "/var/run/haproxy.sock",
-    _address,
-    "a UNIX socket's path, or host:port",
-    "HAProxy's Runtime API: a UNIX socket's path, or host:port; where unset and the default is not there, "
-    "/run/haproxy/admin.sock or /var/lib/haproxy/haproxy.sock",
+    (_address, "a UNIX socket's path, or host:port, also as unix@, ipv4@, ipv6@ or abns@"),
+    "HAProxy's Runtime API: a UNIX socket's path, or host:port, also as unix@, ipv4@, ipv6@ or abns@; where unset, the "
+    "first of this, /run/haproxy/admin.sock and /var/lib/haproxy/haproxy.sock that answers",
     "/run/haproxy/admin.sock",
     "/var/lib/haproxy/haproxy.sock",
 )
@@ -309,107 +334,82 @@ SCHEME = Setting(
     "scheme",
     "auto",
     _one_of("auto", "tcp", "tls", "http", "https"),
-    "auto, tcp, tls, http or https",
     "what a check speaks: tcp, tls, http, https, or auto, which is what HAProxy itself speaks to the server",
 )
-PATH = Setting("path", "/", _path, "a path that starts with / and has no blanks", "the path that a check asks for")
+PATH = Setting("path", "/", (_path, "a path that starts with / and has no blanks"), "the path that a check asks for")
 EXPECT = Setting(
     "expect",
     "200",
-    _statuses,
-    "status codes: 200 or 200,204 or 200-399",
+    (_statuses, "status codes: 200 or 200,204 or 200-399"),
     "the status codes of a server that is up: 200, or 200,204, or 200-399",
 )
 HOST = Setting(
     "host",
     "",
-    _word,
-    "a host name",
+    (_word, "a host name"),
     "the name in the Host header, in SNI and in the certificate; where unset, the server's name",
+)
+USER_AGENT = Setting(
+    "user_agent", "multicloud-check", (_header, "printable ASCII"), "the User-Agent header with which a check asks"
 )
 CLOCK = Setting(
     "clock",
     "request",
     _one_of("request", "connection"),
-    "request or connection",
     "when the clock of http and https starts: with the request, as for users over a kept connection, or the connection",
 )
-TIMEOUT = Setting(
-    "timeout", "10", _between(0.001, 3600, _decimal), "seconds, 0.001 to 3600", "seconds that a check may take"
-)
-CA_FILE = Setting(
-    "ca_file",
-    "",
-    _text,
-    "a file's path",
-    "the CA bundle that certificates are verified with; where unset, the system's",
-)
-INSECURE = Setting(
-    "insecure", "0", lambda text: _one_of("0", "1")(text) == "1", "0 or 1", "1: do not verify the certificate"
-)
-PERCENTILE = Setting(
-    "percentile", "90", _between(0, 100, _decimal), "0 to 100", "the percentile of a server's samples that is its score"
-)
+TIMEOUT = Setting("timeout", "10", _between(0.001, 3600.0, "seconds, 0.001 to 3600"), "seconds that a check may take")
+CA_FILE = Setting("ca_file", "", FILE, "the CA bundle that certificates are verified with; where unset, the system's")
+INSECURE = Setting("insecure", "0", SWITCH, "1: do not verify the certificate")
+PERCENTILE = Setting("percentile", "90", _between(0.0, 100.0), "the percentile of a server's samples that is its score")
 MIN_SAMPLES = Setting(
-    "min_samples", "20", _between(0, 10_000), "0 to 10000", "with this many samples or fewer, their mean is the score"
+    "min_samples", "20", _between(0, 10_000), "with this many samples or fewer, their mean is the score"
 )
-WINDOW = Setting("window", "30", _between(1, 10_000), "1 to 10000", "how many of a server's newest samples count")
+WINDOW = Setting("window", "30", _between(1, 10_000), "how many of a server's newest samples count")
 MAX_AGE = Setting(
     "max_age",
     "300",
-    _between(0.001, 1e9, _decimal),
-    "seconds, above 0",
+    _between(0.001, 1e9, "seconds, above 0"),
     "seconds after which a sample no longer counts",
 )
-FAVORITE = Setting(
-    "favorite", "256", _between(1, 256), "1 to 256", "the weight of the favourite, which is the fastest server"
-)
-BACKUP = Setting("backup", "1", _between(0, 256), "0 to 256", "the weight of the backup, which is the second fastest")
+FAVORITE = Setting("favorite", "256", _between(1, 256), "the weight of the favourite, which is the fastest server")
+BACKUP = Setting("backup", "1", _between(0, 256), "the weight of the backup, which is the second fastest")
 HYSTERESIS = Setting(
     "hysteresis",
     "10",
-    _between(0, 100, _decimal),
-    "0 to 100",
+    _between(0.0, 100.0),
     "percent by which another server must be faster to take the favourite's place",
 )
 TOLERANCE = Setting(
     "tolerance",
     "0",
-    _between(0, 3_600_000, _decimal),
-    "milliseconds, 0 or more",
+    _between(0.0, 3_600_000.0, "milliseconds, 0 or more"),
     "milliseconds: servers this close to the fastest share the favourite's weight",
 )
 BACKENDS = Setting(
     "backends",
     "",
-    _names,
-    "names of backends: app,api",
+    (_names, "names of backends: app,api"),
     "`multicloud run`: the backends whose own checks are the samples: app,api",
 )
 INTERVAL = Setting(
-    "interval",
-    "1",
-    _between(0.1, 3600, _decimal),
-    "seconds, 0.1 to 3600",
-    "`multicloud run`: seconds between two reweighs",
+    "interval", "1", _between(0.1, 3600.0, "seconds, 0.1 to 3600"), "`multicloud run`: seconds between two reweighs"
 )
 SERVERS = Setting(
     "servers",
     "",
-    lambda text: tuple(_text(text).split()),
-    "servers, separated by blanks",
+    (lambda text: tuple(_text(text).split()), "servers, separated by blanks"),
     "`multicloud config`: the servers, separated by blanks",
 )
 BIND = Setting(
     "bind",
     ":8080",
-    _text,
-    "an address and words, as after HAProxy's `bind`, or none",
+    (_text, "an address and words, as after HAProxy's `bind`, or none"),
     "`multicloud config`: where users come in, as after HAProxy's `bind`; none: no frontend",
 )
-MODE = Setting("mode", "http", _one_of("http", "tcp"), "http or tcp", "`multicloud config`: http or tcp")
+MODE = Setting("mode", "http", _one_of("http", "tcp"), "`multicloud config`: http or tcp")
 
-CHECK = (TIMES, SCHEME, PATH, EXPECT, HOST, CLOCK, TIMEOUT, CA_FILE, INSECURE)
+CHECK = (TIMES, SCHEME, PATH, EXPECT, HOST, USER_AGENT, CLOCK, TIMEOUT, CA_FILE, INSECURE)
 SCORING = (TIMES, PERCENTILE, MIN_SAMPLES, WINDOW, MAX_AGE)
 RANKING = (FAVORITE, BACKUP, HYSTERESIS, TOLERANCE)
 REWEIGH = (*SCORING, SOCKET, *RANKING)

@@ -89,7 +89,7 @@ def machine(regions: Regions) -> Iterator[Machine]:
 
 
 def test_the_commands_are_there_and_say_their_version(machine: Machine) -> None:
-    assert shell(machine, "multicloud --version").startswith("multicloud, version ")
+    assert shell(machine, "multicloud --version").startswith("multicloud, version 0.2.0.dev")
     for program in os.listdir("multicloud/bin"):
         assert shell(machine, f"which {program}") == f"/usr/bin/{program}\n"
 
@@ -127,6 +127,7 @@ def test_the_settings_file_and_the_manual_are_there(machine: Machine) -> None:
     pages = shell(machine, "ls /usr/share/man/man1 /usr/share/man/man5")
     assert {"multicloud.1.gz", "multicloud.conf.5.gz"} <= set(pages.split())
     assert "backend reweigh" in shell(machine, "cat /usr/share/doc/multicloud/examples/haproxy.cfg")
+    assert shell(machine, "head -n 1 /usr/share/doc/multicloud/docs/install.md") == "# Install\n"
 
 
 def test_debians_configuration_with_one_edit_and_one_paste_routes(machine: Machine, regions: Regions) -> None:

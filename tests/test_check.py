@@ -101,6 +101,20 @@ def test_a_server_that_is_down_is_one_line_and_a_sample_that_says_so(times: Path
     assert FAILED.fullmatch(times.read_text())
 
 
+def test_a_failure_is_told_once_when_it_begins_and_once_when_it_is_over(times: Path) -> None:
+    codes = [200, 503, 503, 500, 200, 200, 503]
+    told = []
+    for code in codes:
+        with servers.Server(status(code)) as server:
+            result = check(server.address, server.port, MULTICLOUD_TIMES=str(times))
+        assert result.returncode == (code != 200)
+        told.append(result.stderr.replace(f":{server.port}", ""))
+        check(server.address, server.port, MULTICLOUD_TIMES=str(times), HAPROXY_SERVER_NAME="us.example.com")
+    where = f"http://{EU} (127.0.0.1)"
+    begins = f"error: {where}: status 503, expected 200\n"
+    assert told == ["", begins, "", "", f"{where}: up again\n", "", begins]
+
+
 def test_a_server_that_cannot_be_reached_is_down(times: Path) -> None:
     with servers.refusing() as port:
         result = check("127.0.0.1", port, MULTICLOUD_TIMES=str(times))
@@ -157,7 +171,7 @@ def test_a_certificate_is_verified_unless_insecure_is_set(times: Path) -> None:
         insecure = check(server.address, server.port, MULTICLOUD_INSECURE="1", **environ)
     reason = "certificate not accepted: unable to get local issuer certificate, in the TLS handshake"
     assert said(verified) == (1, "", f"error: https://{EU}:{server.port} (127.0.0.1): {reason}\n")
-    assert said(insecure) == (0, "", "")
+    assert said(insecure) == (0, "", f"https://{EU}:{server.port} (127.0.0.1): up again\n")
 
 
 def test_the_settings_reach_the_server(times: Path) -> None:

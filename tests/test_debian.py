@@ -1,15 +1,17 @@
-"""The files of the Debian package that are made from the settings and the commands' help: deploy/debian/generate.py."""
+"""The files of the Debian package that are made from the settings and the commands' help, and its version."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
+import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 from multicloud import settings
 from multicloud.console.cli import cli
@@ -53,6 +55,36 @@ def test_the_man_pages_have_every_command_and_every_setting(package: Path) -> No
         assert (package / f"usr/share/man/man1/{program}.1").exists()
 
 
-def test_the_package_has_the_version_of_the_project() -> None:
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert (DEBIAN / "changelog").read_text().startswith(f"multicloud ({version}) ")
+def version(root: Path, **environ: str) -> str:
+    """What the program says of the checkout at `root`."""
+    program: list[str | Path] = [sys.executable, root / "deploy/version.py"]
+    said = subprocess.run(program, env={**BARE, **environ}, stdout=subprocess.PIPE, text=True, check=True)
+    return said.stdout.strip()
+
+
+def test_the_version_grows_with_every_commit_so_that_an_upgrade_is_one(tmp_path: Path) -> None:
+    (tmp_path / "deploy").mkdir()
+    shutil.copy(ROOT / "deploy/version.py", tmp_path / "deploy")
+    versions = [version(tmp_path)]
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=somebody", "-c", "user.email=somebody@example.com"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    for _ in range(11):
+        subprocess.run([*git, "commit", "--quiet", "--allow-empty", "--message=more"], check=True)
+        versions.append(version(tmp_path))
+    assert versions[0] == version(tmp_path, PATH="/none") == "0.2.0~dev0"
+    assert re.fullmatch(r"0\.2\.0~dev11\+g[0-9a-f]{7}", versions[-1])
+    for before, after in itertools.pairwise([*versions, "0.2.0"]):
+        subprocess.run(["dpkg", "--compare-versions", before, "lt", after], check=True)
+        assert Version(before.replace("~", ".")) < Version(after.replace("~", "."))
+
+
+def test_without_git_all_say_the_same_version(tmp_path: Path) -> None:
+    (tmp_path / "deploy").mkdir()
+    shutil.copy(ROOT / "deploy/version.py", tmp_path / "deploy")
+    assert (DEBIAN / "changelog").read_text().startswith(f"multicloud ({version(tmp_path)}) ")
+    release = version(tmp_path).partition("~")[0]
+    assert re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE) == [release, "0.1.0"]
+
+
+def test_the_package_has_the_manual() -> None:
+    assert (DEBIAN / "docs").read_text().split() == ["CHANGELOG.md", "README.md", "docs"]

@@ -135,7 +135,7 @@ def test_kubernetes_takes_the_second_way_as_a_patch() -> None:
     assert beside["securityContext"] == CONTAINER["securityContext"]
     shared = [mount for mount in CONTAINER["volumeMounts"] if mount["mountPath"] in WRITTEN]
     assert beside["volumeMounts"] == shared
-    assert run.address_of(beside["command"][1:]).endswith(f":{beside['ports'][0]['containerPort']}")
+    assert run.options_of(beside["command"][1:])[0].endswith(f":{beside['ports'][0]['containerPort']}")
     assert {variable["name"] for variable in beside["env"]} == {settings.BACKENDS.variable}
     assert haproxy["name"] == CONTAINER["name"]
     start = (ROOT / "deploy/start.sh").read_text()

@@ -147,6 +147,16 @@ def test_while_the_next_check_is_under_way_the_request_is_the_check_less_what_wa
     assert counted(*looks, says(milliseconds=295, busy=True)) == pytest.approx([0.030, 0.235])
 
 
+def test_what_an_smtp_server_says_is_neither_a_time_nor_a_number() -> None:
+    greetings = [says(milliseconds=90, words="1us@1"), says(milliseconds=91, words="1us@1")]
+    for server in greetings:
+        server.mode, server.code = "tcp", "221"
+    assert counted(*greetings) == [0.090, 0.091]
+    numbered = says(milliseconds=90, words="1us@1")
+    numbered.mode, numbered.code = "tcp", "0"  # of `tcp-check expect`
+    assert counted(numbered) != [0.090]
+
+
 def test_a_clock_that_is_set_makes_no_request_longer_than_its_check() -> None:
     assert counted(says(milliseconds=90, words="3600000000us@1")) == [pytest.approx(0.091)]
 

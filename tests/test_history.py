@@ -99,6 +99,7 @@ def test_what_follows_the_last_newline_is_not_a_line_yet(tmp_path: Path) -> None
         "upstream eu.example.com inf 5",
         "upstream eu.example.com -0.1 5",
         "upstream eu.example.com 0 5",
+        "upstream eu.example.com 9e-7 5",
         "upstream eu.example.com 1e400 5",
         "upstream eu.example.com 3601 5",
         "upstream eu.example.com 1_0 5",
@@ -174,7 +175,11 @@ def test_what_is_not_a_regular_file_is_not_used(tmp_path: Path, make: Callable[[
     path = tmp_path / "times.txt"
     make(path)
     before = {each.name: each.lstat().st_mtime_ns for each in tmp_path.iterdir()}
-    for use in (lambda: samplefile.append(str(path), *EU, 0.1, 5), lambda: history.trim(str(path), 10)):
+    uses: list[Callable[[], object]] = [
+        lambda: samplefile.append(str(path), *EU, 0.1, 5),
+        lambda: history.trim(str(path), 10),
+    ]
+    for use in uses:
         with pytest.raises(samplefile.SampleFileError, match=reason):
             use()
     assert {each.name: each.lstat().st_mtime_ns for each in tmp_path.iterdir()} == before
@@ -582,7 +587,7 @@ def test_a_file_that_all_may_write_is_appended_to_by_all_and_trimmed_by_its_owne
     path = shared / "times.txt"
     path.write_text(lines_of(1, 2, 3))
     path.chmod(0o666)
-    assert as_nobody(lambda: samplefile.append(str(path), *EU, 0.4, 4)) == "None"
+    assert as_nobody(lambda: samplefile.append(str(path), *EU, 0.4, 4)) == "False"
     assert as_nobody(lambda: history.trim(str(path), 1)) == f"refused: {path}: belongs to somebody else"
     assert history.trim(str(path), 1) == 3
     assert path.read_text() == lines_of(4)

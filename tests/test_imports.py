@@ -78,7 +78,7 @@ def test_run_imports_nothing_else_but_numpy() -> None:
     )
     with edge({"eu.demo": 0.0}, interval="600s", times="upstream eu.demo 0.1\n") as running:
         environ = {"PATH": os.environ["PATH"], "MULTICLOUD_BACKENDS": "upstream", **running.router.settings}
-        allowed = "contextlib, errno, fcntl, gc, math, numpy, os, select, signal, socket, stat, threading, time, typing"
+        allowed = "bisect, contextlib, errno, fcntl, gc, json, math, numpy, select, signal, socket, threading, typing"
         assert loaded_by("run", allowed, environ, ended) == RUN
 
 

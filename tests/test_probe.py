@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trustme
 from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -101,6 +102,23 @@ def test_over_https_http_1_1_is_asked_for_and_over_tls_nothing(scheme: str, spok
         with contextlib.suppress(ssl.SSLWantReadError):
             side.do_handshake()
     assert (asking.version(), asked.selected_alpn_protocol()) == ("TLSv1.3", spoken)
+
+
+@pytest.mark.parametrize("cipher", ["AES256-GCM-SHA384", "ECDHE-RSA-AES128-SHA"])
+def test_a_cipher_that_haproxy_takes_is_taken_whatever_list_python_was_built_with(cipher: str, ca_file: str) -> None:
+    certificate = servers.AUTHORITY.issue_cert(EU, key_type=trustme.KeyType.RSA)
+    tls = servers.server_context(certificate.private_key_and_cert_chain_pem)
+    tls.maximum_version = ssl.TLSVersion.TLSv1_2
+    tls.set_ciphers(cipher)
+    result, _ = probed_server("https", servers.answers(servers.OK), tls=tls, ca_file=ca_file)
+    assert result.error is None
+
+
+def test_a_common_name_counts_where_a_certificate_has_no_other_host_name(ca_file: str) -> None:
+    certificate = servers.AUTHORITY.issue_cert("192.0.2.1", common_name=EU)
+    tls = servers.server_context(certificate.private_key_and_cert_chain_pem)
+    result, _ = probed_server("https", servers.answers(servers.OK), tls=tls, ca_file=ca_file)
+    assert result.error is None
 
 
 @pytest.mark.parametrize(
@@ -318,8 +336,20 @@ def test_behind_the_handshake_a_session_ticket_may_come_and_an_answer_may_not(
 def test_endless_key_updates_do_not_hold_a_probe(ca_file: str, tmp_path: Path) -> None:
     tls, keys = servers.good(), tmp_path / "keys"
     tls.num_tickets, tls.keylog_filename = 0, str(keys)
-    result, _ = probed_server("https", servers.key_updates(keys), tls=tls, ca_file=ca_file, timeout=1)
-    assert (result.error, list(result.phases)) == ("timed out after 1 s, waiting for the answer", CONNECT_TLS)
+    result, _ = probed_server("https", servers.key_updates(keys), tls=tls, ca_file=ca_file)
+    assert (result.error, list(result.phases)) == ("sent more than 1024 KiB", CONNECT_TLS)
+
+
+def test_an_answer_of_one_byte_a_piece_costs_no_more_than_another(ca_file: str) -> None:
+    def behave(connection: servers.Connection) -> None:
+        connection.request()
+        for byte in b"HTTP/1.1 200 OK\r\nX: " + b"x" * 80_000:
+            connection.send(bytes([byte]))  # in a record of TLS by itself
+
+    before = time.process_time()  # with the server's, which is in this process
+    result, _ = probed_server("https", behave, tls=servers.good(), ca_file=ca_file)
+    assert result.error == "headers in more than 4096 pieces"
+    assert time.process_time() - before < 0.5
 
 
 def test_endless_1xx_is_an_endless_head() -> None:
@@ -543,12 +573,11 @@ def test_addresses(scheme: str, address: str, ca_file: str, tmp_path: Path) -> N
     ],
 )
 def test_what_the_server_is_asked(host: str, header: str, name: str | None) -> None:
-    result, server = probed_server(
-        "https", servers.answers(servers.OK), tls=servers.good(), insecure=True, host=host, path="/healthz?a=b"
-    )
+    asked = {"host": host, "path": "/healthz?a=b", "user_agent": "Mozilla/5.0 (X11)"}
+    result, server = probed_server("https", servers.answers(servers.OK), tls=servers.good(), insecure=True, **asked)
     assert (result.error, server.names) == (None, [name])
     assert server.requests == [
-        f"GET /healthz?a=b HTTP/1.1\r\nHost: {header}\r\nUser-Agent: multicloud-check\r\n".encode()
+        f"GET /healthz?a=b HTTP/1.1\r\nHost: {header}\r\nUser-Agent: Mozilla/5.0 (X11)\r\n".encode()
         + b"Accept: */*\r\nConnection: close\r\n\r\n"
     ]
 

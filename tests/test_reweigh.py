@@ -41,6 +41,7 @@ backend other
 
 FAST_EU = "upstream us 0.2\nupstream eu 0.1\nupstream ap 0.3\n"
 EU_IS_FAVORITE = {"eu": 256, "us": 1, "ap": 0}
+AP_IS_OUT = "upstream/ap: weight 1 -> 0, others are faster: 300.0 ms\n"
 
 
 @pytest.fixture
@@ -68,14 +69,24 @@ def test_a_line_for_each_weight_that_changed_and_then_nothing(router: str, times
     first = run(router, times)
     assert (first.returncode, first.stderr) == (0, "")
     assert first.stdout.splitlines() == [
-        "upstream/eu: weight 1 -> 256",
-        "upstream/ap: weight 1 -> 0",
+        "upstream/eu: weight 1 -> 256, the fastest: 100.0 ms",
+        "upstream/ap: weight 1 -> 0, others are faster: 300.0 ms",
     ]
     assert weights(router) == EU_IS_FAVORITE
     with recording(router) as recorded:
         second = run(recorded.path, times)
     assert (second.returncode, second.stdout, second.stderr) == (0, "", "")
     assert (recorded.connections, recorded.sent) == (1, [])
+
+
+def test_who_overtakes_says_by_how_much(router: str, times: Path) -> None:
+    times.write_text("upstream us 0.1\nupstream eu 0.2\nupstream ap 0.3\n")
+    assert run(router, times).returncode == 0
+    times.write_text("upstream us 0.1\nupstream eu 0.069\n")
+    assert run(router, times).stdout.splitlines() == [
+        "upstream/eu: weight 1 -> 256, 31 % faster than us",
+        "upstream/us: weight 256 -> 1, the fastest after the favourite: 100.0 ms",
+    ]
 
 
 def test_that_nobody_can_read_what_changed_is_no_failure(router: str, times: Path) -> None:
@@ -163,6 +174,25 @@ def test_closed_standard_streams_do_not_matter(router: str, times: Path, closed:
     assert times.read_text() == FAST_EU
 
 
+@pytest.mark.parametrize(
+    ("raises", "said"),
+    [
+        ("RuntimeError('NumPy was built for (X86_V2).')", "NumPy was built for (X86_V2).; "),
+        ("ImportError('IMPORTANT:\\n\\nOriginal error was: libx.so: no such file\\n')", "libx.so: no such file; "),
+        ("ModuleNotFoundError(\"No module named 'numpy'\")", "No module named 'numpy'; "),
+    ],
+)
+@pytest.mark.parametrize("command", ["multicloud-reweigh", "multicloud-run", "multicloud"])
+def test_where_numpy_cannot_be_loaded_one_line_says_why(
+    times: Path, tmp_path: Path, command: str, raises: str, said: str
+) -> None:
+    (tmp_path / "numpy.py").write_text(f"raise {raises}")
+    arguments = [str(COMMAND.with_name(command)), *["status"] * (command == "multicloud")]
+    environ = {"PYTHONPATH": str(tmp_path), "MULTICLOUD_TIMES": str(times), "MULTICLOUD_BACKENDS": "app"}
+    failed = subprocess.run(arguments, env=environ, capture_output=True, text=True, timeout=60)
+    fails(failed, 1, f"numpy cannot be loaded: {said}with pip, install another version")
+
+
 @pytest.mark.parametrize("option", ["--help", "--dry-run", "help"])
 def test_an_argument_is_exit_code_2_and_reweighs_nothing(router: str, times: Path, option: str) -> None:
     times.write_text(FAST_EU)
@@ -214,7 +244,7 @@ def test_a_haproxy_that_is_not_there_or_refuses_is_exit_code_1(times: Path) -> N
     with haproxy(BACKENDS, level="operator") as address:
         fails(run(address, times), 1, "'set server upstream/eu weight 256' was refused: Permission denied")
     with haproxy(BACKENDS.replace("roundrobin", "source")) as address:
-        fails(run(address, times), 1, "Backend is using a static LB algorithm", "upstream/ap: weight 1 -> 0\n")
+        fails(run(address, times), 1, "Backend is using a static LB algorithm", AP_IS_OUT)
 
 
 def test_a_server_removed_between_reading_and_writing_is_refused_and_the_others_get_their_weights(
@@ -228,7 +258,7 @@ def test_a_server_removed_between_reading_and_writing_is_refused_and_the_others_
 
     with recording(router, before=remove) as recorded:
         refused = "'set server upstream/eu weight 256' was refused: No such server."
-        fails(run(recorded.path, times), 1, refused, "upstream/ap: weight 1 -> 0\n")
+        fails(run(recorded.path, times), 1, refused, AP_IS_OUT)
     assert weights(router) == {"us": 1, "ap": 0}
     assert run(router, times).returncode == 0
     assert weights(router) == {"us": 256, "ap": 1}
@@ -243,7 +273,7 @@ def test_what_was_set_before_haproxy_was_lost_is_told(router: str, times: Path) 
 
     with recording(router, before=lose) as recorded:
         lost = "HAProxy closed the connection at 'set server upstream/ap weight 0'"
-        fails(run(recorded.path, times), 1, lost, "upstream/eu: weight 1 -> 256\n")
+        fails(run(recorded.path, times), 1, lost, "upstream/eu: weight 1 -> 256, the fastest: 100.0 ms\n")
     assert weights(router) == {"eu": 256, "us": 1, "ap": 1}
 
 
@@ -308,13 +338,20 @@ def test_a_thousand_servers_get_their_weights_over_one_connection(times: Path) -
 
 
 def test_the_file_is_trimmed_even_while_haproxy_is_away(times: Path) -> None:
-    times.write_text("upstream eu 0.1\n" * 1000)
+    times.write_text("upstream eu 0.1\n" * 21_000)
     fails(run(str(times.parent / "no.sock"), times), 1, "no such file or directory")
-    assert times.read_text() == "upstream eu 0.1\n" * history.KEEP
+    assert times.read_text() == "upstream eu 0.1\n" * 10_000
+
+
+def test_the_more_servers_there_are_the_fewer_samples_of_each_are_kept(times: Path) -> None:
+    lines = "".join(f"upstream s{number} 0.1\n" for number in range(1000))
+    times.write_text(lines * 205)
+    fails(run(str(times.parent / "no.sock"), times), 1, "no such file or directory")
+    assert times.read_text() == lines * 100
 
 
 def test_weights_do_not_wait_for_the_trim(router: str, times: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    times.write_text(FAST_EU * 1000)
+    times.write_text(FAST_EU * 7000)
     seen: list[dict[str, int]] = []
     monkeypatch.setattr(history, "trim", lambda *_: seen.append(weights(router)))
     reweigh.reweigh(sources(router, times), trim=True)
@@ -389,6 +426,13 @@ def test_servers_are_ranked_with_the_settings_of_their_backend(tmp_path: Path, l
 HOUR = 3600
 
 
+@pytest.fixture
+def short_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is kept for the sake of an hour."""
+    monkeypatch.setattr(history, "KEEP_IN_ALL", 0)
+
+
+@pytest.mark.usefixtures("short_files")
 @pytest.mark.parametrize(
     ("ages", "left"),
     [
@@ -410,12 +454,14 @@ def test_the_file_is_trimmed_when_it_has_more_than_twice_what_is_kept(
     assert {name: len(kept) for (_, name), kept in history.read(str(times), 100).series.items()} == left
 
 
+@pytest.mark.usefixtures("short_files")
 def test_samples_that_count_in_one_backend_are_remembered(tmp_path: Path, times: Path) -> None:
     times.write_text(f"api eu 0.1 {time.time() - 2 * HOUR}\n" * 21)
     reweigh.keep_short(from_file(tmp_path, f"[api]\nmax_age = {3 * HOUR}\n"), 10, history.read(str(times), 10))
     assert len(times.read_text().splitlines()) == 10
 
 
+@pytest.mark.usefixtures("short_files")
 @pytest.mark.parametrize(("beyond", "left"), [(0, 20), (1, 10)])
 def test_the_file_is_trimmed_when_it_is_larger_than_half_of_what_is_read(
     tmp_path: Path, times: Path, monkeypatch: pytest.MonkeyPatch, beyond: int, left: int
@@ -426,6 +472,7 @@ def test_the_file_is_trimmed_when_it_is_larger_than_half_of_what_is_read(
     assert len(times.read_text().splitlines()) == left
 
 
+@pytest.mark.usefixtures("short_files")
 def test_that_the_file_cannot_be_trimmed_is_a_warning(
     tmp_path: Path, times: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -520,13 +567,13 @@ def test_root_can_reweigh_with_the_file_of_another_user_in_a_sticky_directory(ro
     with tempfile.TemporaryDirectory() as name:
         os.chmod(name, 0o1777)
         times = Path(name, "times.txt")
-        times.write_text(FAST_EU * 300)
+        times.write_text(FAST_EU * 7000)
         os.chown(times, 65534, 65534)
         with pytest.raises(PermissionError):
             os.open(times, os.O_RDWR | os.O_CREAT)  # the rule is at work
         result = run(router, times)
         assert (result.returncode, result.stderr) == (0, "")
-        assert times.read_text() == FAST_EU * history.KEEP
+        assert times.read_text() == FAST_EU * (history.KEEP_IN_ALL // 3)
         assert (times.stat().st_uid, times.stat().st_gid) == (65534, 65534)
         samplefile.append(str(times), "upstream", "eu", 0.1, time.time())
         assert os.listdir(name) == ["times.txt"]

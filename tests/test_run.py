@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -21,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from multicloud import history, run, runtime, settings
 from multicloud.light import UsageError
-from tests import command, haproxy
+from tests import command, haproxy, servers
 from tests.command import BARE
 from tests.edge import Router, wait_until
 from tests.ports import free_port
@@ -142,6 +143,22 @@ def test_each_of_haproxys_checks_is_one_sample_with_its_duration(here: Site) -> 
         assert recorded[:20] == durations[shift : shift + 20]
 
 
+def test_haproxy_is_looked_for_again_where_no_socket_is_set(
+    here: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_behind = str(tmp_path / "left-behind")
+    with socket.socket(socket.AF_UNIX) as ended:
+        ended.bind(left_behind)
+    monkeypatch.setattr(settings.SOCKET, "default", left_behind)
+    monkeypatch.setattr(settings.SOCKET, "others", (str(tmp_path / "admin.sock"),))
+    rounds = run.Rounds(settings.Sources({"MULTICLOUD_BACKENDS": "app", "MULTICLOUD_TIMES": str(here.times)}))
+    rounds.round()
+    os.symlink(here.address, tmp_path / "admin.sock")
+    rounds.round()
+    rounds.round()
+    assert (rounds.failures, rounds.problems) == (2, {})
+
+
 def test_a_server_that_slows_down_loses_the_favourites_weight(here: Site) -> None:
     with here.beside() as beside:
         beside.wait_for(r"app/eu: weight 1 -> 256")
@@ -149,8 +166,42 @@ def test_a_server_that_slows_down_loses_the_favourites_weight(here: Site) -> Non
         wait_until(lambda: len(here.samples("eu")) > 8, 15, "samples from before")
         here.region["eu"].delay = 0.15
         wait_until(lambda: here.weights() == {"us": 256, "eu": 1}, 15, "the other one's turn")
-        beside.wait_for(r"app/us: weight 1 -> 256\napp/eu: weight 256 -> 1")
+        overtook = r"app/us: weight 1 -> 256, \d+ % faster than eu\n"
+        beside.wait_for(overtook + r"app/eu: weight 256 -> 1, the fastest after the favourite: \d+\.\d ms\n")
     assert beside.warned.read_text() == ""
+
+
+def test_an_smtp_server_cannot_say_how_long_its_checks_took_and_which_they_are(tmp_path: Path) -> None:
+    def lie(connection: servers.Connection) -> None:
+        connection.send(b"220 1us@1\r\n")
+        while connection.socket.recv(1000):
+            time.sleep(0.03)
+            connection.send(b"250 1us@1\r\n")
+
+    with servers.Server(lie, tls=servers.good()) as liar:
+        check = f"server liar {liar.address}:{liar.port} ssl verify none check inter 200ms"
+        with site(tmp_path, f"backend mail\n    mode tcp\n    option smtpchk\n    {check}\n") as here:
+            with here.beside(MULTICLOUD_BACKENDS="mail"):
+                wait_until(lambda: len(here.samples("liar", "mail")) > 3, 15, "samples of several checks")
+            assert min(here.samples("liar", "mail"))[0] > 0.08
+
+
+def test_for_who_collects_logs_each_line_is_an_object(here: Site) -> None:
+    with here.beside("--log", "json") as beside:
+        beside.wait_for(r"app/eu: weight 1 -> 256")
+        here.conf.write_text("none")
+        beside.process.send_signal(signal.SIGHUP)
+        beside.wait_for("the settings stay")
+        here.router.__exit__()
+        beside.wait_for("haproxy.sock")
+    (change,) = map(json.loads, beside.said.read_text().splitlines())
+    facts = {"backend": "app", "server": "eu", "before": 1, "weight": 256, "reason": "fastest"}
+    assert change == {"time": change["time"], "message": change["message"], **facts}
+    assert re.fullmatch(r"app/eu: weight 1 -> 256, the fastest: \d+\.\d ms", change["message"])
+    for line in beside.warned.read_text().splitlines():
+        warned = json.loads(line)
+        assert warned.keys() == {"time", "message"}
+        assert abs(warned["time"] - time.time()) < 60
 
 
 def test_a_check_that_fails_is_a_failed_sample_with_the_time_it_was_allowed(here: Site) -> None:
@@ -463,6 +514,7 @@ def test_sighup_loses_no_sample_that_is_in_memory_only(here: Site) -> None:
         ((), {"MULTICLOUD_WINDOW": "x"}, r"error: MULTICLOUD_WINDOW: cannot read 'x'"),
         (("--metrics",), {}, r"error: usage: multicloud-run \[--metrics \[ADDR:\]PORT\]"),
         (("--metrics", "1", "2"), {}, r"error: usage: "),
+        (("--log", "xml"), {}, r"error: usage: .* \[--log text\|json\]"),
         (("--metrics=here",), {}, r"error: --metrics: cannot read 'here'; accepted: \[ADDR:\]PORT"),
         (("--metrics", "::1:x"), {}, r"error: --metrics: cannot read '::1:x'"),
     ],
@@ -534,10 +586,20 @@ def test_metrics_are_those_of_status_and_the_rounds(here: Site) -> None:
         "multicloud_rounds_failed": "counter",
         "multicloud_round_duration_seconds": "gauge",
         "multicloud_last_round_timestamp_seconds": "gauge",
+        "multicloud_haproxy_up": "gauge",
+        "multicloud_check_seconds": "histogram",
+        "multicloud_checks_failed": "counter",
+        "multicloud_weight_changes": "counter",
+        "multicloud_decisions": "counter",
+        "multicloud_favorite_changes": "counter",
+        "multicloud_favorite_since_timestamp_seconds": "gauge",
     }
     assert shown == {family.name: family.type for family in text_string_to_metric_families(status)} | own
     assert value(text, "multicloud_rounds_total") > 1
     assert value(text, "multicloud_rounds_failed_total") == 0
+    assert value(text, "multicloud_haproxy_up") == 1
+    counted = value(text, r'multicloud_check_seconds_count\{backend="app",server="eu"\}')
+    assert 1 <= counted <= len(here.samples("eu"))
     assert abs(value(text, "multicloud_last_round_timestamp_seconds") - time.time()) < 60
 
 
@@ -549,6 +611,7 @@ def test_metrics_of_a_haproxy_that_is_away_have_no_servers(here: Site) -> None:
         wait_until(lambda: "multicloud_server_up{" not in scrape(port), 10, "no servers")
         text = scrape(port)
         assert value(text, "multicloud_problems") == 1
+        assert value(text, "multicloud_haproxy_up") == 0
         assert value(text, "multicloud_rounds_failed_total") >= 1
 
 

@@ -273,6 +273,18 @@ def test_the_runtime_api_can_be_a_host_and_a_port(host: str) -> None:
         assert weights(f"{host}:{port}") == {"eu": 9, "us": 2}
 
 
+def test_the_runtime_api_can_be_an_abstract_socket() -> None:
+    name = f"abns@multicloud-{os.getpid()}"
+    with haproxy(UPSTREAM, extra=f"stats socket {name} level admin"):
+        set_weights(name, {"eu": 9})
+        assert weights(name) == {"eu": 9, "us": 2}
+
+
+def test_a_name_that_would_control_a_terminal_is_escaped() -> None:
+    row = dict.fromkeys((*runtime.STATE_COLUMNS, "srv_use_ssl"), "1") | {"srv_fqdn": "a\x1b[2J.example.com"}
+    assert runtime._server(row).host == r"a\x1b[2J.example.com"
+
+
 def fail(use: Callable[[], object]) -> str:
     """What RuntimeAPIError says: always a single line."""
     with pytest.raises(runtime.RuntimeAPIError) as caught:
@@ -378,6 +390,8 @@ def test_a_host_that_cannot_be_looked_up_is_an_error() -> None:
 PROMPT = b"\n> "
 HEADER = b"1\n# be_name srv_name srv_addr srv_port srv_fqdn srv_agent_addr srv_agent_port "
 HEADER += b"srv_op_state srv_admin_state srv_uweight\n"
+CIRCLE = f"# {','.join(runtime.STAT_COLUMNS)}\n".encode()
+CIRCLE += b"b,a,b/c,,,,,http,,,,,,\nb,c,b/a,,,,,http,,,,,,\n"
 
 
 def script(*answers: bytes) -> Callable[[socket.socket], None]:
@@ -430,6 +444,10 @@ def never_stop(connection: socket.socket) -> None:
         (
             script(PROMPT, HEADER + PROMPT, b"x" + PROMPT),
             "no statistics in the answer: 'x'",
+        ),
+        (
+            script(PROMPT, HEADER + b"b a - - - - 0 2 0 1\nb c - - - - 0 2 0 1" + PROMPT, CIRCLE + PROMPT),
+            "no statistics in the answer: 'b/a tracks itself'",
         ),
         (script(PROMPT, bytes(range(256)) + PROMPT), "no server states in the answer: '"),
         (script(b"HTTP/1.1 400 Bad request\r\n\r\n"), "HAProxy closed the connection at 'prompt'"),

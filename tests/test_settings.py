@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "MULTICLOUD_PATH": "/",
         "MULTICLOUD_EXPECT": "200",
         "MULTICLOUD_HOST": "",
+        "MULTICLOUD_USER_AGENT": "multicloud-check",
         "MULTICLOUD_CLOCK": "request",
         "MULTICLOUD_TIMEOUT": "10",
         "MULTICLOUD_CA_FILE": "",
@@ -58,6 +60,13 @@ NO_NUMBERS = ("1_0", " 10", "10\n", "+10", "1e1", "\u0661\u0662", "9" * 5000)
         ("MULTICLOUD_SOCKET", "127.0.0.1:9999", "127.0.0.1:9999"),
         ("MULTICLOUD_SOCKET", "/run/a:b.sock", "/run/a:b.sock"),
         ("MULTICLOUD_SOCKET", "[::1]:65535", "[::1]:65535"),
+        ("MULTICLOUD_SOCKET", "unix@/run/a:b.sock", "/run/a:b.sock"),
+        ("MULTICLOUD_SOCKET", "unix@ha.sock", "./ha.sock"),
+        ("MULTICLOUD_SOCKET", "/run/a@b", "/run/a@b"),
+        ("MULTICLOUD_SOCKET", "ipv4@127.0.0.1:9999", "127.0.0.1:9999"),
+        ("MULTICLOUD_SOCKET", "ipv6@::1:9999", "::1:9999"),
+        ("MULTICLOUD_SOCKET", "abns@a:b", "abns@a:b"),
+        ("MULTICLOUD_USER_AGENT", "Mozilla/5.0 (X11)", "Mozilla/5.0 (X11)"),
         ("MULTICLOUD_FAVORITE", "100", 100),
         ("MULTICLOUD_EXPECT", "100-599", (range(100, 600),)),
         ("MULTICLOUD_CLOCK", "connection", "connection"),
@@ -112,6 +121,13 @@ def test_values_are_read(variable: str, text: str, value: object) -> None:
         ("MULTICLOUD_BACKUP", "-1"),
         ("MULTICLOUD_SOCKET", "localhost:port"),
         ("MULTICLOUD_SOCKET", ":9999"),
+        ("MULTICLOUD_SOCKET", "fd@3"),
+        ("MULTICLOUD_SOCKET", "unix@"),
+        ("MULTICLOUD_SOCKET", "abns@"),
+        ("MULTICLOUD_SOCKET", "ipv4@127.0.0.1"),
+        ("MULTICLOUD_SOCKET", "ipv4@/run:1"),
+        ("MULTICLOUD_USER_AGENT", "a\r\nX: y"),
+        ("MULTICLOUD_USER_AGENT", "é"),
         ("MULTICLOUD_SOCKET", "localhost:65536"),
         ("MULTICLOUD_SOCKET", "localhost:" + "9" * 5000),
         *((variable, text) for variable in NUMBERS for text in NO_NUMBERS),
@@ -154,6 +170,20 @@ def test_the_socket_is_the_first_that_is_there_unless_it_is_set(
     assert found == [first, third, second, first]
     Path(first).unlink()
     assert settings.Sources({"MULTICLOUD_SOCKET": first}).read((settings.SOCKET,)).socket == first
+
+
+def test_a_socket_whose_program_has_ended_hides_none_where_somebody_listens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (str(tmp_path / name) for name in ("first", "second"))
+    monkeypatch.setattr(settings.SOCKET, "default", first)
+    monkeypatch.setattr(settings.SOCKET, "others", (second,))
+    with socket.socket(socket.AF_UNIX) as left_behind, socket.socket(socket.AF_UNIX) as listening:
+        left_behind.bind(first)
+        listening.bind(second)
+        assert settings.SOCKET.found_default() == first
+        listening.listen(0)
+        assert [settings.SOCKET.found_default() for _ in range(3)] == [second] * 3, "the queue is full, too"
 
 
 def test_the_socket_is_looked_for_where_it_usually_is() -> None:
@@ -276,6 +306,16 @@ def test_a_file_that_others_may_write_is_refused(conf: Path, mode: int) -> None:
     conf.touch()
     conf.chmod(mode)
     with pytest.raises(settings.SettingError, match="others than its owner may write it; accepted: chmod go-w"):
+        settings.Sources({"MULTICLOUD_CONF": str(conf)})
+
+
+@pytest.mark.root("give a file away")
+def test_a_file_is_roots_or_ones_own(conf: Path) -> None:
+    conf.touch()
+    os.chown(conf, 65534, 65534)
+    with pytest.raises(
+        settings.SettingError, match="belongs to somebody else; accepted: a file of root's, or one's own"
+    ):
         settings.Sources({"MULTICLOUD_CONF": str(conf)})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import venv
@@ -31,10 +32,19 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of the environment's commands."""
     directory = tmp_path_factory.mktemp("wheel")
     programs = directory / "opt/multicloud/bin"
-    pip(Path(sys.executable).parent, "wheel", "--no-deps", f"--wheel-dir={directory}", str(ROOT))
+    pip(Path(sys.executable).parent, "wheel", "--no-deps", f"--wheel-dir={directory}", str(without_git(directory)))
     venv.create(programs.parent)
     pip(programs, "install", "--no-compile", str(next(directory.glob("*.whl"))))
     return programs
+
+
+def without_git(directory: Path) -> Path:
+    """A copy of the checkout that has what an image is built of and no more."""
+    copy = directory / "copy"
+    for name in re.findall(r"^!(.*)", (ROOT / ".dockerignore").read_text(), re.MULTILINE):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, copy / name)
+    return copy
 
 
 def pip(programs: Path, *arguments: str) -> str:
@@ -45,11 +55,19 @@ def pip(programs: Path, *arguments: str) -> str:
 
 
 def test_every_command_starts(programs: Path) -> None:
-    assert run(programs / "multicloud", "--version").stdout.startswith("multicloud, version ")
+    assert run(programs / "multicloud", "--version").stdout.startswith("multicloud, version 0.2.0.dev0")
     for program in (ROOT / "multicloud/bin").iterdir():
         started = run(programs / program.name)
         assert started.returncode in (1, 2), "there is no HAProxy, and no server"
         assert re.fullmatch(r"error: .*\n", started.stderr)
+
+
+def test_what_runs_from_a_checkout_says_where_pip_looks_when_it_finds_nothing(tmp_path: Path) -> None:
+    script = f"cd {without_git(tmp_path)}; . {ROOT}/deploy/venv.sh; make_venv demo"
+    nowhere = {**ENVIRON, "PIP_INDEX_URL": "http://127.0.0.1:1/", "PIP_RETRIES": "0", "PIP_CONFIG_FILE": "/dev/null"}
+    started = subprocess.run(["sh", "-eu", "-c", script], env=nowhere, capture_output=True, text=True, check=False)
+    assert started.returncode == 1
+    assert started.stderr.splitlines()[-1].startswith("error: pip could not install what it needs; above is why.")
 
 
 @pytest.mark.parametrize(("extra", "package"), [("plot", "matplotlib"), ("demo", "trustme")])

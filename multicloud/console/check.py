@@ -16,6 +16,7 @@ import click
 from multicloud import check as checks
 from multicloud import light, probe, settings
 from multicloud.console import terminal
+from multicloud.samplefile import SampleFileError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,7 +39,7 @@ def check(url: str | None, connect: str | None, sources: Sources, *, count: int,
     named = checks.server_named(os.environ)
     if connect is not None and not url:
         raise light.UsageError("--connect needs a URL")
-    if not url and not any(map(os.environ.get, ("HAPROXY_SERVER_ADDR", "HAPROXY_SERVER_NAME"))):
+    if not url and not os.environ.get("HAPROXY_SERVER_ADDR"):
         raise light.UsageError(f"no server to probe; give {ACCEPTED}")
     if record and not all(named):
         raise light.UsageError("--record needs HAPROXY_PROXY_NAME and HAPROXY_SERVER_NAME, to say whose sample it is")
@@ -61,10 +62,11 @@ def check(url: str | None, connect: str | None, sources: Sources, *, count: int,
         elif form == "text":
             _show(result, resolved)
         if record:
-            warning = _not_for_root(values.times)
-            warning = warning or checks.record(os.environ, values.times, result.seconds, values.timeout)
-            if warning:
-                light.warn(f"warning: not recorded: {warning}")
+            try:
+                _not_for_root(values.times)
+                checks.record(os.environ, values.times, result.seconds, values.timeout)
+            except SampleFileError as error:
+                light.warn(f"warning: not recorded: {error}")
     if form == "json":
         click.echo(as_json(target, resolved, results))
     elif count > 1:
@@ -74,17 +76,19 @@ def check(url: str | None, connect: str | None, sources: Sources, *, count: int,
             raise light.CommandError(f"{target}: {result.error}")
 
 
-def _not_for_root(path: str) -> str | None:
-    """Why root makes no sample file there: HAProxy's user, who may make one, could not write root's. None if it may."""
+def _not_for_root(path: str) -> None:
+    """Raise SampleFileError where root would make the sample file: HAProxy's user, who may, could not write root's."""
     if os.geteuid() != 0 or os.path.lexists(path):
-        return None
+        return
     try:
         directory = os.stat(os.path.dirname(path) or ".")
     except OSError:
-        return None
+        return
     if directory.st_uid == 0 and not directory.st_mode & 0o022:  # nobody but root can make a file there
-        return None
-    return f"{path}: not there yet, and HAProxy's user could not write one of root's; run this as that user"
+        return
+    raise SampleFileError(
+        f"{path}: not there yet, and HAProxy's user could not write one of root's; run this as that user"
+    )
 
 
 def resolve(url: str, connect: str | None, values: Settings) -> tuple[probe.Target, float]:

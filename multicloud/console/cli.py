@@ -229,8 +229,11 @@ def _status(sources: settings.Sources, form: str) -> str:
 
 @cli.command()
 @click.option("--metrics", default="", metavar="[ADDR:]PORT", help="Serve Prometheus' metrics there.")
+@click.option(
+    "--log", type=click.Choice(["text", "json"]), default="text", show_default=True, help="json: an object a line."
+)
 @with_settings(settings.RUN)
-def run(metrics: str, sources: settings.Sources) -> None:
+def run(metrics: str, log: str, sources: settings.Sources) -> None:
     """Set the weights again and again, beside HAProxy, by its own checks.
 
     It is what multicloud-run does: each round reads how long HAProxy's own checks took, of the servers of the
@@ -245,7 +248,7 @@ def run(metrics: str, sources: settings.Sources) -> None:
     """
     from multicloud import run as runs
 
-    runs.run(sources, metrics)
+    runs.run(sources, metrics, log)
 
 
 @cli.command()
@@ -285,6 +288,30 @@ def doctor(files: tuple[str, ...], sources: settings.Sources) -> None:
 
 @cli.command()
 @click.option(
+    "--since", default="1h", show_default=True, metavar="WHEN", help="So long ago (90s, 15m, 1h), or a time: 08:30."
+)
+@with_settings(settings.REWEIGH)
+def history(since: str, sources: settings.Sources) -> None:
+    """Show who led when, and why that changed.
+
+    The samples in the file are scored and ranked again, as they came. What HAProxy knows besides is not in them:
+    weights set by hand, maintenance, requests in flight. A server counts as DOWN while its two newest checks failed.
+
+    \b
+    Examples:
+      multicloud history
+      multicloud history --since 08:30
+
+    Exit code: 0 shown, 1 no samples, 2 wrong settings.
+    """
+    from multicloud.console import history as histories
+
+    for line in histories.lines(sources, since):
+        click.echo(line)
+
+
+@cli.command()
+@click.option(
     "-o",
     "--output",
     default="latency.png",
@@ -293,9 +320,11 @@ def doctor(files: tuple[str, ...], sources: settings.Sources) -> None:
     metavar="FILE",
     help="Where to draw: a .png or .svg file.",
 )
-@with_settings(settings.SCORING)
-def plot(output: str, sources: settings.Sources) -> None:
-    """Draw the round-trip times over time, with the score that decides.
+@click.option("--from", "begin", default="", metavar="WHEN", help="Not what was before: 15m ago, or a time: 08:30.")
+@click.option("--to", "end", default="", metavar="WHEN", help="Not what came after.")
+@with_settings(settings.REWEIGH)
+def plot(output: str, begin: str, end: str, sources: settings.Sources) -> None:
+    """Draw the round-trip times over time, with the score that decides and the changes of favourite.
 
     Needs matplotlib: pip install '.[plot]' in the project's directory, or, beside the Debian package,
     apt install python3-matplotlib.
@@ -303,6 +332,7 @@ def plot(output: str, sources: settings.Sources) -> None:
     \b
     Examples:
       multicloud plot
+      multicloud plot --from 08:15 --to 08:45
       multicloud plot -o latency.svg --times /srv/edge1/times.txt
 
     Exit code: 0 drawn, 1 no samples to draw, 2 wrong settings.
@@ -311,7 +341,7 @@ def plot(output: str, sources: settings.Sources) -> None:
         raise light.UsageError(f"cannot draw {output!r}; give a name that ends with .png or .svg")
     with extra("plot"):
         from multicloud.console import plot as plots
-    plots.draw(sources, output)
+    plots.draw(sources, output, begin, end)
 
 
 cli.add_command(config)
@@ -346,6 +376,7 @@ def demo(duration: float | None, port: int, stats_port: int, beside: bool) -> No
 
 def main() -> None:
     """The command `multicloud`."""
+    light.open_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a locale may not have the characters of the bars

@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud import installed, runtime
+from multicloud.settings import digits
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -29,6 +30,8 @@ REWEIGH_SERVER = "multicloud-reweigh"
 
 PASSED, TIMED_OUT, EXTERNAL, NOT_YET = "PROCOK", "PROCTOUT", "PROC", ("", "INI")
 """Check statuses: two of external checks, how all of these begin, and those of a server that is not checked (yet)."""
+
+USE_COLUMNS = ("pxname", "svname", "algo", "bck", "cookie", "rtime")
 
 ANSWERS = ("valid", "any_err", "cname_error", "nx", "refused", "other", "invalid", "too_big", "truncated", "outdated")
 """The counters of answers in `show resolvers`. That a name has no address of the family asked for is an `any_err`."""
@@ -107,15 +110,15 @@ class Instance(NamedTuple):
 def ask(api: RuntimeAPI) -> Instance:
     """Ask HAProxy. Raises RuntimeAPIError."""
     info = dict(line.split(": ", 1) for line in api.ask("show info").splitlines() if ": " in line)
+    with api.expecting("version and process"):
+        version, pid = info["Version"], digits(info["Pid"])
     algorithms, uses = {}, {}
-    for row in runtime.rows(
-        api.lines("show stat -1 6 -1"), ",", ("pxname", "svname", "algo", "bck", "cookie", "rtime")
-    ):
-        if row["algo"]:
-            algorithms[row["pxname"]] = row["algo"]
-        uses[row["pxname"], row["svname"]] = Use(row["bck"] == "1", row["cookie"], float(row["rtime"] or 0) / 1000)
+    with api.expecting("statistics"):
+        for row in runtime.rows(api.lines("show stat -1 6 -1"), ",", USE_COLUMNS):
+            algorithms |= {row["pxname"]: row["algo"]} if row["algo"] else {}
+            uses[row["pxname"], row["svname"]] = Use(row["bck"] == "1", row["cookie"], int(row["rtime"] or 0) / 1000)
     level = api.ask("show cli level")
-    return Instance(info["Version"], int(info["Pid"]), level, api.servers(), algorithms, name_servers(api), uses)
+    return Instance(version, pid, level, api.servers(), algorithms, name_servers(api), uses)
 
 
 def name_servers(api: RuntimeAPI) -> tuple[NameServer, ...]:

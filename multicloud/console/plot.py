@@ -1,13 +1,15 @@
-"""A picture of the samples: the round-trip times of each server over time, and the score that decides."""
+"""A picture of the samples: each server's round-trip times, the score that decides, and when another one led."""
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING
 
 from matplotlib import figure
 
-from multicloud import history, light, reweigh, settings
+from multicloud import light, reweigh, scores, settings
+from multicloud.console import history as histories
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,46 +20,59 @@ if TYPE_CHECKING:
     from multicloud.settings import Sources
 
 
-def draw(sources: Sources, path: str) -> None:
-    """Draw a picture of each backend, one below the other, to a .png or .svg file.
+def draw(sources: Sources, path: str, begin: str = "", end: str = "") -> None:
+    """Draw a picture of each backend, one below the other, to a .png or .svg file, from `begin` to `end` where said.
 
     Raises UsageError, and CommandError where there is nothing to draw, or nowhere to draw it.
     """
-    values = sources.read(settings.SCORING)
-    found = history.read(values.times, max(history.KEEP, reweigh.longest_window(sources)))
+    now = time.time()
+    first = histories.moment(begin, now) if begin else 0.0
+    last = histories.moment(end, now) if end else math.inf
     backends: dict[str, dict[str, list[Sample]]] = {}
-    for (backend, server), newest in sorted(found.series.items()):
-        timed = [sample for sample in newest if sample.time is not None]
-        if timed:
+    for (backend, server), timed in histories.read(sources, "draw").items():
+        if any(first <= (sample.time or 0.0) <= last for sample in timed):
             backends.setdefault(backend, {})[server] = timed
     if not backends:
-        raise light.CommandError(f"{values.times}: no samples with a time to draw; `multicloud doctor` finds out why")
+        raise light.CommandError("no samples of that time to draw; `multicloud history` says from when they are")
     picture = figure.Figure(figsize=(9, 3.6 * len(backends)), layout="constrained")
     parts = picture.subplots(len(backends), squeeze=False)[:, 0]
     for axes, (backend, series) in zip(parts, backends.items(), strict=True):
-        _draw_backend(axes, backend, series, sources)
+        _draw_backend(axes, backend, series, sources, first, last)
     try:
         picture.savefig(path, dpi=100)
     except OSError as error:
         raise light.CommandError(f"{path}: {light.reason(error)}") from None
 
 
-def _draw_backend(axes: Axes, backend: str, series: dict[str, list[Sample]], sources: Sources) -> None:
+def _draw_backend(
+    axes: Axes, backend: str, series: dict[str, list[Sample]], sources: Sources, first: float, last: float
+) -> None:
     values = sources.read(settings.SCORING, backend)
     score = f"p{values.percentile:g}, or the mean of {values.min_samples} or fewer"
+    colors = {}
+    slowest = 0.0
     for server, timed in series.items():
-        scored = running_scores(timed, backend, sources)
-        (line,) = axes.plot([sample.time or 0.0 for sample in timed], scored, linewidth=2, label=server)
+        scored = zip(timed, running_scores(timed, backend, sources), strict=True)
+        inside = [(sample, score) for sample, score in scored if first <= (sample.time or 0.0) <= last]
+        (line,) = axes.plot(
+            [each.time or 0.0 for each, _ in inside], [ms for _, ms in inside], linewidth=2, label=server
+        )
+        colors[server] = line.get_color()
         for failed, marker in ((False, "."), (True, "x")):
-            shown = [sample for sample in timed if sample.failed == failed]
+            shown = [sample for sample, _ in inside if sample.failed == failed]
             if shown:  # without any there would be no layout
                 when = [sample.time or 0.0 for sample in shown]
                 heights = [0.0 if failed else 1000 * sample.seconds for sample in shown]
-                axes.plot(when, heights, marker, markersize=4, alpha=0.4, color=line.get_color(), clip_on=False)
-    axes.set_title(f"{backend}: samples (dots), failures (x), score (lines): {score}", fontsize=10)
+                slowest = max(slowest, *heights)
+                axes.plot(when, heights, marker, markersize=4, alpha=0.4, color=colors[server], clip_on=False)
+    for switch in histories.switches({(backend, server): timed for server, timed in series.items()}, sources):
+        if switch.before and first <= switch.time <= last:
+            axes.axvline(switch.time, color=colors[switch.after], linestyle=":", linewidth=1)
+            at_top = axes.get_xaxis_transform()
+            axes.text(switch.time, 0.98, switch.after, transform=at_top, rotation=90, va="top", ha="right", fontsize=7)
+    axes.set_title(f"{backend}: samples (dots), failures (x), new favourite (dotted), score: {score}", fontsize=10)
     axes.set_ylabel("round-trip time, ms")
-    slowest = max((sample.seconds for timed in series.values() for sample in timed if not sample.failed), default=1.0)
-    axes.set_ylim(0, 1100 * slowest)  # what a server with failures is scored by is beyond
+    axes.set_ylim(0, 1.1 * (slowest or 1000.0))  # what a server with failures is scored by is beyond
     axes.xaxis.set_major_formatter(lambda when, _: time.strftime("%H:%M:%S", time.localtime(when)))
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8)
@@ -65,7 +80,6 @@ def _draw_backend(axes: Axes, backend: str, series: dict[str, list[Sample]], sou
 
 def running_scores(timed: Sequence[Sample], backend: str, sources: Sources) -> list[float]:
     """In ms, the score that a server of the backend had at each of its samples, which are the newest first."""
-    return [
-        1000 * reweigh.score({(backend, ""): timed[start:]}, sources, timed[start].time or 0.0)[backend, ""].seconds
-        for start in range(len(timed))
-    ]
+    needed = reweigh.longest_window(sources) + scores.RECOVERY_RUN
+    known = [({(backend, ""): timed[start : start + needed]}, sample.time or 0.0) for start, sample in enumerate(timed)]
+    return [1000 * reweigh.score(series, sources, now)[backend, ""].seconds for series, now in known]

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import socket
+import subprocess
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +22,7 @@ from multicloud.demo.router import haproxy_binary
 from multicloud.history import Sample
 from multicloud.light import UsageError
 from multicloud.runtime import DOWN, DRAIN, MAINT, UP, Server
-from tests.command import PROGRAM, Terminal, run
+from tests.command import BARE, PROGRAM, Terminal, run
 from tests.edge import Edge, edge, wait_until
 from tests.haproxy import haproxy as running_haproxy
 from tests.haproxy import tell
@@ -63,6 +64,13 @@ def test_each_command_has_help_with_examples(command: str) -> None:
     assert shown.returncode == 0
     assert f"Examples:\n    multicloud {command}" in shown.stdout
     assert "[MULTICLOUD_" in shown.stdout or command in ("config", "demo")
+
+
+@pytest.mark.parametrize("command", ["doctor", "status", "check http://127.0.0.1:1", "config eu", "reweigh --dry-run"])
+def test_that_standard_output_is_closed_is_no_fault_of_the_program(command: str) -> None:
+    shell = f"{PROGRAM} {command} >&-"
+    done = subprocess.run(["/bin/sh", "-c", shell], env=BARE, capture_output=True, text=True, check=False)
+    assert "please report it" not in done.stderr
 
 
 def test_the_version_is_the_packages_and_that_of_the_haproxy_which_is_found(tmp_path: Path) -> None:
@@ -253,9 +261,10 @@ def test_root_makes_no_sample_file_where_haproxys_user_would(router: Edge, tmp_p
 
 
 def test_without_a_server_a_person_is_told_what_to_give() -> None:
-    done = run("check")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"error: no server to probe; give {probes.ACCEPTED}\n"
+    for environ in ({}, {"HAPROXY_SERVER_NAME": "eu"}):
+        done = run("check", environ=environ)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == f"error: no server to probe; give {probes.ACCEPTED}\n"
 
 
 def test_the_time_that_counts_is_said_with_its_reason() -> None:

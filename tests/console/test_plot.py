@@ -42,6 +42,24 @@ def test_a_picture_is_drawn(times: Path, tmp_path: Path, name: str, magic: bytes
     assert len(drawn) > 5000
 
 
+def test_a_change_of_favourite_is_marked_where_it_is_in_the_time_that_is_drawn(tmp_path: Path, times: Path) -> None:
+    now = time.time()
+    lines = [
+        f"upstream {name} {seconds:.6f} {now - 200 + 2 * number:.3f}"
+        for number in range(100)
+        for name, seconds in (("eu", 0.05 if number < 50 else 0.2), ("us", 0.08))
+    ]
+    times.write_text("\n".join(lines) + "\n")
+    environ = {"MPLCONFIGDIR": str(tmp_path)}
+    picture = tmp_path / "latency.svg"
+    for begin, marks in (("10m", 2), ("30s", 1)):  # in the legend, and at the line
+        assert run("plot", "-o", str(picture), "--from", begin, "--times", str(times), environ=environ).returncode == 0
+        assert picture.read_text().count("<!-- us -->") == marks
+    done = run("plot", "-o", str(picture), "--to", "1h", "--times", str(times), environ=environ)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: no samples of that time to draw")
+
+
 def test_the_score_that_is_drawn_is_the_one_that_decided_then() -> None:
     sources = settings.Sources({"MULTICLOUD_MIN_SAMPLES": "2", "MULTICLOUD_MAX_AGE": "50"})
     timed = [Sample(0.040, 100.0), Sample(0.020, 2.0), Sample(0.030, 1.0), Sample(0.010, 0.0)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -14,13 +15,14 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from multicloud import history, overview, scrape, settings
+from multicloud import history, overview, runtime, scrape, settings
 from multicloud.console import problems, status
 from multicloud.console.instance import PASSED, REWEIGH_SERVER, Instance
 from multicloud.console.terminal import ENTER, HOME, LEAVE
 from multicloud.runtime import DOWN, MAINT, UP, Server
 from tests.command import BARE, PROGRAM, Terminal, run
 from tests.edge import Edge, edge, wait_until
+from tests.haproxy import haproxy, listening
 from tests.ports import demo_ports
 
 if TYPE_CHECKING:
@@ -78,6 +80,41 @@ def test_the_trend_is_scaled_by_the_slower_samples_of_the_backend_but_not_by_one
     assert lines[2].endswith(" █")
     assert lines[3].split() == ["new", "UP", "0", "0", *["-"] * 3, "fail", "-", "▂xx"]
     assert "x a check that failed" in lines
+
+
+def test_the_trend_of_the_shortest_and_the_longest_time_is_drawn(tmp_path: Path) -> None:
+    times = tmp_path / "times.txt"
+    times.write_text("app eu 3600 1\n" + "app eu 0.000001 2\n" * 20)
+    with haproxy("backend app\n    server eu 127.0.0.1:1") as address:
+        shown = run("status", environ={"MULTICLOUD_SOCKET": address, "MULTICLOUD_TIMES": str(times)})
+    assert (shown.returncode, shown.stderr) == (0, "")
+
+
+INFO = b"Version: 2.8.25\nPid: 7"
+STATES = f"1\n# {' '.join(runtime.STATE_COLUMNS)}".encode()
+
+
+@pytest.mark.parametrize(
+    ("info", "stat", "said"),
+    [
+        (b"Pid: 7", b"# pxname,algo", "no version and process in the answer: "),
+        (b"Version: 2.8.25\nPid: me", b"# pxname,algo", "no version and process in the answer: "),
+        (INFO, b"# pxname,al", "no statistics in the answer: '# pxname,al'"),
+        (INFO, b"# pxname,algo\nb", "no statistics in the answer: 'b'"),
+    ],
+)
+def test_an_answer_that_is_cut_is_one_line(info: bytes, stat: bytes, said: str) -> None:
+    answers = {b"show info": info, b"show stat": stat, b"show servers": STATES}
+
+    def answer(connection: socket.socket) -> None:
+        while asked := connection.recv(1 << 16):
+            connection.sendall(next((text for name, text in answers.items() if asked.startswith(name)), b"") + b"\n> ")
+
+    with listening(answer) as path:
+        failed = run("status", environ={"MULTICLOUD_SOCKET": path})
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert failed.stderr.startswith(f"error: {path}: {said}")
+    assert len(failed.stderr.splitlines()) == 1
 
 
 def test_problems_stand_under_the_table_and_are_wrapped() -> None:
@@ -159,6 +196,8 @@ def test_json_has_an_object_for_each_server(router: Edge) -> None:
         assert server["samples"] >= 1
         assert 0.01 <= server["p50"] <= server["p90"] <= server["p99"]
         assert server["last"] == server["trend"][-1]
+        assert server["p50"] * 0.9 <= server["score"] <= server["p99"] * 1.1
+        assert server["traffic"] == server["weight"] / 257
         assert 0 <= server["age"] < 60
         assert abs(time.time() - server["age"] - server["time"]) < 60
 
@@ -174,6 +213,10 @@ def test_prometheus_reads_it(router: Edge) -> None:
         "multicloud_server_samples": "gauge",
         "multicloud_server_failed_samples": "gauge",
         "multicloud_server_last_rtt_seconds": "gauge",
+        "multicloud_server_score_seconds": "gauge",
+        "multicloud_server_score_is_mean": "gauge",
+        "multicloud_server_traffic_ratio": "gauge",
+        "multicloud_server_requests_in_flight": "gauge",
         "multicloud_server_last_sample_timestamp_seconds": "gauge",
         "multicloud_server_state": "gauge",
         "multicloud_server_rtt_seconds": "summary",

@@ -1,0 +1,118 @@
+"""`multicloud history`: who led when, and why that changed."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from multicloud import settings
+from multicloud.console import history as histories
+from multicloud.history import Sample
+from multicloud.light import UsageError
+from tests.command import run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+NOW = 1763870000.0
+SOURCES = settings.Sources({})
+
+
+def series(**servers: Sequence[float | None]) -> dict[tuple[str, str], list[Sample]]:
+    """A sample a server every two seconds, newest first; None is a check that failed."""
+    return {
+        ("app", name): [
+            Sample(2.0 if value is None else value, NOW + 2 * number, value is None)
+            for number, value in enumerate(values)
+        ][::-1]
+        for name, values in servers.items()
+    }
+
+
+def told(**servers: Sequence[float | None]) -> list[tuple[float, str, str, str]]:
+    """The changes: seconds since the first sample, before, after and the words."""
+    found = histories.switches(series(**servers), SOURCES)
+    return [(switch.time - NOW, switch.before, switch.after, switch.words()) for switch in found]
+
+
+def test_who_leads_first_and_who_overtakes_and_when() -> None:
+    slow = [0.05] * 20 + [0.2] * 20
+    assert told(eu=slow, us=[0.08] * 40) == [
+        (0, "", "eu", "the fastest"),
+        (42, "eu", "us", "60 % faster than eu"),  # the second slow sample
+    ]
+
+
+def test_a_server_is_down_while_its_two_newest_checks_failed_and_comes_back() -> None:
+    away: list[float | None] = [0.05] * 20 + [None] * 5 + [0.05] * 15
+    assert told(eu=away, us=[0.08] * 40) == [
+        (0, "", "eu", "the fastest"),
+        (42, "eu", "us", "eu is out: DOWN"),
+        (56, "us", "eu", "38 % faster than us"),  # the fourth good one
+    ]
+
+
+def test_each_backend_has_its_own_and_one_server_alone_leads() -> None:
+    both = series(eu=[0.05] * 3) | {("db", "one"): [Sample(0.1, NOW)]}
+    assert [(switch.backend, switch.after) for switch in histories.switches(both, SOURCES)] == [
+        ("app", "eu"),
+        ("db", "one"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("90s", NOW - 90),
+        ("15m", NOW - 900),
+        ("1h", NOW - 3600),
+        ("2d", NOW - 172800),
+        (time.strftime("%H:%M:%S", time.localtime(NOW)), NOW),
+        (time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(NOW)), NOW),
+    ],
+)
+def test_a_time_is_so_long_ago_or_one_of_a_clock(text: str, expected: float) -> None:
+    assert histories.moment(text, NOW) == expected
+
+
+@pytest.mark.parametrize("text", ["", "1", "1y", "h", "-1h", "25:00", "yesterday", "1e3s"])
+def test_other_times_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"^cannot read .*; accepted: 15m, 1h"):
+        histories.moment(text, NOW)
+
+
+def test_of_what_was_before_only_who_led_is_shown(times: Path) -> None:
+    now = time.time()
+    lines = [
+        f"upstream {name} {seconds:.6f} {now - 600 + 2 * number:.3f}"
+        for number in range(300)
+        for name, seconds in (("eu", 0.05 if number < 100 or number >= 200 else 0.2), ("us", 0.08))
+    ]
+    times.write_text("garbage\nupstream eu 0.01\n" + "\n".join(lines) + "\n")
+    done = run("history", "--times", str(times))
+    assert (done.returncode, done.stderr) == (0, "")
+    texts = [line[20:] for line in done.stdout.splitlines()]
+    assert texts == [
+        "upstream: eu leads",
+        "upstream: eu -> us, 60 % faster than eu",
+        "upstream: us -> eu, 38 % faster than us",
+    ]
+    assert run("history", "--times", str(times), "--since", "5m").stdout.splitlines() == done.stdout.splitlines()[1:]
+    assert run("history", "--times", str(times), "--since", "1s").stdout.splitlines() == done.stdout.splitlines()[2:]
+
+
+@pytest.mark.parametrize("text", [None, "", "garbage\nupstream eu 0.1\n"])
+def test_without_samples_there_is_nothing_to_tell(times: Path, text: str | None) -> None:
+    if text is not None:
+        times.write_text(text)
+    done = run("history", "--times", str(times))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"error: {times}: no samples with a time to replay; `multicloud doctor` finds out why\n"
+
+
+def test_a_time_that_cannot_be_read_is_one_line(times: Path) -> None:
+    done = run("history", "--times", str(times), "--since", "soon")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

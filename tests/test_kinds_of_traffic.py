@@ -1,0 +1,565 @@
+"""Each kind of traffic of docs/traffic.md in a real HAProxy, with the lines of the page, which are read out of it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import http.server
+import json
+import re
+import socket
+import ssl
+import subprocess
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trustme
+
+from multicloud import haproxy_cfg, installed, runtime
+from multicloud.demo.router import haproxy_binary
+from tests import command, haproxy
+from tests.edge import Router, listen_anywhere, wait_until
+from tests.names import own_network
+from tests.ports import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
+
+PAGE = (Path(__file__).parents[1] / "docs/traffic.md").read_text()
+NAMES = ("eu.demo", "us.demo")
+AUTHORITY = trustme.CA()
+EVENT = b"data: news\n\n"
+
+
+def shown(question: str) -> list[str]:
+    """The pieces of haproxy.cfg in the section of the page that has this heading."""
+    section = PAGE.partition(f"\n## {question}\n")[2].partition("\n## ")[0]
+    return re.findall(r"^```haproxy\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+
+
+def with_lines(text: str, piece: str) -> str:
+    """A configuration with the lines that a piece shows, where the page says that they go.
+
+    A line that is in the section already says where those before it go: above it.
+    """
+    piece = re.sub(r"\bapp-(router|regions|last-resort)\b", r"\1", piece)
+    piece = re.sub(r"\bapp(-once)?(?=[ \n)])", r"upstream\1", piece)
+    for name, added in re.findall(r"^(\w+ \S+)\n((?:    .*\n)+)", piece, re.MULTILINE):
+        found = re.search(rf"^{name}\b.*\n(?:(?: |\.|#).*\n)*", text, re.MULTILINE)
+        assert found, name
+        section, head = found[0], found[0].splitlines()[0] + "\n"
+        lines = added.splitlines(keepends=True)
+        place = next((line for line in lines if line in section), None)
+        if any(line.startswith("    bind ") for line in lines):
+            section = re.sub(r"^    bind .*\n", "", section, flags=re.MULTILINE)
+        if place:
+            section = section.replace(place, "".join(lines))
+        else:
+            binds = "".join(re.findall(r"^    bind .*\n", section, re.MULTILINE))
+            section = head + binds + "".join(lines) + section.removeprefix(head).replace(binds, "")
+        text = text.replace(found[0], section)
+    return text
+
+
+class Application(http.server.BaseHTTPRequestHandler):
+    """What the regions serve. `region` is the name of the one that this is."""
+
+    protocol_version = "HTTP/1.1"
+    region = ""
+
+    def do_GET(self) -> None:
+        if self.headers["upgrade"] == "websocket":
+            self.echo()
+        elif self.path == "/events":
+            self.events()
+        else:
+            time.sleep(float(self.headers["x-work"] or 0))
+            self.answer({"region": self.region, **self.asked()})
+
+    def do_POST(self) -> None:
+        if self.headers["content-type"] == "application/grpc":
+            self.call()
+            return
+        size = sum(len(part) for part in iter(lambda: self.rfile.read(min(self.left(), 65536)), b""))
+        time.sleep(float(self.headers["x-work"] or 0))
+        self.answer({"region": self.region, "size": size})
+
+    def left(self) -> int:
+        self.unread = getattr(self, "unread", int(self.headers["content-length"]))
+        part = min(self.unread, 65536)
+        self.unread -= part
+        return part
+
+    def asked(self) -> dict[str, str]:
+        """The headers of the request."""
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        return {"x-connection": str(self.client_address[1]), **headers}
+
+    def answer(self, said: Mapping[str, Any]) -> None:
+        body = json.dumps(said).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        for name in ("location", "set-cookie"):
+            if f"x-{name}" in self.headers:
+                self.send_header(name, self.headers[f"x-{name}"])
+        self.end_headers()
+        self.wfile.write(body)
+
+    def call(self) -> None:
+        """What a gRPC server does: an answer whose status comes in a trailer."""
+        self.rfile.read(int(self.headers["content-length"]))
+        said = json.dumps({"region": self.region, **self.asked()}).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/grpc")
+        self.send_header("transfer-encoding", "chunked")
+        self.send_header("trailer", "grpc-status")
+        self.end_headers()
+        self.wfile.write(b"%x\r\n%b\r\n0\r\ngrpc-status: 0\r\n\r\n" % (len(said), said))
+
+    def echo(self) -> None:
+        self.send_response(101)
+        self.send_header("connection", "upgrade")
+        self.send_header("upgrade", "websocket")
+        self.send_header("sec-websocket-accept", "BACScCJPNqyz+UBoqMH89VmURoA=")
+        self.end_headers()
+        while said := self.connection.recv(100):
+            self.wfile.write(said)
+        self.close_connection = True
+
+    def events(self) -> None:
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.send_header("transfer-encoding", "chunked")
+        self.end_headers()
+        for pause in (0, 2.5):
+            time.sleep(pause)
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(EVENT), EVENT))
+        self.wfile.write(b"0\r\n\r\n")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Listener(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def applications() -> Iterator[dict[str, int]]:
+    """The ports of running regions, by their names."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    AUTHORITY.issue_cert(*NAMES).configure_cert(context)
+    with contextlib.ExitStack() as stack:
+        ports = {}
+        for name in NAMES:
+            server = stack.enter_context(Listener(("127.0.0.1", 0), type(name, (Application,), {"region": name})))
+            server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            stack.callback(server.shutdown)
+            ports[name] = server.server_port
+        yield ports
+
+
+class Routed:
+    """HAProxy in front of the applications: its port, and what an operator and a user do with it."""
+
+    def __init__(self, port: int, address: str) -> None:
+        self.port = port
+        self._address = address
+
+    def tell(self, *commands: str) -> list[str]:
+        return haproxy.tell(self._address, *commands)
+
+    def lead(self, name: str) -> None:
+        """Give one server all the weight."""
+        for server in self.servers():
+            if server.backend in ("upstream", "upstream-once"):
+                self.tell(f"set server {server.backend}/{server.name} weight {256 * (server.name == name)}")
+
+    def servers(self) -> list[runtime.Server]:
+        with runtime.RuntimeAPI(self._address, timeout=30) as api:
+            return api.servers()
+
+    def ask(
+        self, path: str = "/", body: bytes | None = None, host: str = "127.0.0.1", **headers: str
+    ) -> tuple[http.client.HTTPResponse, dict[str, Any]]:
+        """An answer, and what the application says in it."""
+        connection = http.client.HTTPConnection(host, self.port, timeout=20)
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request("GET" if body is None else "POST", path, body, named)
+        answer = connection.getresponse()
+        said = answer.read()
+        connection.close()
+        return answer, json.loads(said) if said[:1] == b"{" else {}
+
+    def region(self, path: str = "/", cookie: str = "") -> str:
+        return str(self.ask(path, cookie=cookie)[1]["region"])
+
+
+@contextlib.contextmanager
+def in_front_of(ports: Mapping[str, int], bind: str, *lines: str) -> Iterator[dict[str, int]]:
+    """The ports at which a HAProxy in front of each region listens, with these words and lines."""
+    fronts = {name: free_port() for name in ports}
+    with AUTHORITY.issue_cert(*ports).private_key_and_cert_chain_pem.tempfile() as pem:
+        sections = ""
+        for name, port in ports.items():
+            listening = f"    bind 127.0.0.1:{fronts[name]} ssl crt {pem} {bind}\n"
+            rest = "".join(f"    {line}\n" for line in (*lines, f"server application 127.0.0.1:{port} ssl verify none"))
+            sections += f"listen {name}\n{listening}{rest}"
+        with haproxy.haproxy(sections):
+            yield fronts
+
+
+ASKED = (
+    'http-request set-header X-Asked "%[req.ver] %[req.hdr(host)]"',
+    "http-request set-header X-Connection %[src_port]",
+)
+
+
+@contextlib.contextmanager
+def only_http2() -> Iterator[dict[str, int]]:
+    """Regions that speak HTTP/2 alone; they tell the application by which name it was asked, over which connection."""
+    only = "http-request reject unless { ssl_fc_alpn h2 }"
+    with applications() as ports, in_front_of(ports, "alpn h2", only, *ASKED) as fronts:
+        yield fronts
+
+
+@contextlib.contextmanager
+def also_http2() -> Iterator[dict[str, int]]:
+    """Regions that speak HTTP/1.1, too."""
+    with applications() as ports, in_front_of(ports, "alpn h2,http/1.1", *ASKED) as fronts:
+        yield fronts
+
+
+@contextlib.contextmanager
+def routed(
+    *pieces: str,
+    change: Callable[[str], str] = str,
+    regions: Callable[[], AbstractContextManager[dict[str, int]]] = applications,
+    interval: str = "600s",
+    http: bool = True,
+    beside: bool = False,
+) -> Iterator[Routed]:
+    """Run it with these pieces of the page; `change` is what a test must change of them, such as a time or a place."""
+    version = installed.haproxy_version({"HAPROXY_BINARY": haproxy_binary()})
+    with regions() as ports, tempfile.TemporaryDirectory() as name:
+        authority = Path(name) / "authority.pem"
+        AUTHORITY.cert_pem.write_to_path(str(authority))
+        servers = [haproxy_cfg.Server(name, "127.0.0.1", port) for name, port in ports.items()]
+        text = haproxy_cfg.configuration(haproxy_cfg.Plan(servers, version, http=http, beside=beside))
+        for piece in pieces:
+            text = with_lines(text, piece)
+        variables = listen_anywhere(authority)
+        environ = {**variables, "MULTICLOUD_INTER": interval, "MULTICLOUD_REWEIGH_INTER": "600s", "FLY_REGION": "test1"}
+        commands = {"MULTICLOUD_CA_FILE": str(authority)}
+        with Router(Path(name), change(text), commands=commands, environ=environ) as router:
+            warned = re.findall(r"\[WARNING\](?!.*nameserver).*", (router.directory / "haproxy.log").read_text())
+            assert warned == []
+            routing = Routed(int(variables["PORT"]), router.settings["MULTICLOUD_SOCKET"])
+            routing.lead("eu.demo")
+            yield routing
+
+
+def test_a_cookie_keeps_a_user_on_a_region_of_weight_0_until_its_time_is_over() -> None:
+    with routed(shown("Must a user stay on one region?")[0], change=lambda text: text.replace("1h", "2s")) as running:
+        answer, said = running.ask()
+        assert said["region"] == "eu.demo"
+        cookie = str(answer.headers["set-cookie"]).partition(";")[0]
+        running.lead("us.demo")
+        assert running.region(cookie=cookie) == "eu.demo"
+        assert running.ask(body=b"", cookie=cookie)[1]["region"] == "eu.demo"
+        assert running.region() == "us.demo"
+        # HAProxy counts a cookie's time in steps of four seconds.
+        wait_until(lambda: running.region(cookie=cookie) == "us.demo", 15, "the user has moved")
+
+
+def test_where_only_a_part_remembers_its_users_the_rest_goes_to_the_fastest() -> None:
+    with routed(*shown("Must a user stay on one region?")) as running:
+        cookie = str(running.ask("/cart")[0].headers["set-cookie"]).partition(";")[0]
+        running.lead("us.demo")
+        assert running.region("/cart/1", cookie=cookie) == "eu.demo"
+        assert running.region("/", cookie=cookie) == "us.demo"
+        assert running.ask("/cart", b"", cookie=cookie)[1]["region"] == "eu.demo"
+        assert running.ask("/", b"", cookie=cookie)[1]["region"] == "us.demo"
+
+
+@contextlib.contextmanager
+def web_socket(port: int) -> Iterator[socket.socket]:
+    """One that a region echoes."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        upgrade = "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-key: MDEyMzQ1Njc4OWFiY2RlZg=="
+        connection.sendall(f"GET /socket HTTP/1.1\r\nhost: app\r\n{upgrade}\r\n\r\n".encode())
+        answer = b""
+        while not answer.endswith(b"\r\n\r\n"):
+            answer += connection.recv(1)
+        assert answer.startswith(b"HTTP/1.1 101 ")
+        yield connection
+
+
+def short(text: str) -> str:
+    """With a second in place of the half minute between two bytes."""
+    return re.sub(r"timeout (client|server) 30s", r"timeout \1 1s", text)
+
+
+def test_a_web_socket_may_be_silent_and_stays_where_it_is_until_its_region_is_down() -> None:
+    with routed(*shown("Do WebSockets work?"), change=short) as running, web_socket(running.port) as connection:
+        running.lead("us.demo")
+        for pause in (0, 2):
+            time.sleep(pause)
+            connection.sendall(b"hello")
+            assert connection.recv(100) == b"hello"
+        running.tell("set server upstream/eu.demo health down")
+        assert connection.recv(100) == b""
+
+
+def test_an_operator_closes_the_connections_to_a_region() -> None:
+    with routed() as running, web_socket(running.port) as connection:
+        command = re.findall(r'echo "(shutdown sessions .*?)"', PAGE)[0]
+        assert running.tell(command.replace("app/eu.example.com", "upstream/eu.demo")) == [""]
+        assert connection.recv(100) == b""
+
+
+@pytest.mark.parametrize("lines", [False, True])
+def test_an_event_goes_on_as_it_comes_and_the_next_may_take_long(*, lines: bool) -> None:
+    pieces = shown("Do event streams and slow answers work?") if lines else []
+    with routed(*pieces, change=short) as running:
+        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=20)
+        connection.request("GET", "/events", headers={"accept": "text/event-stream"})
+        began = time.monotonic()
+        answer = connection.getresponse()
+        assert answer.read(len(EVENT)) == EVENT
+        assert time.monotonic() - began < 2
+        if lines:
+            assert answer.read() == EVENT
+        else:
+            with pytest.raises(http.client.IncompleteRead):
+                answer.read()
+        connection.close()
+
+
+HTTP2 = "Does it speak HTTP/2 and gRPC?"
+
+
+TLS = "How do users come in over TLS?"
+
+
+class Doors:
+    """Where users come in over TLS: other ports than the usual ones, and a certificate."""
+
+    def __init__(self) -> None:
+        self.http, self.https = free_port(), free_port()
+        self._directory = tempfile.TemporaryDirectory()
+        self._pem = Path(self._directory.name) / "site.pem"
+        AUTHORITY.issue_cert("www.example.com").private_key_and_cert_chain_pem.write_to_path(str(self._pem))
+
+    def put(self, text: str) -> str:
+        """A configuration with these in place of those that the page shows."""
+        text = text.replace("bind :::80 ", f"bind :::{self.http} ").replace("bind :::443 ", f"bind :::{self.https} ")
+        return text.replace("/etc/haproxy/site.pem", str(self._pem))
+
+
+@contextlib.contextmanager
+def http2_user(port: int) -> Iterator[int]:
+    """A port at which a HAProxy hands on to that one, over HTTP/2, what it is asked over HTTP/1.1."""
+    here = free_port()
+    listen = f"listen user\n    bind 127.0.0.1:{here}\n    server router 127.0.0.1:{port} ssl verify none alpn h2\n"
+    with haproxy.haproxy(listen):
+        yield here
+
+
+def in_one_thread(text: str) -> str:
+    """Each thread of HAProxy has connections of its own."""
+    return text.replace("global\n", "global\n    nbthread 1\n", 1)
+
+
+@pytest.mark.parametrize(("pieces", "regions", "most"), [(0, applications, 20), (1, only_http2, 1)])
+def test_how_many_connections_twenty_users_at_once_take(
+    pieces: int, regions: Callable[[], AbstractContextManager[dict[str, int]]], most: int
+) -> None:
+    with routed(*shown(HTTP2)[:pieces], change=in_one_thread, regions=regions) as running:
+        running.ask()
+        with ThreadPoolExecutor(20) as users:
+            answers = [said for _, said in users.map(lambda _: running.ask(x_work="0.5"), range(20))]
+    assert {said["region"] for said in answers} == {"eu.demo"}
+    connections = len({said["x-connection"] for said in answers})
+    print(f"{connections} connections")
+    assert most / 2 < connections <= most
+
+
+def test_a_check_of_a_region_that_speaks_http2_alone_times_the_handshake(tmp_path: Path) -> None:
+    AUTHORITY.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    with only_http2() as ports:
+        for scheme, code in (("https", 1), ("tls", 0)):
+            target = f"{scheme}://eu.demo:{ports['eu.demo']}"
+            checked = command.run("check", target, "--connect=127.0.0.1", f"--ca-file={tmp_path}/authority.pem")
+            assert checked.returncode == code, checked.stdout + checked.stderr
+
+
+def test_over_http2_a_region_is_asked_by_its_name_and_a_post_has_its_own_connection_of_http1() -> None:
+    with routed(shown(HTTP2)[0], change=in_one_thread, regions=also_http2) as running:
+        gets = [running.ask()[1] for _ in range(5)]
+        posts = [running.ask(body=b"", content_type="application/grpc")[1] for _ in range(5)]
+    assert {said["x-asked"] for said in gets} == {"2.0 eu.demo"}
+    assert len({said["x-connection"] for said in gets}) == 1
+    assert {said["x-asked"] for said in posts} == {"1.1 eu.demo"}
+    assert len({said["x-connection"] for said in posts}) == 5
+
+
+def test_grpc_has_kept_connections_and_its_trailers() -> None:
+    doors = Doors()
+    request = "POST /hello HTTP/1.1\r\nhost: www.example.com\r\ncontent-type: application/grpc\r\nte: trailers\r\n"
+    answers = []
+    with (
+        routed(
+            shown(HTTP2)[1],
+            *shown(TLS),
+            change=lambda text: in_one_thread(doors.put(text)),
+            regions=only_http2,
+        ) as running,
+        http2_user(doors.https) as user,
+    ):
+        running.lead("us.demo")
+        for _ in range(5):
+            with socket.create_connection(("127.0.0.1", user), timeout=10) as connection:
+                connection.sendall(f"{request}connection: close\r\ncontent-length: 2\r\n\r\nok".encode())
+                answers.append(b"".join(iter(lambda: connection.recv(65536), b"")).decode())
+    for answer in answers:
+        assert answer.endswith("\r\n0\r\ngrpc-status: 0\r\n\r\n")
+        assert '"x-asked": "2.0 us.demo"' in answer
+        assert '"te": "trailers"' in answer
+    assert len(set(re.findall(r'"x-connection": "(\d+)"', "".join(answers)))) == 1
+
+
+def test_users_come_in_over_tls_and_http2_and_are_sent_there() -> None:
+    doors = Doors()
+    context = ssl.create_default_context(cadata=AUTHORITY.cert_pem.bytes().decode())
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    with routed(*shown(TLS), change=doors.put):
+        connection = http.client.HTTPConnection("127.0.0.1", doors.http, timeout=10)
+        connection.request("GET", "/page", headers={"host": "www.example.com"})
+        answer = connection.getresponse()
+        assert (answer.status, answer.headers["location"]) == (301, "https://www.example.com/page")
+        connection.close()
+        plain = socket.create_connection(("::1", doors.https), timeout=10)
+        with context.wrap_socket(plain, server_hostname="www.example.com") as secured:
+            assert secured.selected_alpn_protocol() == "h2"
+
+
+UPLOADS = "Can users upload large files?"
+
+
+@pytest.mark.parametrize(("lines", "status"), [(False, 504), (True, 200)])
+def test_an_upload_arrives_whole_and_may_take_long_to_be_done(*, lines: bool, status: int) -> None:
+    with routed(*shown(UPLOADS) * lines, change=short) as running:
+        answer, said = running.ask("/upload", bytes(5_000_000), x_work="2")
+        assert answer.status == status
+        assert said.get("size") == (5_000_000 if lines else None)
+
+
+def test_an_upload_that_is_too_large_is_refused_before_it_comes() -> None:
+    with routed(*shown(UPLOADS)) as running:
+        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=10)
+        connection.putrequest("POST", "/upload")
+        connection.putheader("content-length", "100000001")
+        connection.endheaders()
+        assert connection.getresponse().status == 413
+        connection.close()
+
+
+def test_users_come_in_over_ipv6_and_ipv4() -> None:
+    with routed(
+        *shown("How do users come in over IPv6?"), change=lambda text: text.replace(":::8080", ":::${PORT}")
+    ) as running:
+        for host in ("::1", "127.0.0.1"):
+            assert running.ask(host=host)[1]["region"] == "eu.demo"
+
+
+@pytest.mark.parametrize(
+    ("location", "goes_to"),
+    [
+        ("https://eu.demo/there?q=1", "/there?q=1"),
+        ("http://eu.demo/", "/"),
+        ("https://eu.demo.example.com/", "https://eu.demo.example.com/"),
+        ("https://www.example.com/https://eu.demo/", "https://www.example.com/https://eu.demo/"),
+        ("/there", "/there"),
+    ],
+)
+def test_a_redirect_to_the_region_is_one_to_the_router(location: str, goes_to: str) -> None:
+    with routed(*shown("Why are users redirected to a region?")) as running:
+        cookie = "id=1; Path=/; Domain=eu.demo; Secure"
+        answer, said = running.ask(x_location=location, x_set_cookie=cookie)
+        assert answer.headers["location"] == goes_to
+        assert answer.headers["set-cookie"] == "id=1; Path=/; Secure"
+        assert said["host"] == "eu.demo"
+
+
+def test_nobody_sees_where_the_regions_are() -> None:
+    with routed() as running:
+        assert running.ask()[0].headers["upstream"] == "eu.demo"
+    with routed(*shown("Who sees where my regions are?")) as running:
+        assert running.ask()[0].headers["upstream"] is None
+
+
+SEVERAL = "Can there be several HAProxys?"
+
+
+def test_an_edge_says_whether_it_is_well() -> None:
+    with routed(shown(SEVERAL)[0]) as running:
+        assert running.ask("/edge-is-well")[0].status == 200
+        running.tell(*(f"set server upstream/{name} health down" for name in NAMES))
+        assert running.ask("/edge-is-well")[0].status == 503
+        assert running.ask()[1]["region"] in NAMES  # and it tries all the same
+
+
+@pytest.mark.root("give this machine another address")
+def test_haproxy_listens_at_an_address_that_it_has_later() -> None:
+    with own_network(ipv6=False), routed(shown(SEVERAL)[1]):
+        with pytest.raises(OSError, match="unreachable"):
+            socket.create_connection(("192.0.2.10", 8080))
+        subprocess.run(["ip", "address", "add", "192.0.2.10/32", "dev", "lo"], check=True)
+        connection = http.client.HTTPConnection("192.0.2.10", 8080, timeout=10)
+        connection.request("GET", "/")
+        assert connection.getresponse().status == 200
+        connection.close()
+
+
+def test_over_tcp_a_connection_stays_where_it_is_and_may_be_silent() -> None:
+    with routed(change=short, http=False) as running:
+        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=10)
+        for pause in (0, 2):
+            time.sleep(pause)
+            connection.request("GET", "/")
+            assert json.loads(connection.getresponse().read())["region"] == "eu.demo"
+            running.lead("us.demo")
+        connection.close()
+        assert running.region() == "us.demo"
+
+
+@contextlib.contextmanager
+def behind_proxy_protocol() -> Iterator[dict[str, int]]:
+    """Regions that want the PROXY protocol, and tell the application whom it names."""
+    with applications() as ports, in_front_of(ports, "accept-proxy", "http-request set-header X-User %[src]") as fronts:
+        yield fronts
+
+
+def test_regions_see_a_user_s_address_by_the_proxy_protocol() -> None:
+    piece = shown("Does it do TCP?")[0]
+    with routed(piece, http=False, beside=True, regions=behind_proxy_protocol, interval="200ms") as running:
+        wait_until(
+            lambda: {each.check for each in running.servers() if each.backend == "upstream"} == {"L6OK"},
+            10,
+            "both are checked",
+        )
+        connection = http.client.HTTPConnection("127.0.0.1", running.port, source_address=("127.0.0.2", 0), timeout=10)
+        connection.request("GET", "/")
+        assert json.loads(connection.getresponse().read())["x-user"] == "127.0.0.2"
+        connection.close()
