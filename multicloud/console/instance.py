@@ -112,7 +112,8 @@ def ask(api: RuntimeAPI) -> Instance:
     info = dict(line.split(": ", 1) for line in api.ask("show info").splitlines() if ": " in line)
     with api.expecting("version and process"):
         version, pid = info["Version"], digits(info["Pid"])
-    algorithms, uses = {}, {}
+    algorithms: dict[str, str] = {}
+    uses = {}
     with api.expecting("statistics"):
         for row in runtime.rows(api.lines("show stat -1 6 -1"), ",", USE_COLUMNS):
             algorithms |= {row["pxname"]: row["algo"]} if row["algo"] else {}

@@ -82,6 +82,31 @@ def test_a_socket_that_is_not_there_is_a_problem_beside_what_the_configuration_s
     assert lines[-1] == "unknown not looked at until that is mended: the running HAProxy"
 
 
+def test_the_socket_that_the_configuration_has_is_named_and_then_answers() -> None:
+    with small() as router:
+        path, conf = router.directory / "haproxy.cfg", router.directory / "multicloud.conf"
+        conf.write_text("socket = /none.sock\n")
+        elsewhere = {"MULTICLOUD_CONF": str(conf), "MULTICLOUD_TIMES": router.settings["MULTICLOUD_TIMES"]}
+        path.write_text(
+            path.read_text().replace("${MULTICLOUD_SOCKET-/var/run/haproxy.sock}", router.settings["MULTICLOUD_SOCKET"])
+        )
+        cure = f"socket = {router.settings['MULTICLOUD_SOCKET']}"
+        assert look(elsewhere, path)[0][0].endswith(f"has its socket elsewhere: write `{cure}` into {conf}")
+        line = look({**elsewhere, "MULTICLOUD_SOCKET": "/none.sock"}, path)[0][0]
+        assert line.endswith(f"elsewhere: set MULTICLOUD_SOCKET={router.settings['MULTICLOUD_SOCKET']}")
+        conf.write_text(f"{cure}\n")
+        assert "answers at" in str(look(elsewhere, path)[1])
+
+
+def test_numpy_that_cannot_be_loaded_is_a_problem_that_hides_the_rest(tmp_path: Path) -> None:
+    (tmp_path / "numpy.py").write_text("raise RuntimeError('NumPy was built for (X86_V2).')")
+    done = run("doctor", environ={"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 1
+    assert done.stdout.startswith(
+        "problem numpy cannot be loaded: NumPy was built for (X86_V2).; with pip, install another"
+    )
+
+
 CONFIGURATIONS = [
     # what it should be; what is wrong there; what doctor says, and to do
     ("    external-check\n", "", "`external-check` is missing in `global`", "write it there"),
