@@ -16,7 +16,6 @@ from multicloud import check, probe, settings
 from multicloud.console import parser
 from multicloud.console.check import describe
 from multicloud.console.doctor.case import ok, problem, some, unknown
-from multicloud.console.instance import PASSED
 from multicloud.light import UsageError
 from multicloud.runtime import MAINT
 
@@ -54,56 +53,47 @@ class Terms(NamedTuple):
     name: str | None
 
 
+UNSEEN = unknown("certificates that could not be had in time from here were not verified: {names}")
+MOVING = unknown(
+    "the certificate of {names} must be for a name that depends on the request, which is its Host where the line has "
+    "no `sni` (from HAProxy 3.3 on): write `sni str(…)`, or `no-sni-auto`"
+)
+ACCEPTED = ok("HAProxy accepts the certificates of {names} by what their lines say")
+
+
 def look(case: Case) -> Iterator[Finding]:
-    """A line for each thing that is wrong with the certificates that HAProxy sees, with all servers that have it."""
+    """A line for each thing that HAProxy may find in certificates, with all servers that have it."""
     alike: dict[tuple[str, str, Terms], list[Server]] = {}  # one handshake does for all backends
     for server, terms in terms_of_lines(case).values():
         alike.setdefault((server.address, server.port, terms), []).append(server)
-    checked = {(server.address, server.port): server for server in case.checked}
     deadline = time.monotonic() + TIME_FOR_ALL
-    wrong: dict[str, list[str]] = {}
-    accepted: list[str] = []
-    unseen: list[str] = []
-    moving: list[str] = []
-    for (address, port, terms), servers in alike.items():
-        names = ["/".join(server.key) for server in servers]
+    findings: dict[Finding, list[str]] = {}
+    for (*_, terms), servers in alike.items():
         said = refusal(servers[0], terms, deadline - time.monotonic())
+        finding = UNSEEN if said is None else MOVING if terms.verify and terms.name == "" else ACCEPTED
         if said:
-            text = _what_to_do(said, servers[0], terms, checked.get((address, port)), case)
-            wrong.setdefault(text, []).extend(names)
-        else:
-            (unseen if said is None else moving if terms.verify and terms.name == "" else accepted).extend(names)
-    for text, names in wrong.items():
-        yield problem(f"HAProxy does not accept the certificate of {some(names)} {text}")
-    if unseen:
-        yield unknown(f"certificates that could not be had in time from here were not verified: {some(unseen)}")
-    if moving:
-        yield unknown(
-            f"the certificate of {some(moving)} must be for a name that depends on the request, which is its Host "
-            "where the line has no `sni` (from HAProxy 3.3 on): write `sni str(…)`, or `no-sni-auto`"
-        )
-    if accepted and not wrong:
-        yield ok(f"HAProxy accepts the certificates of {len(accepted)} servers by what their lines say")
+            cure = cure_of_line(said, servers[0], terms, case)
+            text = f"({said}), so each request to it is a 503, although its check passes: {cure}"
+            finding = problem(f"HAProxy does not accept the certificate of {{names}} {text}")
+        findings.setdefault(finding, []).extend("/".join(server.key) for server in servers)
+    for finding, names in findings.items():
+        yield finding._replace(text=finding.text.replace("{names}", some(names)))
 
 
-def _what_to_do(said: str, server: Server, terms: Terms, measured: Server | None, case: Case) -> str:
-    """Why a line refuses a certificate, and the cure; `measured` is the server whose check is for the same place."""
-    passes = measured is not None and measured.check == PASSED
-    why = f"({said}), so each request to it is a 503{', although its check passes' * passes}"
+def cure_of_line(said: str, server: Server, terms: Terms, case: Case) -> str:
+    """What to write on a line that refuses a certificate: what the check of that place accepts, as far as it does."""
     if said.startswith(EXPIRED):
-        return f"{why}: {renewal(server, terms.ca_file) or 'renew it'}"
-    own = _terms_of_check(measured, case.sources) if measured else None
+        return renewal(server, terms.ca_file) or "renew it"
+    place = server.address, server.port
+    own = next(
+        (_terms_of_check(each, case.sources) for each in case.checked if (each.address, each.port) == place), None
+    )
     knows = own if own and own.verify and refusal(server, own) == "" else None
     if not said.startswith(MISMATCH):
         authority = f"`ca-file {knows.ca_file or SYSTEM}`" if knows else "a `ca-file` that has its authority"
-        return f"{why}: write {authority} in place of `ca-file {terms.ca_file or SYSTEM}` on its `server` line"
+        return f"write {authority} in place of `ca-file {terms.ca_file or SYSTEM}` on its `server` line"
     name = (knows and knows.name) or name_in(server, terms.ca_file)
-    cure = f"write {f'`sni str({name})`' if name else '`sni` with a name that it is for'} on its `server` line"
-    if measured and not passes and name:  # the check does not use that line
-        members = [each for each in case.checked if each.backend == measured.backend]
-        alike = all(each.check != PASSED and name_in(each, terms.ca_file) == name for each in members)
-        cure += f", and set `host = {name}` in {place_of(measured, case.sources, alike=alike)} of {case.sources.path}"
-    return f"{why}: {cure}"
+    return f"write {f'`sni str({name})`' if name else '`sni` with a name that it is for'} on its `server` line"
 
 
 def refusal(server: Server, terms: Terms, seconds: float = TIMEOUT) -> str | None:

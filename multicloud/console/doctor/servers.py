@@ -172,13 +172,15 @@ def checks(case: Case) -> Iterator[Finding]:
     if checked and all(server.check == PASSED for server in checked):
         yield ok(f"the checks of all {len(checked)} servers pass")
     yield from _other_ways(checked, case)
-    own = case.instance.own_checked(case.values.backends)
+    own, lines = case.instance.own_checked(case.values.backends), certificates.terms_of_lines(case)
     for server in own:
         if server.check in haproxy_checks.FAILED_STATUSES and server.state != MAINT:
             code = f" {server.code}" if server.code not in ("", "0") else ""
             remedy = next(text for start, text in OWN_REMEDIES if server.check.startswith(start))
-            renew = certificates.renewal(server, "") if server.check == "L6RSP" else ""
-            yield problem(f"HAProxy's check of {'/'.join(server.key)} fails ({server.check}{code}): {renew or remedy}")
+            _, terms = lines.get(server.key, (server, None)) if server.check == "L6RSP" else (server, None)
+            if terms and (said := certificates.refusal(server, terms)):
+                remedy = f"{said}: {certificates.cure_of_line(said, server, terms, case)}"
+            yield problem(f"HAProxy's check of {'/'.join(server.key)} fails ({server.check}{code}): {remedy}")
     if own and all(server.check in haproxy_checks.PASSED_STATUSES for server in own):
         yield ok(f"HAProxy's own checks of all {len(own)} servers pass")
     if agents := ["/".join(server.key) for server in checked + own if server.agent]:
