@@ -38,7 +38,7 @@ QUOTED = re.compile(
 """A part of a line outside of double quotes, and between them."""
 
 LINE_ENDS = {"n": "\n", "r": "\r", "t": "\t"}
-CONDITION = re.compile(r"(!*)\s*(?:(version_atleast|version_before|defined)\(\s*([^()\s]*)\s*\)|(-?\d*))")
+CONDITION = re.compile(r"(!*)\s*(?:(version_atleast|version_before|defined)\(\s*([^()\s]*)\s*\)|(-?\d{0,9}))")
 
 OWN = "HAPROXY_"
 """So begin the variables that HAProxy sets itself, some of them after it has read its configuration."""
@@ -187,8 +187,8 @@ def holds(condition: str, environ: Mapping[str, str], version: str | None) -> bo
 def order(version: str) -> tuple[int, ...]:
     """What orders versions as HAProxy does: 3.5-dev5 comes before 3.5, and 2.8.25-1 is 2.8.25."""
     numbers, _, tag = version.partition("-")
-    digits = [*map(int, re.findall(r"\d+", numbers)), 0, 0, 0, 0][:4]
-    match = re.match(r"(dev|rc|pre)(\d*)", tag)
+    digits = [*map(int, re.findall(r"\d{1,9}", numbers)), 0, 0, 0, 0][:4]
+    match = re.match(r"(dev|rc|pre)(\d{0,9})", tag)
     return (*digits, *((TAGS[match[1]], int(match[2] or 0)) if match else (RELEASED, 0)))
 
 
@@ -254,7 +254,7 @@ def options(section: Section) -> dict[str, list[str]]:
             default = default + words
         elif kind == "server" and words:
             by_name[words[0]] = default + words[2:]
-        elif kind == "server-template" and (numbers := re.fullmatch(r"(?:(\d+)-)?(\d+)", "".join(words[1:2]))):
+        elif kind == "server-template" and (numbers := re.fullmatch(r"(?:(\d{1,5})-)?(\d{1,5})", "".join(words[1:2]))):
             for number in range(int(numbers[1] or 1), int(numbers[2]) + 1):
                 by_name[f"{words[0]}{number}"] = default + words[3:]
     return by_name

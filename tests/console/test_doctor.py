@@ -66,6 +66,7 @@ def test_all_is_well_with_the_shipped_configuration() -> None:
             "user nobody group nogroup mode 660",
         ),
         (GOOD.replace("global\n", "global\n    user no-such-user\n"), "mode 600"),
+        (GOOD.replace("global\n", "global\n    user \u00b2\n"), "mode 600"),
     ],
 )
 def test_a_socket_that_is_not_there_is_a_problem_beside_what_the_configuration_shows(
@@ -212,7 +213,9 @@ def test_what_is_asked_later_is_not_told_beside_a_cause() -> None:
         told(router, "`balance static-rr` is static")
         rewrite(router, lambda text: text.replace("static-rr", "roundrobin"))
         wait_until(lambda: "upstream/eu fails with exit code 1" in " ".join(examine(router)[0]), 10, "the checks fail")
-        assert examine(router)[1][-1].endswith("mended: samples, weights, long connections, and whom HAProxy runs as")
+        assert examine(router)[1][-1].endswith(
+            "mended: certificates, samples, weights, long connections, and whom HAProxy runs as"
+        )
 
 
 def test_without_the_configuration_haproxy_tells_its_algorithm() -> None:

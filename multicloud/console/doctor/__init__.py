@@ -106,8 +106,7 @@ GROUPS = (
     ("host names", servers.names),
     ("checks", servers.checks),
     ("certificates", certificates.look),
-    ("samples", servers.samples),
-    ("weights", servers.weights),
+    ("samples, weights", servers.measured),
     ("long connections, and whom HAProxy runs as", running.exposure),
 )
 AWAY = SETTINGS, ("the socket", running.away), ("the running HAProxy", lambda _: ())

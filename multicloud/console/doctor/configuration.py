@@ -140,9 +140,9 @@ def routed(case: Case) -> dict[str, Section | None]:
     """The backends that are measured, and their sections in the configuration, as far as it is known."""
     measured = case.checked + case.instance.own_checked(case.values.backends)
     sections: dict[str, Section | None] = dict.fromkeys(server.backend for server in measured)
+    checked = {each.name for each in checked_sections(case) if list(parser.options(each)) != [REWEIGH_SERVER]}
     for each in case.configuration.proxies() if case.configuration else ():
-        ours = each in checked_sections(case) and list(parser.options(each)) != [REWEIGH_SERVER]
-        if ours or each.name in sections or each.name in case.values.backends:
+        if each.name in checked or each.name in sections or each.name in case.values.backends:
             sections[each.name] = each
     return sections
 
@@ -206,15 +206,16 @@ def _hasty(section: Section) -> Iterator[Finding]:
             )
 
 
-def user_in(configuration: Configuration) -> User | None:
-    """The user that `global` names, or the one who asks."""
-    section = configuration.global_section()
-    name = section.first_word("user") or section.first_word("uid") or str(os.geteuid())
+def user_in(configuration: Configuration | None, otherwise: str) -> User | None:
+    """The user that `global` names, or else another one; None where there is no such user."""
+    section = configuration.global_section() if configuration else parser.Section("global", "", [])
+    name = section.first_word("user") or section.first_word("uid") or otherwise
     return user_named(name, section.first_word("group") or section.first_word("gid"))
 
 
-def programs(case: Case, user: User | None) -> Iterator[Finding]:
-    """Whether the user can execute the commands of the external checks."""
+def programs(case: Case) -> Iterator[Finding]:
+    """Whether HAProxy's user can execute the commands of the external checks."""
+    user = case.user or user_in(case.configuration, str(os.geteuid()))
     for section in checked_sections(case):
         command, path = (section.first_word("external-check", word) for word in ("command", "path"))
         program = _program(section)

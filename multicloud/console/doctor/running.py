@@ -10,15 +10,7 @@ from typing import TYPE_CHECKING
 from multicloud import settings
 from multicloud.console.doctor import configuration, routes
 from multicloud.console.doctor.case import can, ok, problem, unknown
-from multicloud.console.instance import (
-    EXTERNAL,
-    cannot_append,
-    group_name,
-    let_in,
-    may,
-    soft_limit_of_files,
-    user_named,
-)
+from multicloud.console.instance import EXTERNAL, cannot_append, group_name, let_in, may, soft_limit_of_files
 from multicloud.light import reason
 
 if TYPE_CHECKING:
@@ -26,7 +18,7 @@ if TYPE_CHECKING:
 
     from multicloud.console.doctor.case import Case, Finding
     from multicloud.console.instance import User
-    from multicloud.settings import Setting, Sources
+    from multicloud.settings import Sources
 
 UNCONFINED = ("", "unconfined", "kernel")
 """What the kernel says of a process that no profile of SELinux or AppArmor confines."""
@@ -41,31 +33,27 @@ def away(case: Case) -> Iterator[Finding]:
     """That no HAProxy answers, and what its configuration shows, which may be why."""
     address, there = case.values.socket, _sockets(case)
     if case.away.startswith(address) and (who := let_in(address)):
-        yield problem(f"{case.away} Run this {who}")
+        cure = f"Run this {who}"
     elif there and address not in there:
-        yield problem(
-            f"{case.away} HAProxy's configuration has its socket elsewhere: "
-            f"{_set(settings.SOCKET, there[0], case)}{', and start HAProxy' * (not os.path.lexists(there[0]))}"
+        by_hand = case.sources.where(settings.SOCKET) == settings.SOCKET.variable
+        name = (
+            f"set MULTICLOUD_SOCKET={there[0]}" if by_hand else f"write `socket = {there[0]}` into {case.sources.path}"
         )
+        start = "" if os.path.lexists(there[0]) else ", and start HAProxy"
+        cure = f"HAProxy's configuration has its socket elsewhere: {name}{start}"
     else:
-        yield problem(
-            f"{case.away} Put `stats socket {address}{_owner(case)} level admin` into `global`, start HAProxy, or name "
-            "its socket in MULTICLOUD_SOCKET"
-        )
+        user = configuration.user_in(case.configuration, "haproxy")
+        owner = "" if "/" not in address else f" {_let(user)}" if user else " mode 600"
+        words = f"`stats socket {address}{owner} level admin`"
+        cure = f"Put {words} into `global`, start HAProxy, or name its socket in MULTICLOUD_SOCKET"
+    yield problem(f"{case.away} {cure}")
     if case.configuration:
-        yield from configuration.programs(case, configuration.user_in(case.configuration))
+        yield from configuration.programs(case)
         section = case.configuration.global_section()
         if not any(line[at : at + 2] == ["level", "admin"] for line in section.lines for at in range(len(line))):
             yield problem("no `stats socket … level admin` in `global`: a reweigh cannot set weights")
     yield from configuration.look(case)
     yield from routes.tunnels(configuration.routed(case))
-
-
-def _set(setting: Setting, value: str, case: Case) -> str:
-    """What to do so that a setting has this value."""
-    if case.sources.where(setting) == setting.variable:
-        return f"set {setting.variable}={value}"
-    return f"write `{setting.name} = {value}` into {case.sources.path}"
 
 
 def _sockets(case: Case) -> list[str]:
@@ -75,15 +63,8 @@ def _sockets(case: Case) -> list[str]:
     return [line[2].removeprefix("unix@") for line in sorted(sockets, key=lambda line: "admin" not in line)]
 
 
-def _owner(case: Case) -> str:
-    """Words of a `stats socket` line with which HAProxy's user, who runs the reweigh, can open the socket."""
-    section = case.configuration.global_section() if case.configuration else None
-    named = (section.first_word("user"), section.first_word("group")) if section else ("", "")
-    user = user_named(named[0] or "haproxy", named[1])
-    return "" if "/" not in case.values.socket else f" {_let(user)}" if user else " mode 600"
-
-
 def _let(user: User) -> str:
+    """Words of a `stats socket` line with which the user, who runs the reweigh, can open the socket."""
     return f"user {user.name}{f' group {name}' if (name := group_name(user.gid)) else ''} mode 660"
 
 
@@ -116,8 +97,7 @@ def permissions(case: Case) -> Iterator[Finding]:
         if case.sources.path != os.devnull and os.path.exists(case.sources.path):
             yield from _settings_file(case.sources, case.user)
         yield from _sample_file(case.values.times, case.user)
-    if case.configuration:
-        yield from configuration.programs(case, case.user or configuration.user_in(case.configuration))
+    yield from configuration.programs(case)
 
 
 def _surroundings(pid: int, directory: str) -> Iterator[Finding]:
@@ -128,9 +108,7 @@ def _surroundings(pid: int, directory: str) -> Iterator[Finding]:
         yield unknown("only root sees whether HAProxy runs in a chroot")
         return
     if root != "/":
-        yield problem(
-            f"HAProxy runs in the chroot {root}, where it finds no checks: {configuration.REMOVE_CHROOT}",
-        )
+        yield problem(f"HAProxy runs in the chroot {root}, where it finds no checks: {configuration.REMOVE_CHROOT}")
         return
     try:
         same = os.path.samestat(os.stat(directory), os.stat(f"/proc/{pid}/root{directory}"))

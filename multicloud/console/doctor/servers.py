@@ -119,23 +119,23 @@ def _name_servers(case: Case, hosts: list[str], *, some_lost: bool) -> Iterator[
     keeps = f"HAProxy keeps the last addresses of {', '.join(hosts)}, as far as it had one"
     for old, new in zip(before, after, strict=True):
         grown = {kind: count - old.counters.get(kind, 0) for kind, count in new.counters.items()}
+        server = f"the name server {new.name}"
         if old.unanswered > 0 and 0 < grown["sent"] == new.unanswered - old.unanswered:
-            yield problem(f"the name server {new.name} does not answer HAProxy: {keeps}, until it does: let it answer")
+            yield problem(f"{server} does not answer HAProxy: {keeps}, until it does: let it answer")
         elif grown.get("truncated"):
             yield problem(
-                f"the name server {new.name} cuts its answers ({new.counters['truncated']} truncated), and HAProxy "
-                "takes none of those: write `accepted_payload_size 8192` into `resolvers`"
+                f"{server} cuts its answers ({new.counters['truncated']} truncated), and HAProxy takes none of those: "
+                "write `accepted_payload_size 8192` into `resolvers`"
             )
         elif grown.get("refused"):
-            yield problem(f"the name server {new.name} refuses to answer HAProxy: {keeps}: let it answer this machine")
+            yield problem(f"{server} refuses to answer HAProxy: {keeps}: let it answer this machine")
         elif grown.get("nx"):
             unknown_to.append(new.name)
     if unknown_to and len(unknown_to) == len(after) and not some_lost:
-        cure = (
-            _whole_name(hosts)
-            or "Of which one, HAProxy does not tell: is each of them in DNS, and not in /etc/hosts alone?"
+        cure = "Of which one, HAProxy does not tell: is each of them in DNS, and not in /etc/hosts alone?"
+        yield problem(
+            f"a name does not resolve any more, say {' and '.join(unknown_to)}: {keeps}. {_whole_name(hosts) or cure}"
         )
-        yield problem(f"a name does not resolve any more, say {' and '.join(unknown_to)}: {keeps}. {cure}")
 
 
 def _whole_name(hosts: Iterable[str]) -> str:
@@ -264,45 +264,31 @@ def _by_hand(server: Server, user: User | None) -> str:
     return f"`runuser -u {user.name if user else 'haproxy'} -- env {variables} multicloud check`"
 
 
-def _seen(case: Case) -> problems.Seen:
-    """Raises SampleFileError."""
+def measured(case: Case) -> Iterator[Finding]:
+    """Whether the sample file has what it should; if so, whether somebody sets the weights, and the right ones."""
     newest = reweigh.longest_window(case.sources) + problems.LOOK_BACK
-    samples = history.read(case.values.times, newest)
-    return problems.Seen(case.instance, samples, case.sources, time.time(), case.foreign)
-
-
-def samples(case: Case) -> Iterator[Finding]:
-    """Whether the sample file can be read, and has what it should."""
     try:
-        seen = _seen(case)
+        samples = history.read(case.values.times, newest)
     except samplefile.SampleFileError as error:
         yours = "permission denied" in str(error) and os.geteuid() != 0
         yield problem(f"{error}: {'run this as root' if yours else 'remove it, or name another in MULTICLOUD_TIMES'}")
         return
+    seen = problems.Seen(case.instance, samples, case.sources, time.time(), case.foreign)
     lines = [*problems.nobody_records(seen), *problems.samples_missing(seen), *problems.foreign_lines(seen)]
     passing = any(server.check == PASSED for server in case.checked)
     if passing and not lines and not seen.has_samples(case.instance.servers):
-        yield problem(
+        lines = [
             f"{seen.times} has no samples of a server that HAProxy knows: do its servers have "
             "`option external-check` with multicloud-check, and does that write to the same file?"
-        )
-    yield from map(problem, lines)
-
-
-def weights(case: Case) -> Iterator[Finding]:
-    """Whether somebody sets the weights, and whether they are what they should be."""
-    try:
-        seen = _seen(case)
-    except samplefile.SampleFileError as error:  # since a moment ago
-        yield problem(str(error))
-        return
-    stopped = problems.reweigh_stopped(seen)
-    lines = stopped + problems.cannot_serve(seen) + ([] if stopped else problems.weights_not_set(seen))
+        ]
+    if not lines:
+        stopped = problems.reweigh_stopped(seen)
+        lines = stopped + problems.cannot_serve(seen) + ([] if stopped else problems.weights_not_set(seen))
     yield from map(problem, lines)
     yield from map(unknown, problems.notes(seen))
-    measured = sum(server.key in seen.samples.series for server in case.instance.servers)
-    if measured and not lines:
-        yield ok(f"{measured} servers are measured, and have the weights that they should have")
+    count = sum(server.key in samples.series for server in case.instance.servers)
+    if count and not lines:
+        yield ok(f"{count} servers are measured, and have the weights that they should have")
     if not case.values.backends and not any(server.name == REWEIGH_SERVER for server in case.instance.servers):
         yield unknown(
             f"no server is named {REWEIGH_SERVER}, so it is not known whether a reweigh runs: see the backend "
