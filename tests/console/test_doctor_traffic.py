@@ -49,7 +49,7 @@ def test_what_keeps_users_with_a_server_is_told_until_it_is_gone(line: str, word
     with small(text) as router:
         told_of = one(examine(router)[1], f"upstream: {what} keeps users with their server, also one of weight 0")
         assert told_of.startswith("unknown ")
-        assert told_of.endswith("to have them follow the weights, remove it")
+        assert "to have them follow the weights, remove it, or let it end: " in told_of
         rewrite(router, lambda _: GOOD)
         assert "keeps users" not in str(examine(router)[1])
 

@@ -22,6 +22,9 @@ TUNNEL = "1h"
 FIRST = "upstream"
 """The backend whose `choice` and `last-resort` bear no name; those of another one begin with its name."""
 
+STICKY = {"cookie": "`maxidle 10m maxlife 1h`", "stick": "`expire 10m` of its table"}
+"""What keeps users with a server whatever its weight is, and what lets them go in time."""
+
 ONCE_ONLY = ("frontend", "backend", "listen", "defaults", "resolvers")
 """The sections of which each name stands once."""
 
@@ -69,7 +72,7 @@ def _sticky(case: Case, routed: Mapping[str, Section | None]) -> Iterator[Findin
         for word in ["cookie"] * bool(use and use.cookie) + ["stick"] * stick:
             yield unknown(
                 f"{backend}: `{word}` keeps users with their server, also one of weight 0, so it is not known how many "
-                "go where the weights say; to have them follow the weights, remove it"
+                f"go where the weights say; to have them follow the weights, remove it, or let it end: {STICKY[word]}"
             )
 
 
