@@ -141,6 +141,18 @@ def loads(servers: Iterable[Server]) -> dict[Key, Load]:
     return users
 
 
+def full(
+    servers: Iterable[Server], samples: Mapping[Key, Sequence[Sample]], users: Mapping[Key, Load], now: float
+) -> list[Server]:
+    """Those of the servers that are used and have a line, by the requests in flight or by all of the newest samples."""
+    views = _views(servers, samples, users, now)
+    return [
+        server
+        for server, view in views.items()
+        if view.load.expected(view.usual) > USED and (view.line() or all(map(view.is_slow, view.samples[:RECENT])))
+    ]
+
+
 def share(
     decisions: Sequence[Decision],
     *,
