@@ -117,7 +117,8 @@ def running(sources: Sources) -> list[str]:
 def outdated(path: str, here: Sequence[str], sources: Sources) -> str:
     """The command that wrote a file with --output, if it would write something else now; "" for any other file.
 
-    `here` are the files beside it where no HAProxy tells. Raises UsageError where the command is refused by now.
+    Lines that were added to the file, other than servers, are its owner's. `here` are the files beside it where no
+    HAProxy tells. Raises UsageError where the command is refused by now.
     """
     try:
         text = Path(path).read_text(errors="replace")
@@ -129,7 +130,9 @@ def outdated(path: str, here: Sequence[str], sources: Sources) -> str:
     if context is None or not context.params["output"]:
         return ""
     now, _ = write(command, sources, _with_others(Wanted(**context.params), sources, here))
-    return "" if now == text else command
+    lines = iter(text.splitlines())
+    same = all(line in lines for line in now.splitlines()) and now.count("\n    server ") == text.count("\n    server ")
+    return "" if same else command
 
 
 def replace(output: str, text: str, others: Sequence[str]) -> None:

@@ -115,8 +115,8 @@ def test_a_second_application_has_its_own_tls_and_its_own_names(tmp_path: Path, 
     path = tmp_path / "two.cfg"
     path.write_text(text)
     sections = {section.name: section for section in parser.read([str(path)], {}).proxies()}
-    assert parser.servers(sections["app"])["eu"]["sni"] == "str(www.example.com)"
-    assert parser.servers(sections["api"])["eu"]["sni"] == "srv_name"
+    assert parser.value(parser.options(sections["app"])["eu"], "sni") == "str(www.example.com)"
+    assert parser.value(parser.options(sections["api"])["eu"], "sni") == "srv_name"
 
 
 def test_the_first_line_is_the_command_that_writes_the_same_again() -> None:
@@ -173,13 +173,13 @@ def test_all_applications_of_the_settings_file_are_written(
     own = debian(tmp_path, chroot="--beside" in options) if "--blocks" in options else ""
     assert_valid(haproxy, own + done.stdout, tmp_path)
     sections = {section.name: section for section in parser.read([str(tmp_path / "haproxy.cfg")], {}).sections}
-    app, api, db = (parser.servers(sections[name]) for name in ("app", "api", "db"))
-    assert {name: words["verify"] for name, words in app.items()} == {
+    app, api, db = (parser.options(sections[name]) for name in ("app", "api", "db"))
+    assert {name: parser.value(words, "verify") for name, words in app.items()} == {
         "eu.example.com": "required",
         "us.example.com": "none",
     }
-    assert {words["sni"] for words in api.values()} == {"str(www.example.com)"}
-    assert db["eu"]["verify"] == "none"
+    assert {parser.value(words, "sni") for words in api.values()} == {"str(www.example.com)"}
+    assert parser.value(db["eu"], "verify") == "none"
     assert sections["db"].last("mode") == ["tcp"]
     assert sections["app-router"].last("bind") == ["127.0.0.1:8080", "name", "site"]
     assert "api-router" not in sections
