@@ -199,7 +199,7 @@ def test_without_a_frontend_its_lines_stand_in_a_comment_each_with_the_applicati
 def test_the_lines_for_a_frontend_of_ones_own_take_no_other_requests() -> None:
     def with_own_frontend(text: str) -> str:
         """The lines stand where the comment says: below another `use_backend`."""
-        places = re.findall(r"^    server (\S+\.demo) (127\.0\.0\.1):(\d+)$", text, re.MULTILINE)
+        places = re.findall(r"^    server (\S+\.demo) (127\.0\.0\.1):(\d+)", text, re.MULTILINE)
         plan = Plan([Server(name, at, int(port)) for name, at, port in places[:1]], here(), bind="none")
         written = configuration(plan)
         lines = [line[2:] for line in written.splitlines() if line.startswith("#     ")]
