@@ -24,7 +24,7 @@ import trustme
 from multicloud import haproxy_cfg, installed, runtime, settings
 from multicloud.console import config
 from multicloud.demo.router import haproxy_binary
-from multicloud.plan import Plan, Server
+from multicloud.plan import RELAYED, Plan, Server
 from tests import command, haproxy
 from tests.edge import Router, listen_anywhere, wait_until
 from tests.names import own_network
@@ -85,7 +85,7 @@ defaults
 
 
 VERSION = installed.haproxy_version({"HAPROXY_BINARY": haproxy_binary()})
-before_the_relay = pytest.mark.skipif(VERSION >= haproxy_cfg.RELAYED, reason="with a relay, these lines go elsewhere")
+before_the_relay = pytest.mark.skipif(VERSION >= RELAYED, reason="with a relay, these lines go elsewhere")
 
 
 class Application(http.server.BaseHTTPRequestHandler):
