@@ -26,13 +26,8 @@ if TYPE_CHECKING:
     Row = Mapping[str, str]
 
 UP, DOWN, MAINT, DRAIN = "UP", "DOWN", "MAINT", "DRAIN"
-
-TIMEOUT = 1.5
-"""Seconds for all that is said over one connection: less than HAProxy gives the check that this is."""
-
-PROMPT = b"> "
-"""What stands at the begin of a line behind an answer."""
-
+TIMEOUT = 1.5  # seconds for all that is said over one connection: less than HAProxy gives the check that this is
+PROMPT = b"> "  # what stands at the begin of a line behind an answer
 MAINT_BITS = 0x01 | 0x02  # forced, inherited; 0x04, configured, stays where an operator has ended it
 INHERITED_BIT = 0x02
 UNRESOLVED_BIT = 0x20
