@@ -40,7 +40,8 @@ STATE_COLUMNS = (
 )
 STAT_COLUMNS = (
     *("pxname", "svname", "tracked", "lastchg", "check_status", "check_code", "check_duration", "mode"),
-    *("chkfail", "hanafail", "check_health", "check_rise", "last_chk", "agent_status", "scur", "rate", "ttime", "bck"),
+    *("chkfail", "hanafail", "check_health", "check_rise", "last_chk", "agent_status", "scur", "rate"),
+    *("ttime", "rtime", "bck"),
 )
 ABSTRACT = "abns@"
 """How the name of an abstract UNIX socket begins, which HAProxy fills up with zeros to SUN_PATH bytes (unix(7))."""
@@ -66,8 +67,8 @@ class Server:
     - `check` is the status of the last check, "" without one, `code` its exit code or HTTP status, `check_seconds` its
       duration and `last_chk` its words, "" where they are quoted or the next check is under way, as `check_running`
       says. `fingerprint` has what may differ from one check to the next: status, duration and health.
-    - `in_flight` are the requests that it has now, `rate` how many came in the last second, and `total_time` the
-      seconds that the last 1,024 of them took on average.
+    - `in_flight` are the requests that it has now, `rate` how many came in the last second, and `total_time` and
+      `response_time` the seconds that the last 1,024 of them took on average, and those until their answers began.
     - `failures` counts the checks that failed while the server was UP, and `rise_left` those that it has yet to pass in
       a row to be UP.
     - `agent` is the status of its agent's last check, and `agent_address` and `agent_port` are where that is.
@@ -76,7 +77,8 @@ class Server:
     __slots__ = (
         *("address", "agent", "agent_address", "agent_port", "backend", "check", "check_running", "check_seconds"),
         *("code", "failures", "fingerprint", "host", "in_flight", "key", "last_chk", "mode", "name", "port", "rate"),
-        *("reserve", "rise_left", "source", "state", "state_age", "tls", "total_time", "unresolved", "weight"),
+        *("reserve", "response_time", "rise_left", "source", "state", "state_age", "tls", "total_time", "unresolved"),
+        "weight",
     )
 
     def __init__(self, backend: str, name: str, state: str, weight: int, *, unresolved: bool = False) -> None:
@@ -94,7 +96,7 @@ class Server:
         self.check_running = self.reserve = False
         self.fingerprint: tuple[str, ...] = ()
         self.failures = self.rise_left = self.in_flight = self.rate = 0
-        self.total_time = 0.0
+        self.total_time = self.response_time = 0.0
         self.agent = self.agent_address = self.agent_port = ""
 
 
@@ -287,7 +289,7 @@ def _add_stat(server: Server, row: Row) -> None:
     if not server.agent:  # whose `down` HAProxy counts, too; `hanafail` has what `observe` saw in users' requests
         server.failures = int(row["chkfail"] or 0) - int(row["hanafail"] or 0)
     server.in_flight, server.rate = int(row["scur"] or 0), int(row["rate"] or 0)
-    server.total_time = float(row["ttime"] or 0) / 1000
+    server.total_time, server.response_time = float(row["ttime"] or 0) / 1000, float(row["rtime"] or 0) / 1000
     server.rise_left = max(int(row["check_rise"] or 0) - int(health or 0), 0)
 
 
