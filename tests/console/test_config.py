@@ -273,6 +273,13 @@ def test_a_file_is_replaced_whole_or_not_at_all_and_only_where_haproxy_accepts_i
     assert {path.name for path in tmp_path.iterdir()} == {"own.cfg", "multicloud.cfg", "multicloud.conf", "error.http"}
 
 
+def test_a_file_without_a_frontend_is_accepted_where_no_other_file_is_known(tmp_path: Path) -> None:
+    written = tmp_path / "multicloud.cfg"
+    done = from_settings(tmp_path, "[app]\nservers = x\nbind = none\n", "--blocks", "--output", str(written))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\nbackend app from app-regions\n" in written.read_text()
+
+
 def test_an_address_of_the_other_files_is_not_bound_again(tmp_path: Path) -> None:
     own = tmp_path / "own.cfg"
     own.write_text(debian(tmp_path, chroot=False) + "frontend mine\n    bind *:8080\n")
