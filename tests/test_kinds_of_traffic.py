@@ -24,6 +24,7 @@ import trustme
 from multicloud import haproxy_cfg, installed, runtime, settings
 from multicloud.console import config
 from multicloud.demo.router import haproxy_binary
+from multicloud.plan import RELAYED, Plan, Server
 from tests import command, haproxy
 from tests.edge import Router, listen_anywhere, wait_until
 from tests.names import own_network
@@ -84,7 +85,7 @@ defaults
 
 
 VERSION = installed.haproxy_version({"HAPROXY_BINARY": haproxy_binary()})
-before_the_relay = pytest.mark.skipif(VERSION >= haproxy_cfg.RELAYED, reason="with a relay, these lines go elsewhere")
+before_the_relay = pytest.mark.skipif(VERSION >= RELAYED, reason="with a relay, these lines go elsewhere")
 
 
 class Application(http.server.BaseHTTPRequestHandler):
@@ -274,8 +275,8 @@ def routed(
     with regions() as ports, tempfile.TemporaryDirectory() as name:
         authority = Path(name) / "authority.pem"
         AUTHORITY.cert_pem.write_to_path(str(authority))
-        servers = [haproxy_cfg.Server(name, "127.0.0.1", port) for name, port in ports.items()]
-        text = haproxy_cfg.configuration(haproxy_cfg.Plan(servers, VERSION, http=http, beside=beside, bind=bind))
+        servers = [Server(name, "127.0.0.1", port) for name, port in ports.items()]
+        text = haproxy_cfg.configuration(Plan(servers, VERSION, http=http, beside=beside, bind=bind))
         for piece in pieces:
             text = with_lines(text, upstream(piece))
         variables = listen_anywhere(authority)

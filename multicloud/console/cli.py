@@ -275,14 +275,17 @@ def doctor(files: tuple[str, ...], sources: settings.Sources) -> None:
 
     Exit code: 0 all well, 1 problems, 2 wrong settings.
     """
-    from multicloud.console import doctor as doctors
-
-    findings = doctors.examine(sources, files)
+    findings: Sequence[tuple[str, str]]
+    try:
+        from multicloud.console import doctor as doctors
+    except light.CommandError as error:  # numpy cannot be loaded
+        findings = ("problem", str(error)), ("unknown", "not looked at until that is mended: all else")
+    else:
+        findings = doctors.examine(sources, files)
     colors = {"ok": "green", "problem": "red"}
-    for finding in findings:
-        kind = click.style(f"{finding.kind:<8}", fg=colors.get(finding.kind))
-        click.echo(kind + light.printable(finding.text), color=terminal.colorful())
-    if any(finding.kind == "problem" for finding in findings):
+    for kind, text in findings:
+        click.echo(click.style(f"{kind:<8}", fg=colors.get(kind)) + light.printable(text), color=terminal.colorful())
+    if any(kind == "problem" for kind, _ in findings):
         sys.exit(1)
 
 

@@ -14,13 +14,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud import installed, runtime
 from multicloud.settings import digits
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from multicloud.runtime import RuntimeAPI, Server
 
@@ -30,6 +31,8 @@ REWEIGH_SERVER = "multicloud-reweigh"
 PASSED, TIMED_OUT, EXTERNAL, NOT_YET = "PROCOK", "PROCTOUT", "PROC", ("", "INI")
 """Check statuses: two of external checks, how all of these begin, and those of a server that is not checked (yet)."""
 
+USE_COLUMNS = ("pxname", "svname", "algo", "bck", "cookie", "rtime")
+
 ANSWERS = ("valid", "any_err", "cname_error", "nx", "refused", "other", "invalid", "too_big", "truncated", "outdated")
 """The counters of answers in `show resolvers`. That a name has no address of the family asked for is an `any_err`."""
 
@@ -37,6 +40,8 @@ EXIT_CODES = {
     "126": "HAProxy's user may not execute the check's command",
     "127": "a program was not found: the check's command, or what it runs, is not in `external-check path`",
     "255": "HAProxy could not start the check's command: is it there, and may HAProxy's user execute it?",
+    "4294967295": "a signal ended it: is memory short (`dmesg`)? Or it is a server that was added while HAProxy runs "
+    "(`add server`), whose check HAProxy cannot start",
 }
 """What the exit code of an external check says by itself: of multicloud's own commands, of a shell and of HAProxy."""
 
@@ -62,6 +67,15 @@ class NameServer(NamedTuple):
         return self.counters["sent"] - sum(self.counters.get(kind, 0) for kind in ANSWERS)
 
 
+class Use(NamedTuple):
+    """What HAProxy says of users' requests to a server: whether it is a `backup`, its cookie, and the seconds that the
+    last requests have waited for an answer, on average (0 without any)."""
+
+    backup: bool
+    cookie: str
+    wait: float
+
+
 class Instance(NamedTuple):
     """A running HAProxy. `algorithms` are the balance algorithms by backend, empty where the level is `user`."""
 
@@ -71,6 +85,7 @@ class Instance(NamedTuple):
     servers: list[Server]
     algorithms: dict[str, str]
     name_servers: tuple[NameServer, ...] = ()
+    uses: Mapping[tuple[str, str], Use] = MappingProxyType({})
 
     def checked(self) -> list[Server]:
         """The servers that have an external check other than the reweigh."""
@@ -97,11 +112,14 @@ def ask(api: RuntimeAPI) -> Instance:
     info = dict(line.split(": ", 1) for line in api.ask("show info").splitlines() if ": " in line)
     with api.expecting("version and process"):
         version, pid = info["Version"], digits(info["Pid"])
+    algorithms: dict[str, str] = {}
+    uses = {}
     with api.expecting("statistics"):
-        rows = runtime.rows(api.lines("show stat -1 2 -1"), ",", ("pxname", "algo"))
-        algorithms = {row["pxname"]: row["algo"] for row in rows if row["algo"]}
+        for row in runtime.rows(api.lines("show stat -1 6 -1"), ",", USE_COLUMNS):
+            algorithms |= {row["pxname"]: row["algo"]} if row["algo"] else {}
+            uses[row["pxname"], row["svname"]] = Use(row["bck"] == "1", row["cookie"], int(row["rtime"] or 0) / 1000)
     level = api.ask("show cli level")
-    return Instance(version, pid, level, api.servers(), algorithms, name_servers(api))
+    return Instance(version, pid, level, api.servers(), algorithms, name_servers(api), uses)
 
 
 def name_servers(api: RuntimeAPI) -> tuple[NameServer, ...]:
@@ -161,9 +179,9 @@ def user_of(pid: int) -> User | None:
 def user_named(user: str, group: str) -> User | None:
     """The user that a configuration names, by name or number, in the group that it names; "" for its own."""
     try:
-        entry = pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
-        gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid if group else entry.pw_gid
-    except KeyError:
+        entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
+        gid = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid if group else entry.pw_gid
+    except (KeyError, ValueError):
         return None
     return User(entry.pw_name, entry.pw_uid, gid, ())
 
@@ -188,6 +206,24 @@ def may(user: User, modes: str, path: str | Path) -> bool | None:
         extra_groups=user.groups,
     )
     return done.returncode == 0
+
+
+def let_in(address: str) -> str:
+    """As whom to run what may not open the socket of the Runtime API; "" where this process may, or it is not there."""
+    if not os.path.exists(address) or os.access(address, os.R_OK | os.W_OK):
+        return ""
+    status = os.stat(address)
+    group = group_name(status.st_gid) if status.st_gid and status.st_mode & 0o020 else ""
+    mine = f", or let yourself in: `sudo usermod -aG {group} $USER`, and log in again"
+    return f"as root (sudo){mine * bool(group)}"
+
+
+def group_name(gid: int) -> str:
+    """The name of a group; "" where it has none."""
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return ""
 
 
 def cannot_append(user: User, path: str) -> str | None:

@@ -1,35 +1,47 @@
-"""HAProxy's configuration file, as far as latency routing depends on it (its configuration manual, chapter 2).
+"""HAProxy's configuration files, as far as latency routing depends on them (its configuration manual, chapter 2).
 
 Words, quotes, comments, environment variables and what a proxy inherits from its `defaults` are read as HAProxy reads
 them. Of its conditional blocks those are decided whose condition is a version, `defined` or a number; of any other one
-all branches count.
+all branches count. A proxy that is `disabled` is left out.
 """
 
 from __future__ import annotations
 
+import glob
 import itertools
+import os
 import re
-from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud.light import UsageError, reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 SECTIONS = (
     *("global", "defaults", "frontend", "backend", "listen", "peers", "resolvers", "mailers", "userlist", "program"),
     *("http-errors", "cache", "ring", "log-forward", "fcgi-app", "crt-store", "traces", "log-profile", "acme"),
 )
 
-TLS_OPTIONS = ("ca-file", "verify", "sni", "verifyhost")
+PROXIES = ("frontend", "backend", "listen")
 
-UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 1e-3}
+ESCAPED = r"""\\x(?P<hex>[0-9a-fA-F]{2})|\\(?P<escaped>[ \\#'"nrt])|"""
+UNQUOTED = re.compile(
+    rf"""(?P<blank>\s+)|(?P<comment>\#.*)|'(?P<strong>[^']*)'?|(?P<quote>")|{ESCAPED}[^\s#'"\\]+|.""",
+    re.ASCII | re.DOTALL,
+)
+QUOTED = re.compile(
+    rf"""(?P<quote>")|{ESCAPED}\\(?P<dollar>\$)|(?P<variable>\$(?:(?P<bare>\w+)|\{{(?P<name>\w+)(?P<list>\[\*\])?"""
+    r"""(?:-(?P<default>[^}]*))?\}))|[^"\\$]+|.""",
+    re.ASCII | re.DOTALL,
+)
+"""A part of a line outside of double quotes, and between them."""
 
-PART = r"""\\(?P<escaped>.)|'(?P<strong>[^']*)'|"(?P<weak>(?:\\.|[^"\\])*)"|(?P<plain>[^\s\\'"#]+)"""
-WORD_OR_COMMENT = re.compile(f"(?:{PART})+|#.*")
-CONDITION = re.compile(r"(!*)\s*(?:(version_atleast|version_before|defined)\(\s*([^()\s]*)\s*\)|(-?\d*))")
-VARIABLE = re.compile(r"\$(?:(?P<bare>\w+)|\{(?P<name>\w+)(?:-(?P<default>[^}]*))?\})")
+LINE_ENDS = {"n": "\n", "r": "\r", "t": "\t"}
+CONDITION = re.compile(r"(!*)\s*(?:(version_atleast|version_before|defined)\(\s*([^()\s]*)\s*\)|(-?\d{0,9}))")
+
+OWN = "HAPROXY_"
+"""So begin the variables that HAProxy sets itself, some of them after it has read its configuration."""
 
 RELEASED = 3
 TAGS = {"dev": 1, "rc": 2, "pre": 2}
@@ -61,6 +73,12 @@ class Section(NamedTuple):
         """The first word of what `last` gives, or "" without one."""
         return (self.last(*words) or [""])[0]
 
+    @property
+    def disabled(self) -> bool:
+        """Whether HAProxy leaves this proxy out."""
+        said = [line[0] for line in self.lines if line[0] in ("enabled", "disabled")]
+        return self.kind in PROXIES and said[-1:] == ["disabled"]
+
 
 class Configuration(NamedTuple):
     """The sections of the files, in order, and the conditions (`.if …`) that were not decided: all branches count."""
@@ -77,23 +95,32 @@ class Configuration(NamedTuple):
         """The sections that have servers."""
         return [section for section in self.sections if section.kind in ("backend", "listen")]
 
+    def lines(self) -> dict[tuple[str, str], list[str]]:
+        """The words that hold for each server, by its backend and name, the `source` of its section among them."""
+        return {
+            (section.name, name): words + ["source"] * (section.last("source") is not None)
+            for section in self.proxies()
+            for name, words in options(section).items()
+        }
 
-def read(paths: Iterable[str], environ: Mapping[str, str], version: str | None = None) -> Configuration:
-    """What the files say. Raises ConfigurationError.
+
+def read(paths: Sequence[str], environ: Mapping[str, str], version: str | None = None) -> Configuration:
+    """What the files say, and the files of directories. Raises ConfigurationError.
 
     `environ` and `version` are those of the HAProxy that reads them; the version is None where none is known.
     """
+    environ = dict(environ)
     sections: list[Section] = []
     undecided: list[str] = []
-    for path in paths:
+    for path in files(paths):
         try:
-            with open(path, encoding="utf-8", errors="replace") as file:
-                lines = file.read().splitlines()
+            with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
+                lines = file.read().split("\n")
         except OSError as error:
             raise ConfigurationError(f"{path}: {reason(error)}") from None
         blocks: list[tuple[bool, bool]] = []  # of each open one: whether its branch counts, and whether one was chosen
         for line in lines:
-            words = split(line, environ)
+            words = [word.partition("\0")[0] for word in split(line, environ)]
             if words and words[0].startswith("."):
                 undecided += _branch(words, blocks, environ, version)
             elif not words or not all(counts for counts, _ in blocks):
@@ -102,9 +129,28 @@ def read(paths: Iterable[str], environ: Mapping[str, str], version: str | None =
                 sections.append(Section(words[0], words[1] if len(words) > 1 else "", _inherited(words, sections)))
             elif sections:
                 sections[-1].lines.append(words)
+                _set_variables(words, environ)
     if not sections:
         raise ConfigurationError(f"{', '.join(paths)}: no section of a HAProxy configuration")
-    return Configuration(sections, undecided)
+    return Configuration([each for each in sections if not each.disabled], undecided)
+
+
+def files(paths: Iterable[str]) -> Iterator[str]:
+    """The files, and of a directory those that HAProxy takes."""
+    for path in paths:
+        yield from sorted(glob.glob(f"{glob.escape(path)}/*.cfg")) if os.path.isdir(path) else [path]
+
+
+def _set_variables(words: Sequence[str], environ: dict[str, str]) -> None:
+    """What a line of `global` does to the variables of the lines below it."""
+    match words:
+        case ["setenv", name, value, *_]:
+            environ[name] = value
+        case ["presetenv", name, value, *_]:
+            environ.setdefault(name, value)
+        case ["unsetenv" | "resetenv" as keyword, *names]:
+            for name in [name for name in environ if (name in names) == (keyword == "unsetenv")]:
+                del environ[name]
 
 
 def _branch(
@@ -127,22 +173,22 @@ def _branch(
 def holds(condition: str, environ: Mapping[str, str], version: str | None) -> bool | None:
     """Whether a condition holds; None where that is not decided here."""
     match = CONDITION.fullmatch(condition.strip())
-    if match is None or (match[2] and version is None):
+    if match is None or (match[2] and version is None) or (match[3] or "").startswith(OWN):
         return None
     if not match[2]:
         holding = match[4] not in ("", "-") and int(match[4]) != 0
     elif match[2] == "defined":
         holding = match[3] in environ
     else:
-        holding = (_order(version or "") >= _order(match[3])) == (match[2] == "version_atleast")
+        holding = (order(version or "") >= order(match[3])) == (match[2] == "version_atleast")
     return holding != bool(len(match[1]) % 2)
 
 
-def _order(version: str) -> tuple[int, ...]:
+def order(version: str) -> tuple[int, ...]:
     """What orders versions as HAProxy does: 3.5-dev5 comes before 3.5, and 2.8.25-1 is 2.8.25."""
     numbers, _, tag = version.partition("-")
-    digits = [*map(int, re.findall(r"\d+", numbers)), 0, 0, 0, 0][:4]
-    match = re.match(r"(dev|rc|pre)(\d*)", tag)
+    digits = [*map(int, re.findall(r"\d{1,9}", numbers)), 0, 0, 0, 0][:4]
+    match = re.match(r"(dev|rc|pre)(\d{0,9})", tag)
     return (*digits, *((TAGS[match[1]], int(match[2] or 0)) if match else (RELEASED, 0)))
 
 
@@ -150,7 +196,7 @@ def _inherited(words: Sequence[str], sections: Sequence[Section]) -> list[list[s
     """The lines of the `defaults` that a section is `from`, or else of the last one before it."""
     kind = words[0]
     named = words[words.index("from") + 1 :][:1] if "from" in words else []
-    if kind not in ("frontend", "backend", "listen") and not (kind == "defaults" and named):
+    if kind not in PROXIES and not (kind == "defaults" and named):
         return []
     for section in reversed(sections):
         if section.kind == "defaults" and (not named or section.name == named[0]):
@@ -159,21 +205,44 @@ def _inherited(words: Sequence[str], sections: Sequence[Section]) -> list[list[s
 
 
 def split(line: str, environ: Mapping[str, str]) -> list[str]:
-    """The words of a line: quotes and backslashes taken away, and "${NAME-default}" replaced by its value."""
-    words = [word[0] for word in WORD_OR_COMMENT.finditer(line) if not word[0].startswith("#")]
-    return ["".join(_part(part, environ) for part in re.finditer(PART, word)) for word in words]
+    """The words of a line: quotes and backslashes taken away, and "${NAME-default}" replaced by its value.
 
-
-def _part(part: re.Match[str], environ: Mapping[str, str]) -> str:
-    """What a part of a word stands for: an escaped character, a quoted text or a plain one."""
-    text = part[part.lastgroup or 0]
-    if part.lastgroup != "weak":
-        return text
-    return re.sub(r"\\(.)", r"\1", VARIABLE.sub(lambda variable: _value(variable, environ), text))
-
-
-def _value(variable: re.Match[str], environ: Mapping[str, str]) -> str:
-    return environ.get(variable["bare"] or variable["name"], variable["default"] or "")
+    "${NAME[*]}" is as many words as its value has.
+    """
+    words: list[str] = []
+    word: str | None = None  # between two words there is none
+    quoted, at, last_brace = False, 0, line.rfind("}")
+    while at < len(line):
+        if line.startswith("${", at) and at > last_brace:  # never closed, and so not looked for again and again
+            word, at = word or "", at + 1
+            word += "$"
+            continue
+        part = (QUOTED if quoted else UNQUOTED).match(line, at)
+        assert part
+        kind, text, at = part.lastgroup, part[0], part.end()
+        if kind == "comment":
+            break
+        if kind == "blank":
+            words += [word] if word is not None else []
+            word = None
+            continue
+        word = "" if word is None else word
+        match kind:
+            case "quote":
+                quoted, text = not quoted, ""
+            case "hex":
+                text = chr(int(part["hex"], 16))
+            case "escaped":
+                text = LINE_ENDS.get(text[1], text[1])
+            case "strong" | "dollar":
+                text = part[kind]
+            case "variable":
+                text = environ.get(part["bare"] or part["name"], part["default"] or "")
+                if part["list"] and (several := text.split()):
+                    words += [word + several[0], *several[1:]]
+                    word, text = "", words.pop()
+        word += text  # in place
+    return [*words, word] if word is not None else words
 
 
 def options(section: Section) -> dict[str, list[str]]:
@@ -185,16 +254,10 @@ def options(section: Section) -> dict[str, list[str]]:
             default = default + words
         elif kind == "server" and words:
             by_name[words[0]] = default + words[2:]
+        elif kind == "server-template" and (numbers := re.fullmatch(r"(?:(\d{1,5})-)?(\d{1,5})", "".join(words[1:2]))):
+            for number in range(int(numbers[1] or 1), int(numbers[2]) + 1):
+                by_name[f"{words[0]}{number}"] = default + words[3:]
     return by_name
-
-
-def servers(section: Section) -> dict[str, dict[str, str]]:
-    """The options of TLS of each server, by its name: those of TLS_OPTIONS, and "ssl" where it is on."""
-    return {
-        name: {word: value for word, value in itertools.pairwise(words) if word in TLS_OPTIONS}
-        | ({"ssl": ""} if is_on(words, "ssl") else {})
-        for name, words in options(section).items()
-    }
 
 
 def is_on(words: Sequence[str], option: str) -> bool:
@@ -203,22 +266,6 @@ def is_on(words: Sequence[str], option: str) -> bool:
     return said[-1:] == [option]
 
 
-def seconds(text: str) -> float | None:
-    """A time as HAProxy writes it (`2s`, `500ms`, `500`); None where it is not one."""
-    match = re.fullmatch(r"(\d+)(us|ms|s|m|h|d|)", text)
-    return int(match[1]) * UNITS[match[2]] if match else None
-
-
-def check_limits(section: Section) -> dict[str, float]:
-    """Seconds after which HAProxy kills an external check, by the name of each server of the section that is checked.
-
-    That is `inter`; with both `timeout check` and `timeout connect` set, `timeout connect` if that is shorter.
-    """
-    connect = section.first_word("timeout", "connect") if section.last("timeout", "check") else ""
-    longest = seconds(connect) or inf
-    limits = {}
-    for name, words in options(section).items():
-        if is_on(words, "check"):
-            inters = [seconds(value) for word, value in itertools.pairwise(words) if word == "inter"]
-            limits[name] = min([2.0, *filter(None, inters)][-1], longest)
-    return limits
+def value(words: Sequence[str], option: str) -> str:
+    """What stands behind the last word of this name; "" where there is none."""
+    return next((after for word, after in reversed([*itertools.pairwise(words)]) if word == option), "")

@@ -18,7 +18,7 @@ from multicloud.runtime import DOWN, MAINT, UP
 from multicloud.settings import BACKENDS, TIMES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from multicloud.console.instance import Instance
     from multicloud.history import Samples
@@ -29,22 +29,29 @@ TOLERATED = 10.0
 """Seconds for which a sample may be missing, or a weight not be set, before that is a problem."""
 
 LOOK_BACK = 60
-"""Seconds over which it is judged whether a reweigh has run."""
+"""How many samples are read beyond those that count, so that it can be judged what counted some seconds ago."""
 
-STEP = 5
+STEP = 5.0
 """Seconds between the moments that are judged."""
+
+SLOWER, LONGER = 3, 0.1
+"""Users wait longer than samples say if it is so many times their median, and so many seconds more."""
 
 LAST_RESORT = "last-resort"
 """The backend of haproxy.cfg that is asked when no server of `upstream` is left; for `app` it is `app-last-resort`."""
 
 
 class Seen(NamedTuple):
-    """What is judged: a running HAProxy and the samples, LOOK_BACK too, as both were at `now`, a UNIX time."""
+    """What is judged: a running HAProxy and the samples, as both were at `now`, a UNIX time.
+
+    `foreign` are backends whose external checks are not for us.
+    """
 
     instance: Instance
     samples: Samples
     sources: Sources
     now: float
+    foreign: Collection[str] = ()
 
     @property
     def times(self) -> str:
@@ -63,13 +70,19 @@ class Seen(NamedTuple):
     def routed(self) -> dict[str, list[Server]]:
         """The backends that are checked for us, or have samples, with their servers."""
         checked = {server.backend for server in self.instance.checked() + self.instance.own_checked(self.backends)}
+        checked -= {*self.foreign}
         members = runtime.by_backend(self.instance.servers)
         return {name: each for name, each in members.items() if name in checked or self.has_samples(each)}
 
 
-def problems(instance: Instance, samples: Samples, sources: Sources, now: float) -> list[str]:
+def see(instance: Instance, samples: Samples, sources: Sources, now: float) -> Seen:
+    """What is judged without the configuration."""
+    return Seen(instance, samples, sources, now, foreign(instance, silent(instance, samples)))
+
+
+def problems(seen: Seen) -> list[str]:
     """A line for each problem, causes first; what follows from another one is left out."""
-    seen = Seen(instance, samples, sources, now)
+    instance = seen.instance
     user = user_of(instance.pid)
     unwritten = cannot_append(user, seen.times) if user and instance.forks(seen.backends) else None
     lines = [unwritten] if unwritten else []
@@ -81,6 +94,18 @@ def problems(instance: Instance, samples: Samples, sources: Sources, now: float)
     if not nobody_weighs:
         lines += weights_not_set(seen)
     return lines + foreign_lines(seen)
+
+
+def silent(instance: Instance, samples: Samples) -> set[str]:
+    """The backends whose external checks have never left a sample, where those of others have."""
+    checked = {server.backend for server in instance.checked()}
+    measured = {server.backend for server in instance.checked() if server.source in samples.series}
+    return checked - measured if measured else set()
+
+
+def foreign(instance: Instance, backends: set[str]) -> set[str]:
+    """Those of silent backends whose checks pass, and so are another program's or have another file."""
+    return backends & {server.backend for server in instance.checked() if server.check == PASSED}
 
 
 def foreign_lines(seen: Seen) -> list[str]:
@@ -106,7 +131,8 @@ def without_address(servers: Sequence[Server]) -> list[str]:
         else:
             lines[server.host] = (
                 f"the name {server.host} does not resolve, so HAProxy has put {name} into maintenance, until it does: "
-                "is it spelt right, and do HAProxy's name servers, which read no /etc/hosts, know it?"
+                "is it spelt right, with its whole domain (HAProxy does not use `search` of /etc/resolv.conf), and do "
+                "HAProxy's name servers know it?"
             )
     return list(lines.values())
 
@@ -136,10 +162,11 @@ def cannot_serve(seen: Seen) -> list[str]:
         up = [server for server in members if server.state == UP]
         if any(server.weight for server in up) or not any(server.source == server.key for server in members):
             continue  # the servers that these track have the same problem
-        lost = "so each request to it is a 503"
+        each, ends = ("connection", "is closed") if members[0].mode == "tcp" else ("request", "is a 503")
+        lost = f"so each {each} to it {ends}"
         if resort := _last_resort(backend, seen.instance.servers):
             rule = f"`use_backend {resort} if {{ nbsrv({backend}) lt 1 }}`"
-            lost = f"so {resort} is tried where a frontend has {rule}, and else each request is a 503"
+            lost = f"so {resort} is tried where a frontend has {rule}, and else each {each} {ends}"
         if up:
             lines.append(
                 f"every server of {backend} that is UP has weight 0, {lost}: "
@@ -177,8 +204,6 @@ def samples_missing(seen: Seen) -> list[str]:
     unrecorded = bool(nobody_records(seen))
     lines = []
     for members in seen.routed().values():
-        if len(members) == 1 and not seen.has_samples(members):
-            continue  # it may be a reweigh under another name
         for server in members:
             beside = server.backend in seen.backends
             explained = beside and (unrecorded or not server.check)  # by `nobody_records`, or run.unmeasured
@@ -218,40 +243,51 @@ def _why_missing(server: Server, seen: Seen) -> str:
 
 
 def weights_not_set(seen: Seen) -> list[str]:
-    """The backends to which a reweigh at any moment of the last seconds would have given other weights."""
-    lines = []
-    for backend, members in seen.routed().items():
-        late, known = _wrong_for(members, seen)
-        if late >= TOLERATED:
-            least = "" if late + STEP <= known else "at least "
-            lines.append(
-                f"{backend} has had other weights for {least}{late} s than a reweigh with these settings gives it, so "
-                "none has set them: `multicloud reweigh --dry-run -v` explains"
-            )
-    return lines
+    """The backends to which a reweigh, now and at each moment of the last seconds, would have given other weights."""
+    return [
+        f"{backend} has had other weights for at least {TOLERATED:.0f} s than a reweigh with these settings gives it, "
+        "so none has set them: `multicloud reweigh --dry-run -v` explains"
+        for backend, members in seen.routed().items()
+        if _not_set(members, seen)
+    ]
 
 
-def _wrong_for(members: list[Server], seen: Seen) -> tuple[int, float]:
-    """For how many seconds a backend has had other weights than it should, and for how many that can be known.
-
-    The servers' states are known of now only, so it is not judged for longer than they are what they are, nor where
-    samples have no time.
-    """
+def _not_set(members: list[Server], seen: Seen) -> bool:
+    """Judged where the servers are since then what they are, and where samples have a time."""
     series = {each.source: seen.samples.series[each.source] for each in members if seen.has_samples([each])}
-    known = min(LOOK_BACK, *(server.state_age for server in members))
-    late = -1
-    if any(sample.time is None for newest in series.values() for sample in newest):
-        return late, known
-    for ago in range(0, int(known) + 1, STEP):
+    if min(server.state_age for server in members) < TOLERATED:
+        return False
+    for ago in (0.0, STEP, TOLERATED):
         then = seen.now - ago
-        past = {key: [sample for sample in newest if (sample.time or 0) <= then] for key, newest in series.items()}
+        past = {key: [each for each in newest if each.time and each.time <= then] for key, newest in series.items()}
         share = functools.partial(  # who shares, shares
             sharing.share, samples=past, users={}, again=dict, connect=lambda _: 0.0, now=then, elapsed=0.0
         )
         if not changes(reweigh.decide(members, reweigh.score(past, seen.sources, then), seen.sources, share)):
-            break
-        late = ago
-    return late, known
+            return False
+    return True
+
+
+def notes(seen: Seen) -> list[str]:
+    """What is no problem by itself, and yet good to know: where traffic is not what weights and samples say."""
+    lines = []
+    for members in seen.routed().values():
+        uses = [(each, seen.instance.uses[each.key]) for each in members if each.key in seen.instance.uses]
+        if spare := [each.name for each, use in uses if use.backup]:
+            lines.append(
+                f"{', '.join(spare)} of {members[0].backend}: HAProxy sends no request there while another server can "
+                "serve, since `backup` is on the line"
+            )
+        for server, use in uses:
+            times = [each.seconds for each in seen.samples.series.get(server.source, ()) if not each.failed]
+            median = scores.percentiles(times, (50,))[0] if times else use.wait
+            if use.wait > max(SLOWER * median, median + LONGER):
+                lines.append(
+                    f"users of {'/'.join(server.key)} wait {use.wait * 1000:.0f} ms for an answer (`rtime`, the mean "
+                    f"of the last requests), and its samples say {median * 1000:.0f} ms: is what is checked (`path`) "
+                    "as much work as what users ask for?"
+                )
+    return lines
 
 
 def _clock(when: float) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud import history, overview, reweigh, runtime, scores, settings
 from multicloud.console import problems
-from multicloud.console.instance import ask
+from multicloud.console.instance import ask, let_in
 from multicloud.overview import PERCENTS, Row
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ NARROW_TREND, NARROW_NAME = 8, 10
 
 
 class Status(NamedTuple):
-    """A row for each server of each backend that has samples, and what is wrong in words.
+    """A row for each server of each backend that has samples, what is wrong in words, and what is good to know.
 
     Backends whose servers track others and have the same states and weights need no rows: `alike` has the backend that
     they track by their names.
@@ -36,19 +36,23 @@ class Status(NamedTuple):
 
     rows: list[Row]
     problems: list[str]
+    notes: Sequence[str] = ()
     alike: Mapping[str, str] = MappingProxyType({})
 
 
 def collect(sources: Sources) -> Status:
     """Read the sample file and ask HAProxy. Raises SettingError, SampleFileError and RuntimeAPIError."""
     values = sources.read(settings.REWEIGH)
+    if who := let_in(values.socket):
+        raise runtime.RuntimeAPIError(f"{values.socket}: permission denied; run this {who}")
     with runtime.RuntimeAPI(values.socket) as api:
         instance = ask(api)
     # After HAProxy's answer, so that a sample is never missing of which HAProxy has told the consequence.
     samples = history.read(values.times, reweigh.longest_window(sources) + problems.LOOK_BACK)
     now = time.time()
     rows, alike = overview.rows(instance.servers, samples, reweigh.score(samples.series, sources, now), sources, now)
-    return Status(rows, problems.problems(instance, samples, sources, now), alike)
+    seen = problems.see(instance, samples, sources, now)
+    return Status(rows, problems.problems(seen), problems.notes(seen), alike)
 
 
 def table(status: Status, *, color: bool = False, width: int = 80) -> str:
@@ -87,11 +91,9 @@ def table(status: Status, *, color: bool = False, width: int = 80) -> str:
         lines.append(paint("* favourite; n samples that count, and their times in ms; age of the last in s", DIM))
     else:
         lines.append("no samples yet of any server that HAProxy knows")
-    for problem in status.problems:
-        wrapped = textwrap.wrap(
-            f"! {problem}", width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-        )
-        lines += [paint(line, RED) for line in wrapped]
+    wrap = textwrap.TextWrapper(width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    lines += [paint(line, RED) for problem in status.problems for line in wrap.wrap(f"! {problem}")]
+    lines += [line for note in status.notes for line in wrap.wrap(f"? {note}")]
     if status.problems:
         lines.append(paint("`multicloud doctor` looks further", DIM))
     return "\n".join(lines) + "\n"

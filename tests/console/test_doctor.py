@@ -11,7 +11,7 @@ import pytest
 
 from multicloud.console.doctor import running
 from tests.command import Terminal, run
-from tests.console.patient import GOOD, VERSION, examine, look, one, rewrite, say, small, told, well
+from tests.console.patient import AS_ROOT, GOOD, VERSION, examine, look, one, rewrite, say, small, told, well
 from tests.edge import Edge, edge, wait_until
 
 if TYPE_CHECKING:
@@ -22,34 +22,38 @@ HAS_HAPROXY = any(user.pw_name == "haproxy" for user in pwd.getpwall())
 as_root = pytest.mark.root("run HAProxy as somebody else")
 
 
-def doctor(router: Edge, *arguments: str) -> tuple[int, list[str], list[str]]:
-    """Exit code, problems and other findings about a running router."""
+def doctor(router: Edge, *arguments: str) -> tuple[list[str], list[str]]:
+    """Problems and other findings about a running router."""
     done = run("doctor", *arguments, environ=router.router.settings)
     assert done.stderr == ""
     lines = done.stdout.splitlines()
-    wrong = [line for line in lines if line.startswith("problem ")]
-    return done.returncode, wrong, [line for line in lines if line not in wrong]
+    assert done.returncode == any(line.startswith("problem ") for line in lines)
+    wrong = [line for line in lines if line.startswith("problem ") and AS_ROOT not in line]
+    return wrong, [line for line in lines if line not in wrong]
 
 
 def test_all_is_well_with_the_shipped_configuration() -> None:
     with edge({"eu": 0.01, "us": 0.1}) as router:
         wait_until(lambda: router.weights() == {"eu": 256, "us": 1}, 30, "the two are ranked")
-        code, wrong, others = doctor(router, "-f", str(router.router.directory / "haproxy.cfg"))
-        assert (code, wrong) == (0, [])
+        wrong, others = doctor(router, "-f", str(router.router.directory / "haproxy.cfg"))
+        assert wrong == []
         for part in (
             "answers at",
             "level admin",
             "the checks of all 2 servers pass",
             "2 servers are measured",
-            "`global` has `external-check`",
-            "`global` has `insecure-fork-wanted`",
-            "upstream: `balance random(2)` takes weights",
+            "HAProxy runs the checks",
+            "upstream: measured by external checks",
+            "upstream-once: measured with upstream, whose servers its own track",
+            "last-resort: not measured",
+            "reweigh: its check sets the weights",
+            "takes weights while HAProxy runs",
             "HAProxy accepts the certificates of ",
         ):
             assert one(others, part).startswith("ok ")
         assert "not looked at" not in " ".join(others)
         with Terminal("doctor", environ=router.router.settings) as terminal:
-            assert terminal.wait() == 0
+            assert terminal.wait() == (os.geteuid() == 0)
         assert "\x1b[32mok" in terminal.output
 
 
@@ -62,13 +66,14 @@ def test_all_is_well_with_the_shipped_configuration() -> None:
             "user nobody group nogroup mode 660",
         ),
         (GOOD.replace("global\n", "global\n    user no-such-user\n"), "mode 600"),
+        (GOOD.replace("global\n", "global\n    user \u00b2\n"), "mode 600"),
     ],
 )
 def test_a_socket_that_is_not_there_is_a_problem_beside_what_the_configuration_shows(
     tmp_path: Path, text: str, owner: str
 ) -> None:
     path, address = tmp_path / "haproxy.cfg", tmp_path / "none.sock"
-    path.write_text(text)
+    path.write_text(text.replace('"${MULTICLOUD_SOCKET-/var/run/haproxy.sock}"', str(address)))
     done = run("doctor", "--socket", str(address), "-f", str(path))
     assert done.returncode == 1
     lines = done.stdout.splitlines()
@@ -76,6 +81,31 @@ def test_a_socket_that_is_not_there_is_a_problem_beside_what_the_configuration_s
     assert line.startswith(f"problem {address}: no such file or directory;")
     assert f"Put `stats socket {address} {owner} level admin` into `global`, start HAProxy" in line
     assert lines[-1] == "unknown not looked at until that is mended: the running HAProxy"
+
+
+def test_the_socket_that_the_configuration_has_is_named_and_then_answers() -> None:
+    with small() as router:
+        path, conf = router.directory / "haproxy.cfg", router.directory / "multicloud.conf"
+        conf.write_text("socket = /none.sock\n")
+        elsewhere = {"MULTICLOUD_CONF": str(conf), "MULTICLOUD_TIMES": router.settings["MULTICLOUD_TIMES"]}
+        path.write_text(
+            path.read_text().replace("${MULTICLOUD_SOCKET-/var/run/haproxy.sock}", router.settings["MULTICLOUD_SOCKET"])
+        )
+        cure = f"socket = {router.settings['MULTICLOUD_SOCKET']}"
+        assert look(elsewhere, path)[0][0].endswith(f"has its socket elsewhere: write `{cure}` into {conf}")
+        line = look({**elsewhere, "MULTICLOUD_SOCKET": "/none.sock"}, path)[0][0]
+        assert line.endswith(f"elsewhere: set MULTICLOUD_SOCKET={router.settings['MULTICLOUD_SOCKET']}")
+        conf.write_text(f"{cure}\n")
+        assert "answers at" in str(look(elsewhere, path)[1])
+
+
+def test_numpy_that_cannot_be_loaded_is_a_problem_that_hides_the_rest(tmp_path: Path) -> None:
+    (tmp_path / "numpy.py").write_text("raise RuntimeError('NumPy was built for (X86_V2).')")
+    done = run("doctor", environ={"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 1
+    assert done.stdout.startswith(
+        "problem numpy cannot be loaded: NumPy was built for (X86_V2).; with pip, install another"
+    )
 
 
 CONFIGURATIONS = [
@@ -115,6 +145,20 @@ RUNNING = [
         "upstream: CONNECT is handed on",
         "write `http-request deny deny_status 405 if",
     ),
+    (
+        "    default_backend upstream\n",
+        "    use_backend upstream-once unless { method GET }\n    use_backend own if { path_beg /own }\n"
+        "    default_backend upstream\nbackend own\n"
+        "backend upstream-once\n    server eu 127.0.0.1:1\n    server us 127.0.0.1:1\n",
+        "web: `use_backend upstream-once unless { method GET }` stands above `use_backend own …` and",
+        "write it below, with the condition that a request is for upstream",
+    ),
+    (
+        "frontend web\n",
+        "backend last-resort\n    server eu 127.0.0.1:1\nfrontend web\n",
+        "upstream and last-resort have not the same servers: us stands in one of them only",
+        "write the same names into both",
+    ),
 ]
 
 
@@ -140,7 +184,12 @@ def test_what_is_wrong_with_a_configuration_is_told_and_mended(
         *RUNNING,
         (" level admin", " level operator", "has the level operator", "write `level admin` at the end of its `stats"),
         ("command true", "command no-such-check", "there is no no-such-check in the", "write its whole path"),
-        ("default-server check", "default-server", "no server has an external check", "and `check` on its line"),
+        (
+            "default-server check",
+            "default-server",
+            "upstream has `option external-check`, but no server",
+            "`check`: write that on its line",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_running_haproxy_is_told_and_mended(good: str, bad: str, what: str, cure: str) -> None:
@@ -148,7 +197,6 @@ def test_what_is_wrong_with_a_running_haproxy_is_told_and_mended(good: str, bad:
         if bad == "    # " and VERSION >= "3.3":
             pytest.skip("this HAProxy has no `http-send-name-header Host`")
         told(router, what, cure)
-        assert examine(router)[1][-1].startswith("unknown not looked at until that is mended: ")
         rewrite(router, lambda _: GOOD)
         well(router)
 
@@ -158,11 +206,16 @@ def test_what_is_asked_later_is_not_told_beside_a_cause() -> None:
     with small(text) as router:
         wait_until(lambda: "PROCERR" in say(router, "show stat"), 10, "the checks fail")
         told(router, "has the level operator")
+        assert examine(router)[1][-1].startswith(
+            "unknown not looked at until that is mended: what HAProxy and its user"
+        )
         rewrite(router, lambda text: text.replace("level operator", "level admin"))
         told(router, "`balance static-rr` is static")
         rewrite(router, lambda text: text.replace("static-rr", "roundrobin"))
         wait_until(lambda: "upstream/eu fails with exit code 1" in " ".join(examine(router)[0]), 10, "the checks fail")
-        assert examine(router)[1][-1].endswith("mended: samples, weights")
+        assert examine(router)[1][-1].endswith(
+            "mended: certificates, samples, weights, long connections, and whom HAProxy runs as"
+        )
 
 
 def test_without_the_configuration_haproxy_tells_its_algorithm() -> None:
@@ -175,9 +228,39 @@ def test_without_the_configuration_haproxy_tells_its_algorithm() -> None:
 
 
 @pytest.mark.parametrize(
+    ("bad", "what", "cure"),
+    [
+        (
+            "frontend web\n    bind *:1\nfrontend two\n    bind 127.0.0.1:2,0.0.0.0:1\n",
+            "frontend web and frontend two listen at port 1, and each gets a part of its connections",
+            "give one of them another port",
+        ),
+        ("resolvers r\nresolvers r\nfrontend web\n", "`resolvers r` stands 2 times", "leave out all but one"),
+    ],
+)
+def test_what_may_stand_once_is_told_where_it_stands_twice(tmp_path: Path, bad: str, what: str, cure: str) -> None:
+    path = tmp_path / "haproxy.cfg"
+    path.write_text(
+        GOOD.replace("frontend web\n", bad).replace(".if version_before(3.3)\n", "").replace(".endif\n", "")
+    )
+    line = look({"MULTICLOUD_SOCKET": f"{tmp_path}/none.sock"}, path)[0][-1]
+    assert what in line
+    assert cure in line
+    path.write_text(path.read_text() + ".if feature(OPENSSL)\n.endif\n")
+    assert what in one(look({"MULTICLOUD_SOCKET": f"{tmp_path}/none.sock"}, path)[1], cure), (
+        "it may be in one of two branches"
+    )
+
+
+@pytest.mark.parametrize(
     "change",
     [
         ("global\n", "global\n    chroot /\n"),
+        ("server eu 127.0.0.1:1 weight 256", "server eu 127.0.0.1:1 fastinter 1s observe layer4 no-check"),
+        ("frontend web\n", "backend old\n    disabled\n    option external-check\nfrontend web\n"),
+        ("frontend web\n", "# pasted\u2028backend old\f    option external-check\nfrontend web\n"),
+        ("command true", 'command "/usr/bin/tr\\x75e"'),
+        ("command true", 'command "${CHECK-}"'),
         ("inter 300", "inter 300 fastinter 1s"),
         ("inter 300", "inter 300 observe layer4"),
         ("weight 256", "weight 256 fastinter 1s"),
@@ -186,7 +269,7 @@ def test_without_the_configuration_haproxy_tells_its_algorithm() -> None:
 )
 def test_what_only_looks_like_it_is_no_problem(tmp_path: Path, change: tuple[str, str]) -> None:
     path = tmp_path / "haproxy.cfg"
-    path.write_text(GOOD.replace(*change))
+    path.write_text(GOOD.replace(*change).replace("global\n", "global\n    presetenv CHECK true\n"))
     assert len(look({"MULTICLOUD_SOCKET": f"{tmp_path}/none.sock"}, path)[0]) == 1, "the socket's"
 
 
@@ -203,14 +286,12 @@ def test_what_the_checks_of_servers_that_are_down_say_is_told() -> None:
         for region in router.regions:
             region.status = 503
         wait_until(lambda: set(router.states().values()) == {"DOWN"}, 30, "both are DOWN")
-        code, wrong, _ = doctor(router)
-        assert code == 1
+        wrong, _ = doctor(router)
         assert len(wrong) == 2
         for name in ("eu", "us"):
             line = one(wrong, f"the check of upstream/{name} fails with exit code 1: ")
             assert f": https://{name}:{router.region[name].port} (127.0.0.1): status 503, expected 200: " in line
             assert "set `path` or `expect` or `host` in [upstream] of /etc/multicloud.conf" in line
-            assert "; asked with path = / (default), expect = 200 (default), ca_file = " in line
 
 
 def test_a_server_of_mode_tcp_without_tls_is_probed_as_such() -> None:
@@ -218,7 +299,7 @@ def test_a_server_of_mode_tcp_without_tls_is_probed_as_such() -> None:
     lines = [line for line in databases.splitlines(keepends=True) if "http-" not in line and "us 127" not in line]
     with small("".join(lines)) as router:
         line = told(router, "the check of upstream/eu fails with exit code 1: ")
-        assert line.endswith("tcp://eu:1 (127.0.0.1): connection refused, connecting; asked with all defaults")
+        assert line.endswith("tcp://eu:1 (127.0.0.1): connection refused, connecting")
 
 
 def test_checks_that_are_too_slow_are_a_problem_until_they_have_more_time() -> None:
@@ -226,10 +307,8 @@ def test_checks_that_are_too_slow_are_a_problem_until_they_have_more_time() -> N
         directory = router.directory / "times.txt.d"
         directory.mkdir()
         slow = directory / "true"
-        slow.write_text("#!/bin/sh\nsleep 0.28\n")
-        slow.chmod(0o755)
-        wait_until(lambda: "of the 0.3 s that it may: a longer `inter`" in str(examine(router)[0]), 15, "nearly all")
         slow.write_text("#!/bin/sh\nsleep 0.6\n")
+        slow.chmod(0o755)
         wait_until(
             lambda: "of upstream/us is slower than its interval, and was killed: a longer" in str(examine(router)[0]),
             15,

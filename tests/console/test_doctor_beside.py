@@ -9,7 +9,7 @@ import pytest
 
 from multicloud.console import problems
 from tests.command import run
-from tests.console.patient import look, one
+from tests.console.patient import AS_ROOT, look, one
 from tests.edge import wait_until
 from tests.test_run import Site, site
 
@@ -31,8 +31,8 @@ def doctor(here: Site, *arguments: str) -> tuple[list[str], list[str]]:
     done = run("doctor", *arguments, environ=around(here))
     assert done.stderr == ""
     lines = done.stdout.splitlines()
-    wrong = [line for line in lines if line.startswith("problem ")]
-    assert done.returncode == bool(wrong)
+    assert done.returncode == any(line.startswith("problem ") for line in lines)
+    wrong = [line for line in lines if line.startswith("problem ") and AS_ROOT not in line]
     return wrong, [line for line in lines if line not in wrong]
 
 
@@ -106,6 +106,8 @@ def test_a_backend_that_cannot_be_measured_is_a_problem(tmp_path: Path, backends
         wrong, _ = doctor(here)
         one(wrong, what)
         assert what in status(here)
+        here.conf.write_text("backends = app\n")
+        assert doctor(here)[0] == []
 
 
 def test_an_external_check_in_such_a_backend_is_a_problem(tmp_path: Path) -> None:
@@ -120,10 +122,31 @@ def test_an_external_check_in_such_a_backend_is_a_problem(tmp_path: Path) -> Non
             wait_until(lambda: "option external-check` out of the backend" in " ".join(doctor(here)[0]), 10, "its name")
 
 
-def test_a_check_of_haproxys_own_that_fails_is_named_with_what_to_look_at(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("good", "bad", "status", "what"),
+    [
+        ("server us 127.0.0.1:", "server us 127.0.0.9:", "L4CON", "is it at the address and port of its line?"),
+        ("weight 1\n\n", "weight 1 ssl verify none\n\n", "L6", "does it speak TLS there, with a certificate"),
+        ("expect status 200", "expect status 404", "L7STS 200", "and the status of `http-check expect`?"),
+        (
+            "    option httpchk",
+            "    timeout check 40ms\n    option httpchk",
+            "L7TOUT",
+            "in time (`inter`, `timeout check`)",
+        ),
+    ],
+)
+def test_a_check_of_haproxys_own_that_fails_is_named_with_what_to_look_at(
+    tmp_path: Path, good: str, bad: str, status: str, what: str
+) -> None:
     with site(tmp_path) as here, here.beside():
-        here.region["us"].status = 404
-        wait_until(lambda: any("app/us fails (L7STS" in line for line in doctor(here)[0]), 15, "the check fails")
+        path = tmp_path / "haproxy.cfg"
+        path.write_text(here.text.replace(good, bad))
+        here.router.restart()
+        wait_until(lambda: f"app/us fails ({status}" in str(doctor(here)[0]), 15, "the check fails")
         wrong, others = doctor(here)
-        assert "are the path and the Host of `http-check send` right" in one(wrong, "HAProxy's check of app/us fails")
+        assert what in one(wrong, "HAProxy's check of app/us fails")
         assert not any("own checks of all" in line for line in others)
+        path.write_text(here.text)
+        here.router.restart()
+        wait_until(lambda: doctor(here)[0] == [], 15, "nothing is wrong any more")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trustme
 
-from tests.console.patient import look, one
+from tests.console.patient import VERSION, look, one
 from tests.edge import Edge, edge, wait_until
 
 if TYPE_CHECKING:
@@ -83,27 +83,42 @@ def test_the_wrong_name_of_a_server_is_mended_for_it_alone_unless_all_are_wrong(
 
 
 @pytest.mark.parametrize(
-    ("commands", "configure", "value"),
+    ("ca_file", "before", "configure", "value"),
     [
-        ({"MULTICLOUD_CA_FILE": ""}, str, "ca_file = {directory}/authority.pem"),
+        ({"MULTICLOUD_CA_FILE": ""}, "", str, "ca_file = {directory}/authority.pem"),
         (
             {"MULTICLOUD_CA_FILE": ""},
+            "",
             lambda text: text.replace(f"verify required {CA_FILE}", "verify none"),
             "insecure = 1",
         ),
-        ({"MULTICLOUD_HOST": "www.example.com"}, str, "host = eu"),
+        ({}, "[upstream]\nhost = www.example.com\n", str, "host = eu"),
     ],
 )
 def test_a_certificate_that_the_check_alone_does_not_accept_is_mended_in_its_settings(
-    commands: dict[str, str], configure: Callable[[str], str], value: str
+    tmp_path: Path, ca_file: dict[str, str], before: str, configure: Callable[[str], str], value: str
 ) -> None:
-    with edge({"eu": 0.01}, commands=commands, configure=configure) as router:
+    conf = tmp_path / "multicloud.conf"
+    conf.write_text(before)
+    with edge({"eu": 0.01}, commands={"MULTICLOUD_CONF": str(conf), **ca_file}, configure=configure) as router:
         wait_until(lambda: router.states() == {"eu": "DOWN"}, 30, "the check refuses it")
         (line,), _ = examine(router)
         said = value.format(directory=router.router.directory)
-        assert (
-            f"but a check does not use the `server` line; set `{said}` in [upstream] of /etc/multicloud.conf; " in line
+        assert line.endswith(f"but a check does not use the `server` line; set `{said}` in [upstream] of {conf}")
+        mend(router, str, conf, f"[upstream]\n{said}\n")
+
+
+@pytest.mark.skipif(VERSION < "3.3", reason="before 3.3 HAProxy sends no SNI by itself")
+def test_a_certificate_for_the_host_of_each_request_is_unknown() -> None:
+    with edge({"eu": 0.01}, configure=lambda text: text.replace(" sni srv_name", "")) as router:
+        wait_until(lambda: router.times() != [], 30, "the check accepts it")
+        line = one(examine(router)[1], "must be for a name that depends on the request")
+        assert line.startswith("unknown ")
+        assert line.endswith("write `sni str(…)`, or `no-sni-auto`")
+        mend(
+            router, lambda text: text.replace("resolvers default init-addr", "sni srv_name resolvers default init-addr")
         )
+        assert "depends on the request" not in str(examine(router)[1])
 
 
 @pytest.mark.parametrize("beside", [False, True])
@@ -119,7 +134,6 @@ def test_a_certificate_that_has_expired_is_to_be_renewed(beside: bool) -> None:
         for wrong in findings:
             line = one(wrong, "certificate has expired")
             assert f"renew it: it expired on {yesterday:%Y-%m-%d}" in line
-        assert "upstream/us, upstream-once/us" in findings[0][0]
         regions.present(region, regions.authority.issue_cert("us"))
         wait_until(lambda: examine(router)[0] == [], 15, "nothing is wrong any more")
 

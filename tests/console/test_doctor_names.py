@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
-from tests.command import run
+from tests.command import PROGRAM, run
 from tests.console.patient import GOOD, VERSION, examine, one, rewrite, say, small, told, well
-from tests.edge import wait_until
+from tests.edge import measured, wait_until
 from tests.names import name_server, own_network
 
 
@@ -60,6 +61,29 @@ def test_names_that_are_lost_while_their_last_addresses_are_kept() -> None:
         told(router, "the name server first does not answer HAProxy: HAProxy keeps the last addresses of eu.demo, us")
         names.answers, names.unknown = True, set()
         well(router)
+
+
+@pytest.mark.root("make a network, and put another /etc/resolv.conf in place")
+def test_a_name_that_the_system_finds_by_a_search_domain_is_to_be_written_whole(tmp_path: Path) -> None:
+    resolv = tmp_path / "resolv.conf"
+    resolv.write_text("search prod.svc.cluster.test\nnameserver 127.0.0.1\n")
+    with own_network(ipv6=False), name_server(port=53) as names:
+        names.unknown = {"eu", "us"}
+        text = re.sub(r"(eu|us)\.demo:", r"\1:", named(names.address)).replace("init-addr none", "init-addr 127.0.0.1")
+        with small(text) as router:
+            wait_until(lambda: "PROCOK" in say(router, "show stat"), 10, "the addresses of the start are kept")
+            Path(router.settings["MULTICLOUD_TIMES"]).write_text(measured({"eu": 0.01, "us": 0.1}, 5))
+
+            def said() -> str:
+                mount = f"mount --bind {resolv} /etc/resolv.conf && exec {PROGRAM} doctor"
+                return run("-m", "sh", "-c", mount, environ=router.settings, program="unshare").stdout
+
+            wait_until(lambda: "a name does not resolve any more" in said(), 15, "it is told")
+            assert "This machine finds eu by `search prod.svc.cluster.test` in /etc/resolv.conf" in said()
+            assert "write eu.prod.svc.cluster.test on its `server` line" in said()
+            assert "/etc/hosts" not in said()
+            rewrite(router, lambda text: re.sub(r"server (eu|us) \w+:", r"server \1 \1.prod.svc.cluster.test:", text))
+            well(router)
 
 
 def test_a_name_server_whose_answers_are_cut_is_told_until_it_may_say_more() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,33 +28,28 @@ if TYPE_CHECKING:
         ('a\\#b \'#\' "\\"#"', ["a#b", "#", '"#']),
         ('empty ""', ["empty", ""]),
         ('unfinished "quote', ["unfinished", "quote"]),
+        (
+            r'command "/my\x20check.sh" \q "\$WAY" a\tb \'\x20\'',
+            ["command", "/my check.sh", r"\q", "$WAY", "a\tb", "' '"],
+        ),
+        (
+            'default-server "${WORDS[*]}" a"${WORDS[*]}"b',
+            ["default-server", "check", "inter", "1s", "acheck", "inter", "1sb"],
+        ),
+        ("a\u2028b\u00a0c\fd", ["a\u2028b\u00a0c", "d"]),
     ],
 )
 def test_a_line_is_split_as_haproxy_splits_it(line: str, words: list[str]) -> None:
-    assert parser.split(line, {"WAY": "/opt"}) == words
+    assert parser.split(line, {"WAY": "/opt", "WORDS": "check  inter 1s"}) == words
 
 
 @pytest.mark.parametrize(
-    ("lines", "limits"),
-    [
-        ("server a b check", {"a": 2.0}),
-        ("server a b\n server inter c", {}),
-        ("server a b check inter 1s", {"a": 1.0}),
-        ("default-server inter 5s\n server a b check", {"a": 5.0}),
-        ("default-server inter 5s\n server a b check\n server c d check inter 1500", {"a": 5.0, "c": 1.5}),
-        ("default-server check inter 3s\n server a b inter 10s\n server c d\n server e f no-check", {"a": 10, "c": 3}),
-        ("timeout connect 1s\n server a b check inter 3s", {"a": 3.0}),
-        (
-            "timeout connect 1s\n timeout check 9s\n server a b check inter 3s\n server c d check inter 500",
-            {"a": 1, "c": 0.5},
-        ),
-    ],
+    "text", ['"' + "${A-" * 100_000, '"' + "${A-" * 100_000 + "}", '"' * 100_001, "\\x" * 100_000, "'" * 100_001]
 )
-def test_the_time_limit_of_each_check_is_haproxys(tmp_path: Path, lines: str, limits: dict[str, float]) -> None:
-    path = tmp_path / "haproxy.cfg"
-    path.write_text(f"backend upstream\n {lines}\n")
-    (section,) = parser.read([str(path)], {}).sections
-    assert parser.check_limits(section) == limits
+def test_a_long_line_takes_no_longer_than_its_length_lets_expect(text: str) -> None:
+    began = time.process_time()
+    parser.split(text, {})
+    assert time.process_time() - began < 3
 
 
 BLOCKS = """
@@ -88,6 +84,9 @@ global
         ("1", "2.8.0", ["one", "always"], []),
         ("feature(OPENSSL)", "2.8.0", ["one", "two", "always"], [".if feature(OPENSSL)"]),
         ("feature(OPENSSL)", "2.6.0", ["one", "three", "always"], [".if feature(OPENSSL)"]),
+        ("defined(HAPROXY_MWORKER)", "2.6.0", ["one", "three", "always"], [".if defined(HAPROXY_MWORKER)"]),
+        ("!" * 1200 + "1", "2.6.0", ["one", "always"], []),
+        ("1" * 5000, "2.6.0", ["one", "three", "always"], [".if " + "1" * 5000]),
         ("defined(HERE) && defined(A)", "2.6.0", ["one", "three", "always"], [".if defined(HERE) && defined(A)"]),
         (
             "defined(HERE)",
@@ -132,3 +131,38 @@ def test_a_proxy_inherits_from_its_defaults(tmp_path: Path) -> None:
     second.write_text("backend a\nbackend b from one\nbackend c\n balance roundrobin\n no balance\n")
     sections = {section.name: section for section in parser.read([str(first), str(second)], {}).sections}
     assert [sections[name].last("balance") for name in "abc"] == [["first"], ["source"], None]
+
+
+def test_variables_of_global_hold_for_the_lines_below_it(tmp_path: Path) -> None:
+    path = tmp_path / "haproxy.cfg"
+    path.write_text(
+        "global\n setenv A new\n presetenv B new\n presetenv C new\n unsetenv D\n"
+        ' daemon "$A$B$C$D"\n resetenv B\n daemon "$A$B"\n'
+    )
+    lines = parser.read([str(path)], {"A": "1", "B": "2", "D": "4"}).global_section().lines
+    assert [words for words in lines if words[0] == "daemon"] == [["daemon", "new2new"], ["daemon", "2"]]
+
+
+def test_a_directory_is_its_files_in_their_order(tmp_path: Path) -> None:
+    for name in ("b.cfg", "a.cfg", "c.conf", ".d.cfg"):
+        (tmp_path / name).write_text(f"backend {name}\n")
+    assert [section.name for section in parser.read([str(tmp_path)], {}).sections] == ["a.cfg", "b.cfg"]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "names"), [("2", ["r1", "r2"]), ("3-4", ["r3", "r4"]), ("many", []), ("9" * 9, [])]
+)
+def test_a_server_template_is_as_many_servers(tmp_path: Path, numbers: str, names: list[str]) -> None:
+    path = tmp_path / "haproxy.cfg"
+    path.write_text(f"backend a\n default-server inter 1s\n server-template r {numbers} eu.test:80 check inter 2s\n")
+    words = parser.options(parser.read([str(path)], {}).sections[0])
+    assert words == {name: ["inter", "1s", "check", "inter", "2s"] for name in names}
+    assert all(parser.value(each, "inter") == "2s" for each in words.values())
+
+
+def test_what_is_disabled_or_behind_a_null_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "haproxy.cfg"
+    path.write_text("global\n user a\0b\nbackend a\n disabled\nbackend b\n disabled\n enabled\n")
+    read = parser.read([str(path)], {})
+    assert [section.name for section in read.proxies()] == ["b"]
+    assert read.global_section().first_word("user") == "a"

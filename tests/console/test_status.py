@@ -97,10 +97,14 @@ STATES = f"1\n# {' '.join(runtime.STATE_COLUMNS)}".encode()
 @pytest.mark.parametrize(
     ("info", "stat", "said"),
     [
-        (b"Pid: 7", b"# pxname,algo", "no version and process in the answer: "),
-        (b"Version: 2.8.25\nPid: me", b"# pxname,algo", "no version and process in the answer: "),
+        (b"Pid: 7", b"# pxname,svname,algo,bck,cookie,rtime", "no version and process in the answer: "),
+        (
+            b"Version: 2.8.25\nPid: me",
+            b"# pxname,svname,algo,bck,cookie,rtime",
+            "no version and process in the answer: ",
+        ),
         (INFO, b"# pxname,al", "no statistics in the answer: '# pxname,al'"),
-        (INFO, b"# pxname,algo\nb", "no statistics in the answer: 'b'"),
+        (INFO, b"# pxname,svname,algo,bck,cookie,rtime\nb", "no statistics in the answer: 'b'"),
     ],
 )
 def test_an_answer_that_is_cut_is_one_line(info: bytes, stat: bytes, said: str) -> None:
@@ -118,11 +122,12 @@ def test_an_answer_that_is_cut_is_one_line(info: bytes, stat: bytes, said: str) 
 
 
 def test_problems_stand_under_the_table_and_are_wrapped() -> None:
-    text = status.table(status.Status([], ["word " * 40 + "end"]), width=60)
+    text = status.table(status.Status([], ["word " * 40 + "end"], ["good to know"]), width=60)
     lines = text.splitlines()
+    assert "? good to know" in lines
     assert lines[1].startswith("! word")
     assert lines[2].startswith("  word")
-    assert lines[-2].endswith("end")
+    assert lines[-3].endswith("end")
     assert lines[-1] == "`multicloud doctor` looks further"
     assert max(map(len, lines[1:])) <= 60
 
@@ -263,12 +268,12 @@ def measured(*milliseconds: float, now: float, last: float = 0.0, every: float =
     ("states", "weights", "since", "last", "every", "expected"),
     [
         ((UP, UP), (256, 1), 100, 0, 2, []),
-        ((UP, UP), (1, 256), 100, 0, 2, ["has had other weights for at least 60 s"]),
-        ((UP, UP), (1, 256), 42, 0, 2, ["has had other weights for at least 40 s"]),
+        ((UP, UP), (1, 256), 100, 0, 2, ["has had other weights for at least 10 s"]),
+        ((UP, UP), (1, 256), 12, 0, 2, ["has had other weights for at least 10 s"]),
         ((UP, UP), (1, 256), 5, 0, 2, []),
         ((UP, UP), (0, 0), 5, 0, 2, ["every server of upstream that is UP has weight 0"]),
         ((UP, MAINT), (0, 1), 5, 0, 2, ["every server of upstream that is UP has weight 0"]),
-        ((DOWN, MAINT), (0, 1), 5, 0, 2, ["no server of upstream is UP (DOWN, MAINT)"]),
+        ((DOWN, MAINT), (0, 1), 5, 0, 2, ["no server of upstream is UP (DOWN, MAINT), so each request to it is a 503"]),
         ((UP, UP), (256, 1), 100, 40, 2, ["no samples for a since", "no samples for b since"]),
         ((UP, DOWN), (256, 0), 100, 40, 2, ["no samples for a since"]),
         ((UP, UP), (256, 1), 100, 40, 30, []),
@@ -287,7 +292,7 @@ def test_problems_are_found_from_states_weights_and_samples(
     ]
     now = time.time()
     found = measured(20, 40, now=now, last=last, every=every)
-    said = problems.problems(instance(*servers, since=since), found, SOURCES, now)
+    said = problems.problems(problems.see(instance(*servers, since=since), found, SOURCES, now))
     assert len(said) == len(expected), said
     for line, part in zip(said, expected, strict=True):
         assert part in line
@@ -302,14 +307,14 @@ def test_a_weight_that_a_reweigh_would_just_have_changed_is_no_problem() -> None
         for sample in found.series["upstream", "a"]
     ]
     eager = settings.Sources({"MULTICLOUD_WINDOW": "1"})
-    assert problems.problems(instance(*servers), found, eager, now) == []
+    assert problems.problems(problems.see(instance(*servers), found, eager, now)) == []
 
 
 def test_a_server_that_was_never_measured_and_a_reweigh_that_is_down_are_problems() -> None:
     now = time.time()
     servers = [Server("upstream", name, UP, weight) for name, weight in (("a", 256), ("z", 1))]
     fake = Server("reweigh", REWEIGH_SERVER, DOWN, 1)
-    said = problems.problems(instance(*servers, fake), measured(20, now=now), SOURCES, now)
+    said = problems.problems(problems.see(instance(*servers, fake), measured(20, now=now), SOURCES, now))
     assert [line.split(":")[0] for line in said] == [
         "reweigh/multicloud-reweigh is DOWN, so nobody sets weights",
         "no samples for z, which is UP",
@@ -321,14 +326,22 @@ def test_wrong_weights_follow_from_a_reweigh_that_does_not_run(state: str, said:
     now = time.time()
     servers = [Server("upstream", name, UP, weight) for name, weight in (("a", 1), ("b", 256))]
     fake = Server("reweigh", REWEIGH_SERVER, state, 1)
-    (line,) = problems.problems(instance(*servers, fake), measured(20, 40, now=now), SOURCES, now)
+    (line,) = problems.problems(problems.see(instance(*servers, fake), measured(20, 40, now=now), SOURCES, now))
     assert said in line
+
+
+def test_in_mode_tcp_a_connection_is_closed_where_a_request_would_be_a_503() -> None:
+    servers = [Server("upstream", "a", DOWN, 1)]
+    servers[0].mode = "tcp"
+    now = time.time()
+    (line,) = problems.problems(problems.see(instance(*servers), measured(20, now=now), SOURCES, now))
+    assert line.endswith("so each connection to it is closed")
 
 
 def test_a_reweigh_under_another_name_needs_no_samples() -> None:
     now = time.time()
     servers = [Server("upstream", "a", UP, 256), Server("reweigh", "other-name", UP, 1)]
-    assert problems.problems(instance(*servers), measured(20, now=now), SOURCES, now) == []
+    assert problems.problems(problems.see(instance(*servers), measured(20, now=now), SOURCES, now)) == []
 
 
 def test_problems_of_a_real_haproxy_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

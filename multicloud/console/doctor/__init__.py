@@ -28,7 +28,7 @@ def examine(sources: Sources, files: Sequence[str]) -> list[Finding]:
     groups = AWAY if case.away else GROUPS
     findings = [
         problem(f"{path} is not what would be written for these settings now: run `{command}`, and reload HAProxy")
-        for path in files
+        for path in parser.files(files)
         if (command := config.outdated(path, files, sources))
     ]
     for number, (_, look) in enumerate(groups, 1):
@@ -51,7 +51,8 @@ def _case(sources: Sources, files: Sequence[str]) -> Case:
     except runtime.RuntimeAPIError as error:
         away = str(error)
     read = parser.read(files, environ, instance.version or None) if files else None
-    return Case(sources, values, instance, away, user_of(instance.pid) if instance.pid else None, read)
+    foreign = configuration.foreign(instance, read, values.times)
+    return Case(sources, values, instance, away, user_of(instance.pid) if instance.pid else None, read, foreign)
 
 
 def _read_all(sources: Sources) -> None:
@@ -103,10 +104,10 @@ GROUPS = (
     ("what HAProxy and its user may do", running.permissions),
     ("the configuration", configuration.look),
     ("host names", servers.names),
-    ("certificates", certificates.look),
     ("checks", servers.checks),
-    ("samples", servers.samples),
-    ("weights", servers.weights),
+    ("certificates", certificates.look),
+    ("samples, weights", servers.measured),
+    ("long connections, and whom HAProxy runs as", running.exposure),
 )
 AWAY = SETTINGS, ("the socket", running.away), ("the running HAProxy", lambda _: ())
 """What can be asked where HAProxy does not answer: its configuration, too, which may be why."""

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from multicloud.console.instance import may
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from multicloud.console.instance import Instance, User
     from multicloud.console.parser import Configuration
+    from multicloud.runtime import Server
     from multicloud.settings import Settings, Sources
 
 SHOWN = 8
@@ -30,6 +31,7 @@ class Case(NamedTuple):
 
     `values` are the settings of `multicloud run`. `away` says why HAProxy does not answer, and then `instance` is
     empty. `user` is whom HAProxy runs as, None where that cannot be seen. `configuration` is None without a file.
+    `foreign` are the backends whose external checks seem to be another program.
     """
 
     sources: Sources
@@ -38,11 +40,17 @@ class Case(NamedTuple):
     away: str
     user: User | None
     configuration: Configuration | None
+    foreign: Collection[str] = ()
 
     @property
     def forks(self) -> bool:
         """Whether HAProxy's user runs the commands."""
         return self.instance.forks(self.values.backends)
+
+    @property
+    def checked(self) -> list[Server]:
+        """The servers whose external checks measure them."""
+        return [server for server in self.instance.checked() if server.backend not in self.foreign]
 
 
 ok, problem, unknown = (partial(Finding, kind) for kind in ("ok", "problem", "unknown"))

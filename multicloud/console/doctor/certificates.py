@@ -16,7 +16,6 @@ from multicloud import check, probe, settings
 from multicloud.console import parser
 from multicloud.console.check import describe
 from multicloud.console.doctor.case import ok, problem, some, unknown
-from multicloud.console.instance import PASSED
 from multicloud.light import UsageError
 from multicloud.runtime import MAINT
 
@@ -36,62 +35,65 @@ SYSTEM = "@system-ca"
 REFUSED, EXPIRED = "certificate not accepted: ", "certificate has expired"
 MISMATCH = ("Hostname mismatch", "IP address mismatch")
 
+SNI_AUTO = parser.order("3.3-dev0")
+"""The version from which on HAProxy sends the Host of a request as SNI."""
+
 NO_CHECK_TIME = 0x200000
 """OpenSSL's X509_V_FLAG_NO_CHECK_TIME: a certificate may have expired."""
 
 
 class Terms(NamedTuple):
-    """What is asked of a certificate, if anything: an authority in `ca_file` ("": the system's), and a name or None."""
+    """What is asked of a certificate, if anything: an authority in `ca_file` ("": the system's), and a name.
+
+    The name is None where none is asked for, and "" where it depends on the request.
+    """
 
     verify: bool
     ca_file: str
     name: str | None
 
 
+UNSEEN = unknown("certificates that could not be had in time from here were not verified: {names}")
+MOVING = unknown(
+    "the certificate of {names} must be for a name that depends on the request, which is its Host where the line has "
+    "no `sni` (from HAProxy 3.3 on): write `sni str(…)`, or `no-sni-auto`"
+)
+ACCEPTED = ok("HAProxy accepts the certificates of {names} by what their lines say")
+
+
 def look(case: Case) -> Iterator[Finding]:
-    """A line for each thing that is wrong with the certificates that HAProxy sees, with all servers that have it."""
+    """A line for each thing that HAProxy may find in certificates, with all servers that have it."""
     alike: dict[tuple[str, str, Terms], list[Server]] = {}  # one handshake does for all backends
     for server, terms in terms_of_lines(case).values():
         alike.setdefault((server.address, server.port, terms), []).append(server)
-    checked = {(server.address, server.port): server for server in case.instance.checked()}
     deadline = time.monotonic() + TIME_FOR_ALL
-    wrong: dict[str, list[str]] = {}
-    accepted: list[str] = []
-    unseen: list[str] = []
-    for (address, port, terms), servers in alike.items():
-        names = ["/".join(server.key) for server in servers]
+    findings: dict[Finding, list[str]] = {}
+    for (*_, terms), servers in alike.items():
         said = refusal(servers[0], terms, deadline - time.monotonic())
+        finding = UNSEEN if said is None else MOVING if terms.verify and terms.name == "" else ACCEPTED
         if said:
-            text = _what_to_do(said, servers[0], terms, checked.get((address, port)), case)
-            wrong.setdefault(text, []).extend(names)
-        else:
-            (unseen if said is None else accepted).extend(names)
-    for text, names in wrong.items():
-        yield problem(f"HAProxy does not accept the certificate of {some(names)} {text}")
-    if unseen:
-        yield unknown(f"certificates that could not be had in time from here were not verified: {some(unseen)}")
-    if accepted and not wrong:
-        yield ok(f"HAProxy accepts the certificates of {len(accepted)} servers by what their lines say")
+            cure = cure_of_line(said, servers[0], terms, case)
+            text = f"({said}), so each request to it is a 503, although its check passes: {cure}"
+            finding = problem(f"HAProxy does not accept the certificate of {{names}} {text}")
+        findings.setdefault(finding, []).extend("/".join(server.key) for server in servers)
+    for finding, names in findings.items():
+        yield finding._replace(text=finding.text.replace("{names}", some(names)))
 
 
-def _what_to_do(said: str, server: Server, terms: Terms, measured: Server | None, case: Case) -> str:
-    """Why a line refuses a certificate, and the cure; `measured` is the server whose check is for the same place."""
-    passes = measured is not None and measured.check == PASSED
-    why = f"({said}), so each request to it is a 503{', although its check passes' * passes}"
+def cure_of_line(said: str, server: Server, terms: Terms, case: Case) -> str:
+    """What to write on a line that refuses a certificate: what the check of that place accepts, as far as it does."""
     if said.startswith(EXPIRED):
-        return f"{why}: {renewal(server, terms.ca_file) or 'renew it'}"
-    own = _terms_of_check(measured, case.sources) if measured else None
+        return renewal(server, terms.ca_file) or "renew it"
+    place = server.address, server.port
+    own = next(
+        (_terms_of_check(each, case.sources) for each in case.checked if (each.address, each.port) == place), None
+    )
     knows = own if own and own.verify and refusal(server, own) == "" else None
     if not said.startswith(MISMATCH):
         authority = f"`ca-file {knows.ca_file or SYSTEM}`" if knows else "a `ca-file` that has its authority"
-        return f"{why}: write {authority} in place of `ca-file {terms.ca_file or SYSTEM}` on its `server` line"
+        return f"write {authority} in place of `ca-file {terms.ca_file or SYSTEM}` on its `server` line"
     name = (knows and knows.name) or name_in(server, terms.ca_file)
-    cure = f"write {f'`sni str({name})`' if name else '`sni` with a name that it is for'} on its `server` line"
-    if measured and not passes and name:  # the check does not use that line
-        members = [each for each in case.instance.checked() if each.backend == measured.backend]
-        alike = all(each.check != PASSED and name_in(each, terms.ca_file) == name for each in members)
-        cure += f", and set `host = {name}` in {place_of(measured, case.sources, alike=alike)} of {case.sources.path}"
-    return f"{why}: {cure}"
+    return f"write {f'`sni str({name})`' if name else '`sni` with a name that it is for'} on its `server` line"
 
 
 def refusal(server: Server, terms: Terms, seconds: float = TIMEOUT) -> str | None:
@@ -108,7 +110,7 @@ def refusal(server: Server, terms: Terms, seconds: float = TIMEOUT) -> str | Non
     except UsageError as error:
         return str(error).partition(": ")[2]
     said = (result.error or "").removesuffix(", in the TLS handshake")
-    if not said or (terms.name is None and said.startswith(tuple(f"{REFUSED}{text}" for text in MISMATCH))):
+    if not said or (not terms.name and said.startswith(tuple(f"{REFUSED}{text}" for text in MISMATCH))):
         return ""
     return said.removeprefix(REFUSED) if said.startswith(REFUSED) else None
 
@@ -146,19 +148,23 @@ def terms_of_lines(case: Case) -> dict[tuple[str, str], tuple[Server, Terms]]:
     """
     if case.configuration is None:
         return {}
-    section = case.configuration.global_section()
-    options = {each.name: parser.servers(each) for each in case.configuration.proxies()}
+    section, lines = case.configuration.global_section(), case.configuration.lines()
+    automatic = parser.order(case.instance.version) >= SNI_AUTO
     terms = {}
     for server in case.instance.servers:
-        on_line = options.get(server.backend, {}).get(server.name, {})
-        if "ssl" in on_line and server.state != MAINT:
-            verify = on_line.get("verify", section.first_word("ssl-server-verify"))
-            ca_file = on_line.get("ca-file", "")
+        words = lines.get(server.key, [])
+        if parser.is_on(words, "ssl") and server.state != MAINT:
+            verify = parser.value(words, "verify") or section.first_word("ssl-server-verify")
+            ca_file = parser.value(words, "ca-file")
             ca_file = "" if ca_file in ("", SYSTEM) else os.path.join(section.first_word("ca-base"), ca_file)
-            sni = on_line.get("sni", "")
-            literal = re.fullmatch(r"str\((.+)\)", sni)
-            sent = server.name if sni == "srv_name" else literal[1] if literal else None  # it depends on the request
-            terms[server.key] = server, Terms(verify != "none", ca_file, sent if sni else on_line.get("verifyhost"))
+            sni = parser.value(words, "sni")
+            name: str | None = parser.value(words, "verifyhost") or None
+            if sni:
+                literal = re.fullmatch(r"str\((.+)\)", sni)
+                name = server.name if sni == "srv_name" else literal[1] if literal else ""
+            elif automatic and server.mode == "http" and "no-sni-auto" not in words:
+                name = ""
+            terms[server.key] = server, Terms(verify != "none", ca_file, name)
     return terms
 
 
@@ -182,7 +188,7 @@ def variables_of(server: Server) -> dict[str, str]:
     return {
         "HAPROXY_PROXY_NAME": server.backend,
         "HAPROXY_SERVER_NAME": server.name,
-        "HAPROXY_SERVER_ADDR": server.address,
+        "HAPROXY_SERVER_ADDR": server.address if server.address != "-" else "PATH",
         "HAPROXY_SERVER_PORT": server.port,
         "HAPROXY_SERVER_SSL": server.tls or "1",
         "HAPROXY_SERVER_PROTO": server.mode,
@@ -195,15 +201,15 @@ def place_of(server: Server, sources: Sources, *, alike: bool) -> str:
     return f"[{server.backend if alike and own not in sources.sections else own}]"
 
 
-def cure_of_check(said: str, server: Server, target: probe.Target, line: Terms | None) -> str:
-    """What to do about a certificate that a check refuses, with {place} for the section; "" if it is about none.
-
-    `line` are the terms on which HAProxy itself accepts certificates of the server, as far as they are known.
-    """
+def cure_of_check(said: str, server: Server, target: probe.Target, case: Case) -> str:
+    """What to do about a certificate that a check refuses, with {place} for the section; "" if it is about none."""
+    if not said.startswith(REFUSED):
+        return ""
     said = said.removeprefix(REFUSED)
     mismatch = said.startswith(MISMATCH)
     if said.startswith(EXPIRED):
         return renewal(server, target.ca_file) or "renew it"
+    _, line = terms_of_lines(case).get(server.key, (server, None))
     if line and refusal(server, line) == "":
         by, value = f"by `ca-file {line.ca_file or SYSTEM}`", f"ca_file = {line.ca_file}"
         if not line.verify:

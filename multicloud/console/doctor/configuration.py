@@ -1,4 +1,4 @@
-"""The configuration: who measures the servers, and what external checks, weights and users need in it."""
+"""The configuration: who measures each backend, and what external checks and weights need in it."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
-from multicloud import run
-from multicloud.console import parser
+from multicloud import history, run, runtime
+from multicloud.console import parser, problems
+from multicloud.console.doctor import routes
 from multicloud.console.doctor.case import can, ok, problem, some, unknown
-from multicloud.console.instance import REWEIGH_SERVER, user_named
+from multicloud.console.instance import EXTERNAL, PASSED, REWEIGH_SERVER, user_named
 from multicloud.runtime import MAINT
+from multicloud.samplefile import SampleFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from multicloud.console.doctor.case import Case, Finding
-    from multicloud.console.instance import User
+    from multicloud.console.instance import Instance, User
     from multicloud.console.parser import Configuration, Section
+    from multicloud.runtime import Server
 
 REMOVE_CHROOT = "remove `chroot` from `global` (from HAProxy 3.4 on, write `chroot /`, without which it warns)"
 
@@ -29,103 +32,161 @@ HASHED = ("source", "uri", "url_param", "hdr", "rdp-cookie", "hash", "log-hash")
 
 REFUSAL = "Backend is using a static LB algorithm and only accepts weights '0%' and '100%'."
 
-TUNNEL = "1h"
-"""How long a WebSocket may be silent, as `multicloud config` writes it."""
-
 
 def look(case: Case) -> Iterator[Finding]:
-    """Who measures the servers, and what the files say or, without them, what HAProxy tells of its algorithms."""
+    """Who measures the servers, and whether the files, or what HAProxy tells of them, have what that needs."""
     yield from _measured(case)
+    for name, section in routed(case).items():
+        yield from _algorithm(name, section, case.instance)
+    yield from routes.look(case, routed(case))
     if case.configuration is None:
-        yield from _running_algorithms(case)
         yield unknown("the configuration was not looked at: name it with -f haproxy.cfg")
         return
-    section, proxies = case.configuration.global_section(), case.configuration.proxies()
-    checked = checked_sections(case.configuration)
-    beside = [each for each in proxies if each.kind == "backend" and each.name in case.values.backends]
+    checked = checked_sections(case)
     if checked:
-        yield from _forks(section)
-    sockets = [line for line in section.lines if line[:2] == ["stats", "socket"]]
-    if not any(line[at : at + 2] == ["level", "admin"] for line in sockets for at in range(len(line))):
-        yield problem("no `stats socket … level admin` in `global`: a reweigh cannot set weights")
-    if case.away and not checked and not case.values.backends:
-        yield problem("no backend has `option external-check`, so nothing is measured")
+        yield from _forks(case.configuration.global_section(), case.instance)
     for each in checked:
         yield from _hasty(each)
-    routed = [each for each in proxies if each in beside or (each in checked and not _is_reweigh(each))]
-    for each in routed:
-        if len(parser.options(each)) > 1:
-            balance = each.last("balance") or ["roundrobin"]
-            yield _algorithm(each.name, balance[0], each.first_word("hash-type") == "consistent")
-    yield from _tunnels(routed)
-    yield from _targets(case.configuration)
     if case.configuration.undecided:
         conditions = some([f"`{condition}`" for condition in dict.fromkeys(case.configuration.undecided)])
         yield unknown(f"it was not decided which branches of the configuration count, so all do here: {conditions}")
 
 
 def _measured(case: Case) -> Iterator[Finding]:
-    """Whether anybody takes the checks of the running HAProxy as samples: external ones do it themselves."""
+    """Who takes the checks of each backend as samples: external checks do it themselves."""
     instance, backends = case.instance, case.values.backends
-    for text in run.unmeasured(instance.servers, backends).values() if instance.servers else ():
-        yield problem(text)
-    if backends or instance.checked():
+    stopped = run.unmeasured(instance.servers, backends) if instance.servers else {}
+    yield from map(problem, stopped.values())
+    idle = [each.name for each in checked_sections(case) if not any(map(_is_said, parser.options(each).values()))]
+    for name in idle:
+        yield problem(f"{name} has `option external-check`, but no server of it has `check`: write that on its line")
+    if not (backends or idle or case.checked or (case.away and checked_sections(case))):
+        yield from _by_nobody(case)
         return
-    own = list(dict.fromkeys(server.backend for server in instance.own_checked()))
-    if own:
+    for name, members in runtime.by_backend(instance.servers).items():
+        if name not in idle and run.BACKEND + name not in stopped:
+            yield _how_measured(name, members, case)
+
+
+def _is_said(words: Sequence[str]) -> bool:
+    return "check" in words or "no-check" in words
+
+
+def _by_nobody(case: Case) -> Iterator[Finding]:
+    """That no backend at all is measured."""
+    own = list(dict.fromkeys(server.backend for server in case.instance.own_checked()))
+    if case.away and case.configuration:
+        yield problem("no backend has `option external-check`, so nothing is measured")
+    elif own:
         yield problem(
             f"HAProxy checks the servers of {some(own)} by itself, and nobody takes that as samples: write "
             f"`backends = {','.join(own)}` into {case.sources.path} and start multicloud-run, or give them external "
             "checks"
         )
-    elif instance.servers and not any(server.check or server.state == MAINT for server in instance.servers):
+    elif case.instance.servers and not any(each.check or each.state == MAINT for each in case.instance.servers):
         yield problem(
             "no server has an external check: write `option external-check` and `external-check command "
             "multicloud-check` into its backend, and `check` on its line"
         )
 
 
-def _running_algorithms(case: Case) -> Iterator[Finding]:
-    """The balance algorithms that HAProxy tells, which does not tell whether a hash is a consistent one."""
-    instance = case.instance
-    if instance.level == "user":
-        yield unknown("a socket of level user does not show the balance algorithms")
-    for backend in dict.fromkeys(
-        each.backend for each in instance.checked() + instance.own_checked(case.values.backends)
-    ):
-        algorithm = instance.algorithms.get(backend)
-        if algorithm == "unknown":  # so HAProxy 3.3 calls its default
-            yield unknown(f"{backend}: HAProxy does not name its balance algorithm; -f shows it")
-        elif algorithm:
-            yield _algorithm(backend, algorithm, None)
+def _how_measured(name: str, members: Sequence[Server], case: Case) -> Finding:
+    tracked = members[0].source[0]
+    if any(server.name == REWEIGH_SERVER for server in members):
+        return ok(f"{name}: its check sets the weights")
+    if name in case.foreign:
+        return unknown(
+            f"{name}: its external checks have never left a sample in {case.values.times}, so nothing else of it was "
+            "looked at: they are another program's, or have another `times`"
+        )
+    if tracked != name:
+        return ok(f"{name}: measured with {tracked}, whose servers its own track")
+    if any(server.check.startswith(EXTERNAL) for server in members):
+        return ok(f"{name}: measured by external checks")
+    if name in case.values.backends:
+        return ok(f"{name}: measured by HAProxy's own checks, for `multicloud run`")
+    if any(server.check for server in members):
+        return ok(f"{name}: not measured, since HAProxy checks it by itself and `backends` does not name it")
+    return ok(f"{name}: not measured, since HAProxy does not check it")
 
 
-def _algorithm(backend: str, algorithm: str, consistent: bool | None) -> Finding:
-    name = algorithm.partition("(")[0].partition(" ")[0]
-    if name in DYNAMIC or (name in HASHED and consistent):
-        return ok(f"{backend}: `balance {algorithm}` takes weights while HAProxy runs")
-    if name in HASHED and consistent is None:
-        return unknown(f"{backend}: `balance {algorithm}` takes weights with `hash-type consistent` only; -f shows it")
-    if name == "first":
-        return problem(f"{backend}: `balance first` heeds no weights: write `balance roundrobin`")
-    also = ", or `hash-type consistent` beside it" if name in HASHED else ""
-    return problem(
-        f"{backend}: `balance {algorithm}` is static, and HAProxy refuses weights ({REFUSAL}): "
-        f"write `balance roundrobin`{also}"
-    )
+def foreign(instance: Instance, configuration: Configuration | None, times: str) -> Collection[str]:
+    """The backends whose external checks are not for us: as problems.foreign says, and their commands, where known."""
+    try:
+        silent = problems.silent(instance, history.read(times, 1))
+    except SampleFileError:
+        return ()
+    if configuration is None:
+        return problems.foreign(instance, silent)
+    return silent - {each.name for each in configuration.proxies() if "multicloud" in _text(each)}
 
 
-def checked_sections(configuration: Configuration) -> list[Section]:
-    """The proxies whose servers have external checks."""
-    return [each for each in configuration.proxies() if each.last("option", "external-check") is not None]
+def _text(section: Section) -> str:
+    """The name of the command of its checks and, of a script, what it says; "multicloud" where there is none."""
+    program = _program(section)
+    try:
+        with open(program or "", "rb") as file:
+            return f"{program} {file.read(1 << 16).decode(errors='replace')}"
+    except OSError:
+        return "multicloud"
 
 
-def _is_reweigh(section: Section) -> bool:
-    return list(parser.options(section)) == [REWEIGH_SERVER]
+def _program(section: Section) -> str | None:
+    command, path = (section.first_word("external-check", word) for word in ("command", "path"))
+    return shutil.which(command, mode=os.F_OK, path=path)
 
 
-def _forks(section: Section) -> Iterator[Finding]:
-    """Whether `global` lets HAProxy run programs."""
+def routed(case: Case) -> dict[str, Section | None]:
+    """The backends that are measured, and their sections in the configuration, as far as it is known."""
+    measured = case.checked + case.instance.own_checked(case.values.backends)
+    sections: dict[str, Section | None] = dict.fromkeys(server.backend for server in measured)
+    checked = {each.name for each in checked_sections(case) if list(parser.options(each)) != [REWEIGH_SERVER]}
+    for each in case.configuration.proxies() if case.configuration else ():
+        if each.name in checked or each.name in sections or each.name in case.values.backends:
+            sections[each.name] = each
+    return sections
+
+
+def _algorithm(name: str, section: Section | None, instance: Instance) -> Iterator[Finding]:
+    """Whether weights count under the balance algorithm, which HAProxy tells, but not whether a hash is consistent."""
+    told = instance.algorithms.get(name, "")
+    if section:
+        told = told.replace("unknown", "") or (section.last("balance") or ["roundrobin"])[0]
+    if section and len(parser.options(section)) < 2:
+        return
+    algorithm = told.partition("(")[0].partition(" ")[0]
+    consistent = section is not None and section.first_word("hash-type") == "consistent"
+    if not told:
+        yield unknown(f"{name}: a socket of level user does not show the balance algorithm")
+    elif told == "unknown":  # so HAProxy 3.3 calls its default
+        yield unknown(f"{name}: HAProxy does not name its balance algorithm; -f shows it")
+    elif algorithm in DYNAMIC or (algorithm in HASHED and consistent):
+        yield ok(f"{name}: `balance {told}` takes weights while HAProxy runs")
+    elif algorithm in HASHED and section is None:
+        yield unknown(f"{name}: `balance {told}` takes weights with `hash-type consistent` only; -f shows it")
+    elif algorithm == "first":
+        yield problem(f"{name}: `balance first` heeds no weights: write `balance roundrobin`")
+    else:
+        also = ", or `hash-type consistent` beside it" if algorithm in HASHED else ""
+        yield problem(
+            f"{name}: `balance {told}` is static, and HAProxy refuses weights ({REFUSAL}): "
+            f"write `balance roundrobin`{also}"
+        )
+
+
+def checked_sections(case: Case) -> list[Section]:
+    """The proxies whose servers have external checks that are ours."""
+    sections = case.configuration.proxies() if case.configuration else []
+    return [
+        each for each in sections if each.last("option", "external-check") is not None and each.name not in case.foreign
+    ]
+
+
+def _forks(section: Section, instance: Instance) -> Iterator[Finding]:
+    """Whether `global` lets HAProxy run programs, unless it is seen to do so: as root it needs no leave."""
+    if any(server.check == PASSED for server in instance.servers):
+        yield ok("HAProxy runs the checks")
+        return
     for word in ("external-check", "insecure-fork-wanted"):
         if section.last(word) is None:
             yield problem(f"`{word}` is missing in `global`, without which HAProxy runs no check: write it there")
@@ -138,74 +199,26 @@ def _forks(section: Section) -> Iterator[Finding]:
 def _hasty(section: Section) -> Iterator[Finding]:
     """Whether HAProxy keeps to `fastinter`, as it does with external checks once `observe` has seen errors."""
     for name, words in parser.options(section).items():
-        if {"check", "fastinter", "observe"} <= {*words}:
+        if parser.is_on(words, "check") and {"fastinter", "observe"} <= {*words}:
             yield problem(
                 f"{section.name}/{name}: `fastinter` beside `observe`: after an outage HAProxy checks that often "
                 "until it is restarted (2.6 crashes); take `fastinter` out"
             )
 
 
-def _tunnels(sections: Sequence[Section]) -> Iterator[Finding]:
-    """Whether connections that stay are cut like requests that get no answer."""
-    cut: dict[str, list[str]] = {}
-    for section in sections:
-        patience = section.first_word("timeout", "server")
-        if patience and section.last("timeout", "tunnel") is None:
-            cut.setdefault(patience, []).append(section.name)
-    for patience, names in cut.items():
-        yield problem(
-            f"{some(names)}: a WebSocket, or a connection in mode tcp, is cut when it is silent for {patience}, as "
-            f"`timeout server` says: write `timeout tunnel {TUNNEL}` beside it"
-        )
-
-
-def _targets(configuration: Configuration) -> Iterator[Finding]:
-    """Whether a request can name another host than the one that `http-send-name-header` writes (RFC 9112, 3.2)."""
-    frontends = [each for each in configuration.sections if each.kind == "frontend"]
-    whole: list[str] = []
-    connect: list[str] = []
-    for section in configuration.proxies():
-        if section.first_word("http-send-name-header") == "Host":
-            leads = ["use_backend", section.name], ["default_backend", section.name]
-            places = [section], [each for each in frontends if any(line[:2] in leads for line in each.lines)]
-            if not any(each and all(map(_drops_hosts, each)) for each in places):
-                whole.append(section.name)
-            if not any(each and all(map(_denies_connect, each)) for each in places):
-                connect.append(section.name)
-    if whole:
-        yield problem(
-            f"{some(whole)}: `GET http://other.example.com/` reaches that host at a region, past "
-            "`http-send-name-header Host`: write `http-request set-uri %[pathq] if { url -m beg -i http:// https:// }` "
-            "into the backend or its frontend"
-        )
-    if connect:
-        yield problem(
-            f"{some(connect)}: CONNECT is handed on to the regions: write `http-request deny deny_status 405 if "
-            "METH_CONNECT` into the backend or its frontend"
-        )
-
-
-def _drops_hosts(section: Section) -> bool:
-    return any(line[:2] == ["http-request", "set-uri"] for line in section.lines)
-
-
-def _denies_connect(section: Section) -> bool:
-    rules = [line for line in section.lines if line[:2] == ["http-request", "deny"] or line[0] == "acl"]
-    return any("CONNECT" in word or word == "method" for line in rules for word in line)
-
-
-def user_in(configuration: Configuration) -> User | None:
-    """The user that `global` names, or the one who asks."""
-    section = configuration.global_section()
-    name = section.first_word("user") or section.first_word("uid") or str(os.geteuid())
+def user_in(configuration: Configuration | None, otherwise: str) -> User | None:
+    """The user that `global` names, or else another one; None where there is no such user."""
+    section = configuration.global_section() if configuration else parser.Section("global", "", [])
+    name = section.first_word("user") or section.first_word("uid") or otherwise
     return user_named(name, section.first_word("group") or section.first_word("gid"))
 
 
-def programs(case: Case, user: User | None) -> Iterator[Finding]:
-    """Whether the user can execute the commands of the external checks."""
-    for section in checked_sections(case.configuration) if case.configuration else ():
+def programs(case: Case) -> Iterator[Finding]:
+    """Whether HAProxy's user can execute the commands of the external checks."""
+    user = case.user or user_in(case.configuration, str(os.geteuid()))
+    for section in checked_sections(case):
         command, path = (section.first_word("external-check", word) for word in ("command", "path"))
-        program = shutil.which(command, mode=os.F_OK, path=path)
+        program = _program(section)
         if not command:
             yield problem(f"{section.name}: `external-check command` is missing")
         elif program is None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import grp
 import os
-import pwd
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from multicloud import settings
-from multicloud.console.doctor import configuration
+from multicloud.console.doctor import configuration, routes
 from multicloud.console.doctor.case import can, ok, problem, unknown
-from multicloud.console.instance import EXTERNAL, cannot_append, may, soft_limit_of_files
+from multicloud.console.instance import EXTERNAL, cannot_append, group_name, let_in, may, soft_limit_of_files
 from multicloud.light import reason
 
 if TYPE_CHECKING:
@@ -33,36 +31,41 @@ MANY_FILES, NO_END = 1_000_000, 1_000_000_000
 
 def away(case: Case) -> Iterator[Finding]:
     """That no HAProxy answers, and what its configuration shows, which may be why."""
-    address = case.values.socket
-    hint = "as root, or as a user that the socket lets in" if "permission" in case.away else "start HAProxy"
-    yield problem(
-        f"{case.away} Put `stats socket {address}{_owner(case)} level admin` into `global`, {hint}, "
-        "or name its socket in MULTICLOUD_SOCKET"
-    )
+    address, there = case.values.socket, _sockets(case)
+    if case.away.startswith(address) and (who := let_in(address)):
+        cure = f"Run this {who}"
+    elif there and address not in there:
+        by_hand = case.sources.where(settings.SOCKET) == settings.SOCKET.variable
+        name = (
+            f"set MULTICLOUD_SOCKET={there[0]}" if by_hand else f"write `socket = {there[0]}` into {case.sources.path}"
+        )
+        start = "" if os.path.lexists(there[0]) else ", and start HAProxy"
+        cure = f"HAProxy's configuration has its socket elsewhere: {name}{start}"
+    else:
+        user = configuration.user_in(case.configuration, "haproxy")
+        owner = "" if "/" not in address else f" {_let(user)}" if user else " mode 600"
+        words = f"`stats socket {address}{owner} level admin`"
+        cure = f"Put {words} into `global`, start HAProxy, or name its socket in MULTICLOUD_SOCKET"
+    yield problem(f"{case.away} {cure}")
     if case.configuration:
-        yield from configuration.programs(case, configuration.user_in(case.configuration))
+        yield from configuration.programs(case)
+        section = case.configuration.global_section()
+        if not any(line[at : at + 2] == ["level", "admin"] for line in section.lines for at in range(len(line))):
+            yield problem("no `stats socket … level admin` in `global`: a reweigh cannot set weights")
     yield from configuration.look(case)
+    yield from routes.tunnels(configuration.routed(case))
 
 
-def _owner(case: Case) -> str:
-    """Words of a `stats socket` line with which HAProxy's user, who runs the reweigh, can open the socket."""
-    if "/" not in case.values.socket:
-        return ""
-    section = case.configuration.global_section() if case.configuration else None
-    user, group = (section.first_word("user"), section.first_word("group")) if section else ("", "")
-    try:
-        entry = pwd.getpwnam(user or "haproxy")
-    except KeyError:
-        return " mode 600"
-    return f" user {entry.pw_name}{f' group {group}' if group else _group(entry.pw_gid)} mode 660"
+def _sockets(case: Case) -> list[str]:
+    """The addresses of the sockets that the configuration has, those of level admin first."""
+    lines = case.configuration.global_section().lines if case.configuration else []
+    sockets = [line for line in lines if line[:2] == ["stats", "socket"] and len(line) > 2]
+    return [line[2].removeprefix("unix@") for line in sorted(sockets, key=lambda line: "admin" not in line)]
 
 
-def _group(gid: int) -> str:
-    """Words of a `stats socket` line."""
-    try:
-        return f" group {grp.getgrgid(gid).gr_name}"
-    except KeyError:
-        return ""
+def _let(user: User) -> str:
+    """Words of a `stats socket` line with which the user, who runs the reweigh, can open the socket."""
+    return f"user {user.name}{f' group {name}' if (name := group_name(user.gid)) else ''} mode 660"
 
 
 def answers(case: Case) -> Iterator[Finding]:
@@ -87,16 +90,14 @@ def permissions(case: Case) -> Iterator[Finding]:
         yield unknown(f"HAProxy's process {case.instance.pid} cannot be seen from here: nor what its user may do")
     elif case.forks:
         if any(server.check.startswith(EXTERNAL) for server in case.instance.servers) and "/" in case.values.socket:
-            words = f"`user {case.user.name}{_group(case.user.gid)} mode 660`"
-            cure = f"so no reweigh can set weights: write {words} into its `stats socket` line, and {WAY}"
+            cure = f"so no reweigh can set weights: write `{_let(case.user)}` into its `stats socket` line, and {WAY}"
             yield can(case.user, "w", case.values.socket, "connect to the socket", cure)  # for which one must write
         yield from _surroundings(case.instance.pid, os.path.dirname(os.path.abspath(case.values.times)))
         yield from _open_files(case.instance.pid)
         if case.sources.path != os.devnull and os.path.exists(case.sources.path):
             yield from _settings_file(case.sources, case.user)
         yield from _sample_file(case.values.times, case.user)
-    if case.configuration:
-        yield from configuration.programs(case, case.user or configuration.user_in(case.configuration))
+    yield from configuration.programs(case)
 
 
 def _surroundings(pid: int, directory: str) -> Iterator[Finding]:
@@ -107,9 +108,7 @@ def _surroundings(pid: int, directory: str) -> Iterator[Finding]:
         yield unknown("only root sees whether HAProxy runs in a chroot")
         return
     if root != "/":
-        yield problem(
-            f"HAProxy runs in the chroot {root}, where it finds no checks: {configuration.REMOVE_CHROOT}",
-        )
+        yield problem(f"HAProxy runs in the chroot {root}, where it finds no checks: {configuration.REMOVE_CHROOT}")
         return
     try:
         same = os.path.samestat(os.stat(directory), os.stat(f"/proc/{pid}/root{directory}"))
@@ -167,3 +166,12 @@ def _sample_file(path: str, user: User) -> Iterator[Finding]:
         )
     else:
         yield ok(f"HAProxy's user {user.name} can write the sample file {path}")
+
+
+def exposure(case: Case) -> Iterator[Finding]:
+    """What explains nothing else: whether long connections are cut, and whether HAProxy runs as root."""
+    yield from routes.tunnels(configuration.routed(case))
+    if case.user and case.user.uid == 0:
+        also = ", and each check with it" * case.forks
+        fork = ", with `insecure-fork-wanted`" * case.forks
+        yield problem(f"HAProxy runs as root{also}: write `user haproxy` and `group haproxy` into `global`{fork}")
