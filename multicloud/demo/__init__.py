@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud import light
-from multicloud.demo.regions import Regions, drift
+from multicloud.demo.regions import Regions
 from multicloud.demo.router import BESIDE, Router, configuration
 from multicloud.light import CommandError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 PACE = {"MULTICLOUD_WINDOW": "4"}
 INTERVAL = "1s"
@@ -49,16 +49,12 @@ class Demo(NamedTuple):
 def running(port: int, stats_port: int, *, beside: bool = False) -> Iterator[Demo]:
     """Run the demo, with multicloud-run `beside` HAProxy or with external checks. Raises CommandError."""
     ports = {"PORT": port, "PROXY_PORT": port + 1, "STATS_PORT": stats_port, "STATS_PROXY_PORT": stats_port + 1}
-    for number in ports.values():
-        _require_free(number)
-        if list(ports.values()).count(number) > 1:
-            raise CommandError(f"port {number} is needed twice; --port and --stats-port each need the next port, too")
+    _require_free(ports.values())
     for number in (signal.SIGTERM, signal.SIGHUP):  # SIGHUP: its terminal was closed
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="multicloud-demo-") as name, Regions() as regions:
         authority = Path(name, "authority.pem")
         regions.authority.cert_pem.write_to_path(str(authority))
-        regions.run(drift(regions), wait=False)
         router = Router(
             Path(name),
             configuration({region.name: region.port for region in regions}, beside=beside),
@@ -77,11 +73,15 @@ def running(port: int, stats_port: int, *, beside: bool = False) -> Iterator[Dem
             yield Demo(regions, router, port, stats_port)
 
 
-def _require_free(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except (OSError, OverflowError) as error:
-            reason = light.reason(error)
-            raise CommandError(f"port {port}: {reason}; choose others with --port and --stats-port") from None
+def _require_free(ports: Iterable[int]) -> None:
+    """That all can be listened at, at once. Raises CommandError."""
+    with contextlib.ExitStack() as stack:
+        for port in ports:
+            try:
+                probe = stack.enter_context(socket.socket())
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("127.0.0.1", port))
+                probe.listen()
+            except (OSError, OverflowError) as error:
+                others = "choose others with --port and --stats-port, each of which needs the next one, too"
+                raise CommandError(f"port {port}: {light.reason(error)}; {others}") from None

