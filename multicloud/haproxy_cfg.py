@@ -120,7 +120,8 @@ FORWARDED = """\
     http-request del-header ^x(_forwarded[-_]|-forwarded_)(for|host|proto)$ -m reg
     http-request set-header X-Forwarded-Host %[req.hdr(host)]
     http-request set-header X-Forwarded-Proto http unless { var(txn.region) -m found }
-    http-request set-header X-Forwarded-Proto https if { ssl_fc } || { dst_port 443 }"""
+    # The last condition is for a frontend that trusts a proxy before it, which took TLS away.
+    http-request set-header X-Forwarded-Proto https if { ssl_fc } || { dst_port 443 } || { var(txn.https) -m found }"""
 
 
 SMALL = "{ req.hdr_val(content-length) gt 0 } { req.hdr_val(content-length) lt 8192 }"
