@@ -98,7 +98,10 @@ def haproxy_target(arguments: Sequence[str], environ: Mapping[str, str], values:
     scheme = values.scheme if values.scheme != "auto" else auto_scheme(environ)
     port = None
     if not address.startswith("/"):
-        port = _port(port_text) or DEFAULT_PORTS.get(scheme)
+        try:
+            port = settings.port(port_text.replace("NOT_USED", "") or "0") or DEFAULT_PORTS.get(scheme)
+        except ValueError:
+            raise UsageError(f"not a port: {port_text!r}") from None
         if port is None:
             raise UsageError(f"no server port for {scheme}, neither as an argument nor in HAPROXY_SERVER_PORT")
     return target_of(scheme, address, port, values.host or name or address, values)
@@ -128,12 +131,3 @@ def record(environ: Mapping[str, str], path: str, seconds: float | None, allowed
         raise samplefile.SampleFileError("HAPROXY_PROXY_NAME and HAPROXY_SERVER_NAME do not name a server")
     counts = allowed if seconds is None else seconds
     return samplefile.append(path, backend, server, counts, time.time(), failed=seconds is None, wait=LOCK_TIME)
-
-
-def _port(text: str) -> int | None:
-    if text in ("", "0", "NOT_USED"):
-        return None
-    try:
-        return settings.port(text)
-    except ValueError:
-        raise UsageError(f"not a port: {text!r}") from None

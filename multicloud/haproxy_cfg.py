@@ -7,126 +7,15 @@ the project's haproxy.cfg. Text is put together here, never cut, and `multicloud
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    Version = tuple[int, ...]
-
-RELAYED = (3, 3)
-"""From this version on HAProxy refuses `http-send-name-header Host`, and a relay does the same."""
-
-USUAL, NONE = ":8080", "none"
-"""Where users come in if nothing is said, and what says that there is no frontend."""
-
-
-class Server(NamedTuple):
-    """A server: IPv6 is in brackets, `tls` is whether HAProxy speaks TLS to it, and `words` are for its line alone."""
-
-    name: str
-    address: str
-    port: int
-    tls: bool = True
-    words: str = ""
-
-
-AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
-"""The system's, on Debian and where its packages are."""
-
-EXAMPLES = tuple(Server(host, host, 443) for host in ("helloworld-xyz-uc.a.run.app", "helloworld-eu.herokuapp.com"))
-"""They stand in comments where no servers are named."""
-
-
-class Plan(NamedTuple):
-    """What is to be written: for which servers of which backend, and for which HAProxy (None: not known).
-
-    Without `http` it is TCP, and `blocks` stand beside a configuration that is there, with `maxconn` if that has none.
-    `bind` is where users come in, "" the usual ports and NONE no frontend. All servers answer to `host`, or each to its
-    name. With `beside` HAProxy checks them itself, for multicloud-run: it asks for `path`, and expects a status of
-    `expect`. The commands are in `directory`, such as "/opt/bin/".
-    """
-
-    servers: Sequence[Server] = ()
-    version: Version | None = None
-    backend: str = "upstream"
-    http: bool = True
-    path: str = "/"
-    blocks: bool = False
-    beside: bool = False
-    directory: str = ""
-    bind: str = ""
-    host: str = ""
-    ca_file: str = ""
-    insecure: bool = False
-    expect: str = "200"
-    maxconn: bool = True
-
-    def shared(self, section: str) -> str:
-        """The name of a section that all applications share; in blocks it is not one of the operator's."""
-        return f"multicloud-{section}" if self.blocks else section
-
-    @property
-    def common(self) -> str:
-        """The name of the defaults of all its sections."""
-        return self.shared("common" if self.http else "tcp-common")
-
-    @property
-    def tls(self) -> bool:
-        """Whether HAProxy speaks TLS to all servers."""
-        return all(server.tls for server in self.servers)
-
-    @property
-    def sni(self) -> str:
-        """The name that a server's certificate must be for, as a sample expression."""
-        return f"str({self.host})" if self.host else "srv_name"
-
-    def name(self, section: str) -> str:
-        """The name of a section of this application."""
-        return section if self.backend == "upstream" else f"{self.backend}-{section}"
-
-    def variable(self, name: str, default: str, *, before: str = "") -> str:
-        """A word that ends with a value, which an environment variable overrides, but in blocks."""
-        return escaped(before + default) if self.blocks else f'"{before}${{{name}-{default}}}"'
-
-    def since(self, version: Version, new: str, old: str = "") -> str:
-        """`new` for HAProxy `version` and newer, `old` for those before; both where it is not known which it is."""
-        if self.version:
-            return new if self.version >= version else old
-        condition, number = "version_atleast" if new else "version_before", ".".join(map(str, version))
-        return f".if {condition}({number})\n" + "\n.else\n".join(filter(None, (new, old))) + "\n.endif"
-
-    def relayed(self, new: str, old: str = "") -> str:
-        """`new` where requests go through `relay`, `old` where they need not."""
-        return self.since(RELAYED, new, old) if self.http and not self.host else old
-
-    @property
-    def relay(self) -> str:
-        """The address of its relay: an abstract socket, since no chroot hides that and no other machine reaches it."""
-        return self.variable("RELAY", f"multicloud-{self.backend}", before="abns@")
-
-    @property
-    def answered(self) -> str:
-        """The variable that has the name of the region that answered last."""
-        return "proc." + re.sub(r"\W", "_", self.backend)
-
-
-def escaped(word: str) -> str:
-    """A word as it stands in a configuration without quotes around it."""
-    return re.sub(r"([\\\"'# ])", r"\\\1", word)
+from multicloud.plan import AUTHORITIES, EXAMPLES, NONE, USUAL, Plan, escaped
 
 
 def configuration(*plans: Plan) -> str:
     """The text: the sections that stand there once for all applications, then those of each application."""
     first = plans[0]
-    relayed = [plan.relayed(_choices(plan)) for plan in plans]
-    sections = [
-        _global(first),
-        RESOLVERS.format(first.shared("default")),
-        *dict.fromkeys(map(_common, plans)),
-        _reweigh(first) * (not first.beside),
-        *dict.fromkeys(relayed),
-    ]
+    sections = [_global(first), RESOLVERS.format(first.shared("default")), *dict.fromkeys(map(_common, plans))]
+    sections += [_reweigh(first) * (not first.beside), *dict.fromkeys(plan.relayed(_choices(plan)) for plan in plans)]
     for plan in plans:
         sections += [
             _router(plan),
@@ -136,7 +25,6 @@ def configuration(*plans: Plan) -> str:
             _once(plan) * plan.http,
             plan.relayed(_choice(plan)),
             _last_resort(plan),
-            f"# End of what multicloud config wrote for {plan.backend}." * plan.blocks,
         ]
     sections.append(STATS.replace("common", first.common) * (not first.blocks))
     return "\n\n".join(filter(None, sections)) + "\n"
@@ -157,8 +45,7 @@ def _global(plan: Plan) -> str:
     # user haproxy
     # group haproxy"""
     once = """\
-# ---- Once for all applications: a file that has a section of these names already needs it no more ----
-# `global` adds to yours, which must have a `stats socket` of `level admin`, as Debian's has."""
+# ---- Once for all applications. `global` adds to yours, which must have a `stats socket` of `level admin` ----"""
     limit = f"""\
     # Two file descriptors for each user, and no more: HAProxy would raise its limit as far as the system lets it, and
     # before each external check it closes every number up to that. Where even this is not allowed, it starts with less.
@@ -228,7 +115,7 @@ backend reweigh from {plan.common}
 
 
 FORWARDED = """\
-    # What a region is told of the client; what is the same for CGI does not come in.
+    # A region is told the client's address, Host and scheme. Names that CGI cannot tell from these do not come in.
     option forwardfor
     http-request del-header ^x(_forwarded[-_]|-forwarded_)(for|host|proto)$ -m reg
     http-request set-header X-Forwarded-Host %[req.hdr(host)]
@@ -276,7 +163,8 @@ frontend {plan.name("relay")} from {plan.common}
 def _routes(plan: Plan, acl: str = "") -> str:
     """The lines of a frontend that choose the backend, for the requests of that condition or for all."""
     rest = f"    use_backend {{}} if {acl.rstrip()}" if acl else "    default_backend {}"
-    once = f"    use_backend {plan.backend}-once if {acl}!{SAFE}\n" * plan.http
+    unsafe = f"if {acl}!{SAFE}" if acl else f"unless {SAFE}"
+    once = f"    use_backend {plan.backend}-once {unsafe}\n" * plan.http
     relayed = f"""\
     # While HAProxy stops, `relay` listens no more: what is still to come goes to the region that answered last.
     use_backend {plan.backend}-once if {acl}{{ stopping }} {{ var({plan.answered}) -m found }}
@@ -330,15 +218,15 @@ def _regions(plan: Plan) -> str:
     # Another server is tried where one cannot be reached.
     retries 3
     option redispatch 1"""
-    again = """
+    host = f"http-request set-header Host {plan.host}" if plan.host else "http-send-name-header Host"
+    direct_http = (
+        f"""
     # So is it for a request whose connection was cut before any answer.
-    retry-on conn-failure empty-response"""
-    named = """
-    # Cloud platforms find the application by its Host header, so each server gets its own name there, on retries too.
-    http-send-name-header Host"""
-    one = f"""
-    # All servers answer to one name.
-    http-request set-header Host {plan.host}"""
+    retry-on conn-failure empty-response
+    # Cloud platforms find the application by its Host header; each server gets its own name there, on retries too.
+    {host}"""
+        * plan.http
+    )
     http = f"""\
     # A request that is not idempotent is tried again only where it cannot have been received.
     http-request disable-l7-retry unless {SAFE}
@@ -357,7 +245,7 @@ defaults {plan.name("regions")} from {plan.common}
     # Of two servers, drawn by their weights, the one with fewer requests in flight: it evens out between two reweighs.
     balance random(2)
 {FORWARDED * plan.http}
-{plan.relayed(relayed, direct + (again + (one if plan.host else named)) * plan.http)}
+{plan.relayed(relayed, direct + direct_http)}
 {http * plan.http}
     # TLS to each server, whose certificate must be for its name; addresses are looked up again as DNS changes.
     default-server {"ssl " * plan.tls}verify {"none" if plan.insecure else required} sni {plan.sni}

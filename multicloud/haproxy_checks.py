@@ -14,11 +14,10 @@ for as long as the server's checks usually are apart, another one has ended the 
   before: it is not counted a second time.
 
 The words are what the configuration says (`on-success` of `http-check expect`). With a number at their end that always
-differs, `%[date(0,ms)]`, nothing is left to guess. With `%[date(0,us),sub(check.begun)]us@` before it, where the
-variable was set just before the request was sent, they have the microseconds that a user would wait over a kept
-connection. That is the sample then, and not the duration, which has the connection and its TLS handshake in it. But no
-answer comes sooner than a round trip: one that does was sent before it was asked for. In `mode tcp`, words with a code
-are not believed: of `option smtpchk` they are the server's.
+differs, `%[date(0,ms)]`, nothing is left to guess. With `%[date(0,us),sub(check.begun)]us@` before it, they have the
+microseconds from the request to its answer. These are the sample then, and not the duration, which has the connection
+and its TLS handshake in it; but no answer comes sooner than a round trip. In `mode tcp`, words with a code are not
+believed: of `option smtpchk` they are the server's.
 """
 
 from __future__ import annotations
@@ -94,16 +93,9 @@ class CheckHistory:
         """Whether what HAProxy says is of another check than what it said before."""
         if is_numbered(server) and server.last_chk == self.last.last_chk:  # an operator may have set its health
             return False
-        more_failures = self.last.failures < server.failures  # fewer: they were cleared
-        if more_failures or self.last.fingerprint != server.fingerprint:
+        if self.last.fingerprint != server.fingerprint or self.last.failures < server.failures:  # fewer: were cleared
             return True
         return not is_under_way(server) and (self.busy or self.last.last_chk != server.last_chk)
-
-    def resume(self, server: Server, now: float) -> bool:
-        """HAProxy speaks of its checks again: whether the last one is not that of before the pause, for certain."""
-        self.paused = False
-        self.changed, self.counted = None, now
-        return is_numbered(server) and "" != self.last.last_chk != server.last_chk
 
     def took(self, server: Server) -> float:
         """Seconds of a check that passed: from the request to its answer where the words say that, else all of it.
@@ -112,10 +104,10 @@ class CheckHistory:
         each time. Then it is the duration less what was not the last request's that was known.
         """
         whole = max(server.check_seconds or 0.0, LEAST)
-        request = request_seconds(server)
         if is_under_way(server):
             seconds = whole - self.overhead
         else:
+            request = request_seconds(server)
             # Whoever sets the clock meanwhile makes no request longer than its check, whose duration is rounded down.
             seconds = whole if request is None else min(request, whole + 0.001)
             self.overhead = whole - seconds
@@ -153,8 +145,9 @@ class Checks:
             if not server.check:
                 known.paused = True
                 continue
-            if known.paused:
-                new = known.resume(server, now)
+            if known.paused:  # it speaks of its checks again, and perhaps of the one from before
+                known.paused, known.changed, known.counted = False, None, now
+                new = is_numbered(server) and "" != known.last.last_chk != server.last_chk
             elif before and before.differs(server):
                 new = True
                 if before.changed is not None:
@@ -174,12 +167,8 @@ class Checks:
                     ended += [(server, gap or INTER, True)] * failed
                     ended += [(server, known.took(server), False)] * passed
                 elif server.check in FAILED_STATUSES:
-                    ended += [(server, _allowed(server, gap), True)] * max(failed, 1)
+                    # It was allowed what it took where time ran out, else as long as until the next one.
+                    least = LEAST if server.check in TIMED_OUT_STATUSES else gap or INTER
+                    ended += [(server, max(server.check_seconds or 0.0, least), True)] * max(failed, 1)
         self._servers = seen
         return ended
-
-
-def _allowed(server: Server, gap: float | None) -> float:
-    """Seconds that a failed check was allowed: what it took where time ran out, else as long as until the next one."""
-    took = max(server.check_seconds or 0.0, LEAST)
-    return took if server.check in TIMED_OUT_STATUSES else max(took, gap or INTER)

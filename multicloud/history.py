@@ -1,11 +1,7 @@
-"""The history of each server's checks: the sample file read, followed and trimmed.
+"""The history of each server's checks: the sample file (samplefile.py) read, followed and trimmed.
 
-    <backend> <server> <seconds> <unix time>
-    <backend> <server> <seconds> <unix time> failed
-
-Lines of three fields, without a time, are read too. Readers need no lock: a line is written in one piece, and what
-follows the last newline is not a line yet. Nothing in the file is trusted: a line that is no sample is skipped and
-counted.
+Lines of three fields, without a time, are read too. Readers need no lock. Nothing in the file is trusted: a line that
+is no sample is skipped and counted.
 
 A trim puts a shorter file in the place of the file with a rename, so that a process killed at any moment leaves either
 the old file or the new one. Where there is no space or no right for that, it moves the lines that stay to the front of
@@ -17,18 +13,17 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import os
+from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud import samplefile
-from multicloud.samplefile import FAILED_MARK, MAX_BYTES, LockedError, SampleFileError
+from multicloud.samplefile import FAILED_MARK, MAX_BYTES, SampleFileError
 from multicloud.settings import NAME_CHARACTERS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
-    Lock = Callable[[], contextlib.AbstractContextManager[tuple[int, bytes]]]
     Stamp = tuple[int, int, int, int]
 
 KEEP, KEEP_IN_ALL = 100, 10_000
@@ -46,10 +41,7 @@ BLOCK = 256 << 10
 
 
 class Sample(NamedTuple):
-    """A check: its seconds, the UNIX time at which it ended, None where that is not known, and whether it failed.
-
-    A check that failed has the seconds that it was allowed.
-    """
+    """A check: its seconds, the UNIX time at which it ended, None where that is not known, and whether it failed."""
 
     seconds: float
     time: float | None = None
@@ -66,9 +58,7 @@ class Samples:
 
     def __init__(self) -> None:
         self.series: dict[tuple[str, str], list[Sample]] = {}
-        self.lines = 0
-        self.garbage = 0
-        self.size = 0
+        self.lines = self.garbage = self.size = 0
         self.stamp: Stamp | None = None
 
     def add(self, backend: str, server: str, sample: Sample, newest: int) -> None:
@@ -88,13 +78,11 @@ class Samples:
 
 
 def read(path: str, newest: int) -> Samples:
-    """The `newest` samples of each server; none where there is no file. Raises SampleFileError.
+    """The `newest` samples of each server, and none where there is no file. Raises SampleFileError.
 
-    What lies before them is not looked at.
-
-    Of a file larger than MAX_BYTES, or of more lines than MAX_LINES, only the end is read, of its servers no more than
-    MAX_SERVERS, and nothing more once MAX_GARBAGE lines were no samples: a reweigh must come to its end however much
-    there is.
+    What lies before these is not looked at. Of a file larger than MAX_BYTES, or of more lines than MAX_LINES, only the
+    end is read, of its servers no more than MAX_SERVERS, and nothing more once MAX_GARBAGE lines were no samples: a
+    reweigh must come to its end however much there is.
     """
     samples = Samples()
     try:
@@ -145,13 +133,9 @@ def follow(path: str, newest: int, samples: Samples, own: Iterable[tuple[str, st
     whole = read(path, newest)
     for key in own:
         in_file = whole.series.get(key, [])
-        lacking = list(samples.series.get(key, ()))
-        for sample in in_file:
-            if sample in lacking:
-                lacking.remove(sample)
-        if lacking:
-            merged = sorted([*lacking, *in_file], key=lambda sample: sample.time or 0.0, reverse=True)
-            whole.series[key] = merged[:newest]
+        every = Counter(samples.series.get(key, ())) | Counter(in_file)  # equal ones as often as either has them
+        if every.total() > len(in_file):
+            whole.series[key] = sorted(every.elements(), key=lambda each: each.time or 0.0, reverse=True)[:newest]
     return whole
 
 
@@ -163,118 +147,72 @@ def _stamp(found: os.stat_result) -> Stamp:
 def trim(path: str, keep: int, oldest: float = 0.0) -> int:
     """Leave the `keep` newest samples of each server and no garbage; return how many lines were dropped.
 
-    Samples from before the UNIX time `oldest` are dropped, too, so that servers that are no more go in the end. The
-    lines to keep are written beside the file; then, under the lock, what was appended meanwhile is added and the new
-    file takes the place of the old one, or else the lines move to its front. Nothing is dropped where another trim is
-    at work, or where somebody else truncated or replaced the file meanwhile. Raises SampleFileError, also where the
-    file belongs to somebody else.
+    Samples from before the UNIX time `oldest` are dropped, too, so that servers that are no more go in the end. Nothing
+    is dropped where somebody truncated or replaced the file meanwhile, as another trim does. Raises SampleFileError,
+    also where the file belongs to somebody else.
     """
     try:
-        old = samplefile.open_file(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return 0
-    try:
-        owner = os.fstat(old)
-        if os.geteuid() not in (0, owner.st_uid):
+        if os.geteuid() not in (0, os.lstat(path).st_uid):
             raise SampleFileError(f"{path}: belongs to somebody else")
-        end = _end_of_lines(old)
-        last = os.pread(old, min(end, 4096), max(0, end - 4096))
-        kept, dropped = _newest_lines(old, end, keep, oldest)
-        if dropped:
-            lock = functools.partial(_lock_unchanged, path, owner, end, last)
-            try:
-                _replace(path, b"".join(kept), owner, lock)
-            except LockedError:  # somebody holds the file itself, so neither way can be gone now
-                raise
-            except (OSError, SampleFileError):  # no right or no space for another file, or the file's path is a mount
-                _shrink(b"".join(kept), lock)
-        return dropped
-    except _OvertakenError:
+        fd = samplefile.open_file(path, os.O_RDONLY)
+        try:
+            end = _end_of_lines(fd)
+            last = os.pread(fd, min(end, 4096), max(0, end - 4096))
+            kept, dropped = _newest_lines(fd, end, keep, oldest)
+            return dropped if dropped and _leave(path, os.fstat(fd), end, last, b"".join(kept)) else 0
+        finally:
+            os.close(fd)
+    except FileNotFoundError:
         return 0
     except OSError as error:
         raise samplefile.unusable(path, error) from None
-    finally:
-        os.close(old)
 
 
-class _OvertakenError(Exception):
-    """Another trim is at work, or somebody else has truncated or replaced the file."""
+def _leave(path: str, read: os.stat_result, end: int, last: bytes, kept: bytes) -> bool:
+    """Lock the file, and leave `kept` in it and what was appended since it was read up to the offset `end`.
 
-
-@contextlib.contextmanager
-def _lock_unchanged(path: str, read: os.stat_result, end: int, last: bytes) -> Iterator[tuple[int, bytes]]:
-    """Hold the lock of the file that was `read` up to the offset `end`; `last` are its bytes right before that.
-
-    Gives its descriptor, and what was appended since. Raises _OvertakenError, OSError and SampleFileError.
+    False where it is no longer the file that was `read`, or has not the bytes `last` before `end`. Raises OSError.
     """
+    fd = samplefile.lock(path, samplefile.LOCK_WAIT, create=False)
     try:
-        locked = samplefile.lock(path, samplefile.LOCK_WAIT, create=False)
-    except FileNotFoundError:
-        raise _OvertakenError from None
-    try:
-        found = os.fstat(locked)
-        if not os.path.samestat(found, read) or os.pread(locked, len(last), end - len(last)) != last:
-            raise _OvertakenError
-        yield locked, os.pread(locked, found.st_size - end, end)
-    finally:
-        os.close(locked)
-
-
-def _replace(path: str, kept: bytes, owner: os.stat_result, lock: Lock) -> None:
-    """Put a file of the `kept` lines, and what was appended since, in the place of the one that was read.
-
-    Raises _OvertakenError, OSError and SampleFileError.
-    """
-    beside = f"{path}.trim"
-    try:
-        new = samplefile.lock(beside, 0, create=True)
-    except LockedError:
-        if os.lstat(beside).st_uid in (os.geteuid(), owner.st_uid):
-            raise _OvertakenError from None
-        raise SampleFileError(f"{beside}: belongs to somebody else") from None
-    try:
-        if os.fstat(new).st_uid not in (os.geteuid(), owner.st_uid):
-            raise SampleFileError(f"{beside}: belongs to somebody else")
+        found = os.fstat(fd)
+        if not os.path.samestat(found, read) or os.pread(fd, len(last), end - len(last)) != last:
+            return False
+        lines = kept + os.pread(fd, found.st_size - end, end)
         try:
-            _make_own(new, owner)
-            _write(new, kept)
-            with lock() as (_, appended):
-                _write(new, appended)
-                os.rename(beside, path)
-        except BaseException:
-            os.unlink(beside)  # on a full disk its space is wanted back
-            raise
+            _replace(path, found, lines)
+        except OSError:  # no right or no space for another file, or the file's path is a mount
+            fcntl.fcntl(fd, fcntl.F_SETFL, 0)  # what is open for appending writes nowhere else
+            _write(fd, lines)
+        return True
+    finally:
+        os.close(fd)
+
+
+def _replace(path: str, owner: os.stat_result, lines: bytes) -> None:
+    """Put a file of these lines in the place of the locked one, with its owner and mode. Raises OSError."""
+    beside = f"{path}.trim"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(beside)  # what a killed trim has left
+    new = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.fchown(new, owner.st_uid, owner.st_gid)
+        os.fchmod(new, owner.st_mode & 0o777)  # never set-user-ID: it may be root who makes this file
+        _write(new, lines)
+        os.rename(beside, path)
+    except BaseException:
+        os.unlink(beside)  # on a full disk its space is wanted back
+        raise
     finally:
         os.close(new)
 
 
-def _shrink(kept: bytes, lock: Lock) -> None:
-    """Move the `kept` lines, and what was appended since, to the front of the file, which needs no space.
-
-    Raises _OvertakenError, OSError and SampleFileError.
-    """
-    with lock() as (locked, appended):
-        lines = memoryview(kept + appended)
-        fcntl.fcntl(locked, fcntl.F_SETFL, 0)  # what is open for appending writes nowhere else
-        done = 0
-        while done < len(lines):
-            done += os.pwrite(locked, lines[done:], done)
-        os.ftruncate(locked, done)
-
-
-def _make_own(fd: int, owner: os.stat_result) -> None:
-    """Empty the file and give it to `owner`."""
-    found = os.fstat(fd)
-    os.ftruncate(fd, 0)
-    if found.st_uid != owner.st_uid or found.st_gid != owner.st_gid:
-        os.fchown(fd, owner.st_uid, owner.st_gid)
-    os.fchmod(fd, owner.st_mode & 0o777)  # only now, and never set-user-ID: it may be root who makes this file
-
-
-def _write(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
+def _write(fd: int, lines: bytes) -> None:
+    """Write these lines from the front of the file, and end it behind them. Raises OSError."""
+    done = 0
+    while done < len(lines):
+        done += os.pwrite(fd, lines[done:], done)
+    os.ftruncate(fd, done)
 
 
 def _newest_lines(fd: int, end: int, keep: int, oldest: float) -> tuple[list[bytes], int]:

@@ -31,19 +31,12 @@ class UsageError(CommandError):
 
 
 def run(main: Callable[[], int]) -> NoReturn:
-    """Run a light command and exit with its exit code.
+    """Run a light command, which says all by `warn` and `print_line`, and exit with its exit code.
 
     Ends without taking the interpreter apart, which would cost as much as the connection that was timed.
     """
     open_streams()
-    code = exit_code(main)
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            if stream:
-                stream.flush()
-        except OSError:  # nobody reads it
-            pass
-    os._exit(code)
+    os._exit(exit_code(main))
 
 
 def exit_code(main: Callable[[], int]) -> int:
@@ -104,7 +97,11 @@ def connect(connection: socket, address: tuple[str, int] | str, deadline: float)
 
 def report_bug(error: Exception) -> None:
     """Write one line, not a traceback, for an error that should not happen."""
-    warn(f"error: {type(error).__name__}: {error} ({_place(error)}); please report it")
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    place = f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}" if trace else "nowhere"
+    warn(f"error: {type(error).__name__}: {error} ({place}); please report it")
 
 
 def reason(error: Exception) -> str:
@@ -145,10 +142,3 @@ def open_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
         if getattr(sys, name) is None:  # as it was closed when Python began
             setattr(sys, name, os.fdopen(descriptor, "r+", closefd=False))
-
-
-def _place(error: BaseException) -> str:
-    trace = error.__traceback__
-    while trace and trace.tb_next:
-        trace = trace.tb_next
-    return f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}" if trace else "nowhere"

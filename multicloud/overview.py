@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from multicloud import reweigh, runtime, scores
+from multicloud import ranking, reweigh, runtime, scores
 from multicloud.ranking import Reason
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Row(NamedTuple):
     `samples` and `failed` are how many checks count that succeeded, and that failed. `trend` has the newest ones,
     oldest first. A check that failed has no time: it is None in `trend`, and `last` where it was the last. `score` is
     what the server is ranked by, and `percentile` which one that is; None: the mean. `traffic` is its part of the
-    weights of those that are UP, 0 to 1, and `in_flight` are the requests that it has.
+    weights of those that can get any, 0 to 1, and `in_flight` are the requests that it has.
     """
 
     backend: str
@@ -70,8 +70,14 @@ def rows(
     for backend, members in backends.items():
         if backend not in alike:
             favorite = reweigh.settings_of(members, sources).favorite
-            total = sum(server.weight for server in members if server.state == runtime.UP)
-            shown += [_row(server, samples, scored.get(server.source), favorite, total, now) for server in members]
+            able = ranking.candidates(members)
+            total = sum(server.weight for server in able) or 1
+            shown += [
+                _row(
+                    server, samples, scored.get(server.source), favorite, server.weight * (server in able) / total, now
+                )
+                for server in members
+            ]
     return shown, alike
 
 
@@ -79,8 +85,7 @@ def _seen(servers: Iterable[Server]) -> list[tuple[str, str, int]]:
     return [(server.name, server.state, server.weight) for server in servers]
 
 
-def _row(server: Server, samples: Samples, score: Score | None, favorite: int, total: int, now: float) -> Row:
-    is_up = server.state == runtime.UP
+def _row(server: Server, samples: Samples, score: Score | None, favorite: int, traffic: float, now: float) -> Row:
     newest = samples.series.get(server.source, [])
     times = [sample.seconds for sample in score.counted if not sample.failed] if score else []
     trend = [None if sample.failed else sample.seconds for sample in newest[:TREND]]
@@ -90,7 +95,7 @@ def _row(server: Server, samples: Samples, score: Score | None, favorite: int, t
         server.name,
         server.state,
         server.weight,
-        is_up and server.weight == favorite,
+        server.state == runtime.UP and server.weight == favorite,
         len(times),
         score.failed if score else 0,
         tuple(scores.percentiles(times, PERCENTS)) if times else None,
@@ -100,7 +105,7 @@ def _row(server: Server, samples: Samples, score: Score | None, favorite: int, t
         tuple(reversed(trend)),
         score.seconds if score else None,
         score.percentile if score else None,
-        server.weight / total if is_up and total else 0.0,
+        traffic,
         server.in_flight,
     )
 
@@ -124,19 +129,21 @@ class Switch(NamedTuple):
 
 
 class Favorites:
-    """Who leads each backend, from one reweigh to the next: the server with the greatest weight."""
+    """Who leads each backend, the server with the greatest weight, from one reweigh to the next: its last change."""
 
     def __init__(self) -> None:
-        self.leads: dict[str, str] = {}
+        self.last: dict[str, Switch] = {}
 
     def follow(self, decisions: Iterable[Decision], now: float) -> list[Switch]:
         """The changes since the last call, at the UNIX time `now`. Where none is UP or measured, nobody else leads."""
         backends: dict[str, list[Decision]] = {}
         for decision in decisions:
             backends.setdefault(decision.server.backend, []).append(decision)
+        for gone in self.last.keys() - backends.keys():
+            del self.last[gone]
         switches = []
         for backend, members in backends.items():
-            led = self.leads.get(backend, "")
+            led = self.last[backend].after if backend in self.last else ""
             best = max(
                 (
                     each
@@ -147,8 +154,8 @@ class Favorites:
                 default=None,
             )
             if best and best.server.name != led:
-                self.leads[backend] = best.server.name
                 before = next((each for each in members if each.server.name == led), best)
                 can_lead = before.server.state == runtime.UP and before.reason is not Reason.NO_SAMPLES
-                switches.append(Switch(now, backend, led, best.server.name, best if can_lead else before))
+                self.last[backend] = Switch(now, backend, led, best.server.name, best if can_lead else before)
+                switches.append(self.last[backend])
         return switches

@@ -8,6 +8,9 @@ Two guards keep it from flapping. A server that has the favourite's weight now i
 hysteresis, so a challenger must be faster by more than that. With a tolerance, all servers within it of the fastest
 share the favourite's weight: one enters at the tolerance and leaves beyond tolerance and hysteresis.
 
+Servers that HAProxy has as its own `backup` get traffic only while no other can. They are ranked among themselves: the
+fastest has the backup's weight, so that it is the one that serves then.
+
 A decision carries its reason and the facts of it, so that who words it works nothing out again.
 """
 
@@ -37,6 +40,9 @@ class Reason(Enum):
     BACKUP = "the fastest after the favourite"
     SLOWER = "others are faster"
     SHARES = "shares the lead: {in_flight} requests in flight, {expected} would be usual"
+    FAR = "far: a new connection takes longer than its requests did"
+    NEARER = "{other} is far"
+    RESERVE = "HAProxy's own `backup`: gets traffic while no other server is UP"
     NO_SAMPLES = "no samples that count"
     DOWN = "DOWN"
     MAINTENANCE = "left alone: an operator put it into maintenance"
@@ -75,6 +81,12 @@ def changes(decisions: Iterable[Decision]) -> list[Decision]:
     return sorted(differing, key=lambda decision: decision.weight < decision.server.weight)
 
 
+def candidates(servers: Iterable[Server]) -> list[Server]:
+    """Those that can get traffic: servers that are UP, and HAProxy's own `backup` ones only where there is no other."""
+    up = [server for server in servers if server.state == UP]
+    return [server for server in up if not server.reserve] or up
+
+
 def rank(
     servers: Sequence[Server],
     scores: Scores,
@@ -91,9 +103,9 @@ def rank(
     """
     if not any(server.source in scores for server in servers):
         return [Decision(server, server.weight, Reason.NONE_MEASURED) for server in servers]
-    ordered = sorted(
-        (server for server in servers if server.state == UP), key=lambda server: scores.get(server.source, inf)
-    )
+    up = sorted((server for server in servers if server.state == UP), key=lambda server: scores.get(server.source, inf))
+    ordered = candidates(up)
+    reserve = [server for server in up if server not in ordered]
     leaders = _lead(ordered, scores, favorite, hysteresis, tolerance)
     others = [server for server in ordered if server not in leaders]
     # The one that led until now, if a single one leads from now on.
@@ -107,9 +119,10 @@ def rank(
         elif server in leaders:
             decisions.append(_leader(server, ordered[0], led, scores, favorite, tolerance))
         else:
-            second = server is others[0]
+            second = server in (*others[:1], *reserve[:1])
             reason = Reason.BACKUP if second else Reason.SLOWER
             reason = reason if server.source in scores else Reason.NO_SAMPLES
+            reason = Reason.RESERVE if server in reserve else reason
             decisions.append(Decision(server, backup if second else 0, reason))
     return decisions
 

@@ -72,7 +72,7 @@ def main() -> int:
 def words(change: Decision, scored: Mapping[Key, Score]) -> str:
     """A line for a weight that was changed, with the reason and its figures."""
     server, score = change.server, scored.get(change.server.source)
-    figure = f": {score.seconds * 1000:.1f} ms" if score and not change.other else ""
+    figure = f": {score.seconds * 1000:.1f} ms" if score and "{" not in change.reason.value else ""
     return f"{server.backend}/{server.name}: weight {server.weight} -> {change.weight}, {change.why()}{figure}"
 
 

@@ -45,7 +45,7 @@ STATE_COLUMNS = (
 )
 STAT_COLUMNS = (
     *("pxname", "svname", "tracked", "lastchg", "check_status", "check_code", "check_duration", "mode"),
-    *("chkfail", "hanafail", "check_health", "check_rise", "last_chk", "agent_status", "scur", "rate", "ttime"),
+    *("chkfail", "hanafail", "check_health", "check_rise", "last_chk", "agent_status", "scur", "rate", "ttime", "bck"),
 )
 ABSTRACT = "abns@"
 """How the name of an abstract UNIX socket begins, which HAProxy fills up with zeros to SUN_PATH bytes (unix(7))."""
@@ -64,7 +64,8 @@ class Server:
     - `key` is its (backend, name), which no other server has; `source` is the key of the server whose samples score
       it: its own, or that of the server that it tracks.
     - `state` is UP, DOWN, MAINT or DRAIN, and `state_age` the seconds since it changed; `weight` is 0 to 256.
-      `unresolved`: it is in maintenance because its name does not resolve, which was not set by an operator.
+      `unresolved`: it is in maintenance because its name does not resolve, which was not set by an operator. `reserve`:
+      it is HAProxy's own `backup`, which gets traffic while no other is UP.
     - `address`, `port` and `tls` ("1", "0", or "" where HAProxy does not say) are what it tells a check of the server.
       `host` is the name that HAProxy finds the address by, "" where it is told the address. `mode` is its backend's.
     - `check` is the status of the last check, "" without one, `code` its exit code or HTTP status, `check_seconds` its
@@ -80,7 +81,7 @@ class Server:
     __slots__ = (
         *("address", "agent", "agent_address", "agent_port", "backend", "check", "check_running", "check_seconds"),
         *("code", "failures", "fingerprint", "host", "in_flight", "key", "last_chk", "mode", "name", "port", "rate"),
-        *("rise_left", "source", "state", "state_age", "tls", "total_time", "unresolved", "weight"),
+        *("reserve", "rise_left", "source", "state", "state_age", "tls", "total_time", "unresolved", "weight"),
     )
 
     def __init__(self, backend: str, name: str, state: str, weight: int, *, unresolved: bool = False) -> None:
@@ -95,7 +96,7 @@ class Server:
         self.mode = "http"
         self.check = self.code = self.last_chk = ""
         self.check_seconds: float | None = None
-        self.check_running = False
+        self.check_running = self.reserve = False
         self.fingerprint: tuple[str, ...] = ()
         self.failures = self.rise_left = self.in_flight = self.rate = 0
         self.total_time = 0.0
@@ -281,7 +282,7 @@ def _server(row: Row) -> Server:
 def _add_stat(server: Server, row: Row) -> None:
     check, duration, health = row["check_status"], row["check_duration"], row["check_health"]
     server.state_age = float(row["lastchg"] or 0)
-    server.mode = row["mode"]
+    server.mode, server.reserve = row["mode"], row["bck"] == "1"
     server.check = check.removeprefix("* ")
     server.check_running = server.check != check
     server.check_seconds = float(duration) / 1000 if duration else None

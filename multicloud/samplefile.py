@@ -73,24 +73,20 @@ def append_lines(path: str, lines: bytes, wait: float = LOCK_WAIT) -> tuple[os.s
     try:
         try:
             before = os.fstat(fd)
+            if before.st_size >= MAX_BYTES:
+                size = f"{before.st_size >> 20} MiB"
+                raise SampleFileError(f"{path}: has grown to {size}: does a reweigh run, which trims it?")
             tail = os.pread(fd, TAIL, max(0, before.st_size - TAIL))
             if tail[-1:] not in (b"", b"\n"):
                 lines = b"?\n" + lines  # what a killed writer left is no line, even where it looks like a shorter one
-            _write_all(fd, path, before.st_size, lines)
+            if os.write(fd, lines) < len(lines):
+                os.ftruncate(fd, before.st_size)
+                raise SampleFileError(f"{path}: no space left on device")
             return before, os.fstat(fd), tail
         finally:
             os.close(fd)  # on a network's file system it may tell that nothing was written
     except OSError as error:
         raise unusable(path, error) from None
-
-
-def _write_all(fd: int, path: str, size: int, lines: bytes) -> None:
-    """Append to the locked file of that size: all of it, or nothing. Raises SampleFileError and OSError."""
-    if size >= MAX_BYTES:
-        raise SampleFileError(f"{path}: has grown to {size >> 20} MiB: does a reweigh run, which trims it?")
-    if os.write(fd, lines) < len(lines):
-        os.ftruncate(fd, size)
-        raise SampleFileError(f"{path}: no space left on device")
 
 
 def lock(path: str, wait: float, *, create: bool) -> int:

@@ -21,7 +21,7 @@ from multicloud.runtime import DOWN, DRAIN, MAINT, UP
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from multicloud.overview import Row, Switch
+    from multicloud.overview import Row
     from multicloud.reweigh import Outcome
 
     Key = tuple[str, str]
@@ -108,7 +108,6 @@ class Totals:
         self._seconds: dict[Key, float] = {}
         self._counts: dict[str, Counter[Key]] = {name: Counter() for name in COUNTERS}
         self._favorites = Favorites()
-        self._leads: dict[str, Switch] = {}
 
     def check(self, key: Key, seconds: float, *, failed: bool) -> None:
         """Count a check."""
@@ -128,7 +127,6 @@ class Totals:
             for gone in table.keys() - known:
                 del table[gone]
         for switch in self._favorites.follow(outcome.decisions, now):
-            self._leads[switch.backend] = switch
             for reason in Reason:  # from 0 on, or Prometheus sees no increase in the first one
                 is_why = bool(switch.before) and reason is switch.why.reason
                 self._counts["favorite_changes"][switch.backend, reason.name.lower()] += is_why
@@ -146,7 +144,8 @@ class Totals:
         for name, (by, meaning) in COUNTERS.items():
             found = [(f"{{{_labels(*key, by)}}}", count) for key, count in list(self._counts[name].items())]
             lines += metric(f"multicloud_{name}_total", "counter", meaning, found)
-        since = [(f"{{{_labels(switch.backend, switch.after)}}}", switch.time) for switch in list(self._leads.values())]
+        leads = list(self._favorites.last.values())
+        since = [(f"{{{_labels(switch.backend, switch.after)}}}", switch.time) for switch in leads]
         meaning = "UNIX time since when the server has been the favourite."
         lines += metric("multicloud_favorite_since_timestamp_seconds", "gauge", meaning, since)
         return "\n".join(lines) + "\n"

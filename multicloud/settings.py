@@ -46,11 +46,16 @@ class Setting:
     `others` are the paths, one after the other, that are the default where the default itself is not there.
     """
 
-    def __init__(self, name: str, default: str, kind: Kind[object], meaning: str, *others: str) -> None:
+    def __init__(self, name: str, default: str, kind: Kind[object], *others: str) -> None:
         self.name, self.variable = name, f"MULTICLOUD_{name.upper()}"
         self.default, self.others = default, others
         self.parse, self.accepts = kind
+        self.meaning = ""
+
+    def means(self, meaning: str) -> Setting:
+        """Say what it is for."""
         self.meaning = meaning
+        return self
 
     def found_default(self) -> str:
         """The default or, where there are `others`, the first of all where somebody listens, or else a file is."""
@@ -242,17 +247,11 @@ def _text(text: str) -> str:
     return text
 
 
-def _header(text: str) -> str:
-    if not text.isascii():
+def _word(text: str, *, blanks: bool = False) -> str:
+    """Text that goes into a request as it is: no blank and no control character may end it early."""
+    if not text.isascii() or (" " in text and not blanks):
         raise ValueError
     return _text(text)
-
-
-def _word(text: str) -> str:
-    """Text that goes into a request as it is: no blank and no control character may end it early."""
-    if " " in text:
-        raise ValueError
-    return _header(text)
 
 
 def _path(text: str) -> str:
@@ -310,104 +309,83 @@ def _between(low: N, high: N, accepts: str = "") -> Kind[N]:
 
 def _one_of(*words: str) -> Kind[str]:
     def parse(text: str) -> str:
-        if text not in words:
-            raise ValueError
-        return text
+        return words[words.index(text)]  # which raises ValueError
 
     return parse, " or ".join((", ".join(words[:-1]), words[-1]))
 
 
 FILE = _text, "a file's path"
-SWITCH = (lambda text: _one_of("0", "1")[0](text) == "1"), "0 or 1"
+SWITCH = (lambda text: bool(("0", "1").index(text))), "0 or 1"
 
-TIMES = Setting("times", "/tmp/times.txt", FILE, "the sample file")
+TIMES = Setting("times", "/tmp/times.txt", FILE).means("the sample file")
 SOCKET = Setting(
     "socket",
     "/var/run/haproxy.sock",
     (_address, "a UNIX socket's path, or host:port, also as unix@, ipv4@, ipv6@ or abns@"),
-    "HAProxy's Runtime API: a UNIX socket's path, or host:port, also as unix@, ipv4@, ipv6@ or abns@; where unset, the "
-    "first of this, /run/haproxy/admin.sock and /var/lib/haproxy/haproxy.sock that answers",
     "/run/haproxy/admin.sock",
     "/var/lib/haproxy/haproxy.sock",
+).means(
+    "HAProxy's Runtime API: a UNIX socket's path, or host:port, also as unix@, ipv4@, ipv6@ or abns@; where unset, the "
+    "first of this, /run/haproxy/admin.sock and /var/lib/haproxy/haproxy.sock that answers"
 )
-SCHEME = Setting(
-    "scheme",
-    "auto",
-    _one_of("auto", "tcp", "tls", "http", "https"),
-    "what a check speaks: tcp, tls, http, https, or auto, which is what HAProxy itself speaks to the server",
+SCHEME = Setting("scheme", "auto", _one_of("auto", "tcp", "tls", "http", "https")).means(
+    "what a check speaks: tcp, tls, http, https, or auto, which is what HAProxy itself speaks to the server"
 )
-PATH = Setting("path", "/", (_path, "a path that starts with / and has no blanks"), "the path that a check asks for")
-EXPECT = Setting(
-    "expect",
-    "200",
-    (_statuses, "status codes: 200 or 200,204 or 200-399"),
-    "the status codes of a server that is up: 200, or 200,204, or 200-399",
+PATH = Setting("path", "/", (_path, "a path that starts with / and has no blanks")).means(
+    "the path that a check asks for"
 )
-HOST = Setting(
-    "host",
-    "",
-    (_word, "a host name"),
-    "the name in the Host header, in SNI and in the certificate; where unset, the server's name",
+EXPECT = Setting("expect", "200", (_statuses, "status codes: 200 or 200,204 or 200-399")).means(
+    "the status codes of a server that is up: 200, or 200,204, or 200-399"
+)
+HOST = Setting("host", "", (_word, "a host name")).means(
+    "the name in the Host header, in SNI and in the certificate; where unset, the server's name"
 )
 USER_AGENT = Setting(
-    "user_agent", "multicloud-check", (_header, "printable ASCII"), "the User-Agent header with which a check asks"
+    "user_agent", "multicloud-check", (lambda text: _word(text, blanks=True), "printable ASCII")
+).means("the User-Agent header with which a check asks")
+CLOCK = Setting("clock", "request", _one_of("request", "connection")).means(
+    "when the clock of http and https starts: with the request, as for users over a kept connection, or the connection"
 )
-CLOCK = Setting(
-    "clock",
-    "request",
-    _one_of("request", "connection"),
-    "when the clock of http and https starts: with the request, as for users over a kept connection, or the connection",
+TIMEOUT = Setting("timeout", "10", _between(0.001, 3600.0, "seconds, 0.001 to 3600")).means(
+    "seconds that a check may take"
 )
-TIMEOUT = Setting("timeout", "10", _between(0.001, 3600.0, "seconds, 0.001 to 3600"), "seconds that a check may take")
-CA_FILE = Setting("ca_file", "", FILE, "the CA bundle that certificates are verified with; where unset, the system's")
-INSECURE = Setting("insecure", "0", SWITCH, "1: do not verify the certificate")
-PERCENTILE = Setting("percentile", "90", _between(0.0, 100.0), "the percentile of a server's samples that is its score")
-MIN_SAMPLES = Setting(
-    "min_samples", "20", _between(0, 10_000), "with this many samples or fewer, their mean is the score"
+CA_FILE = Setting("ca_file", "", FILE).means(
+    "the CA bundle that certificates are verified with; where unset, the system's"
 )
-WINDOW = Setting("window", "30", _between(1, 10_000), "how many of a server's newest samples count")
-MAX_AGE = Setting(
-    "max_age",
-    "300",
-    _between(0.001, 1e9, "seconds, above 0"),
-    "seconds after which a sample no longer counts",
+INSECURE = Setting("insecure", "0", SWITCH).means("1: do not verify the certificate")
+PERCENTILE = Setting("percentile", "90", _between(0.0, 100.0)).means(
+    "the percentile of a server's samples that is its score"
 )
-FAVORITE = Setting("favorite", "256", _between(1, 256), "the weight of the favourite, which is the fastest server")
-BACKUP = Setting("backup", "1", _between(0, 256), "the weight of the backup, which is the second fastest")
-HYSTERESIS = Setting(
-    "hysteresis",
-    "10",
-    _between(0.0, 100.0),
-    "percent by which another server must be faster to take the favourite's place",
+MIN_SAMPLES = Setting("min_samples", "20", _between(0, 10_000)).means(
+    "with this many samples or fewer, their mean is the score"
 )
-TOLERANCE = Setting(
-    "tolerance",
-    "0",
-    _between(0.0, 3_600_000.0, "milliseconds, 0 or more"),
-    "milliseconds: servers this close to the fastest share the favourite's weight",
+WINDOW = Setting("window", "30", _between(1, 10_000)).means("how many of a server's newest samples count")
+MAX_AGE = Setting("max_age", "300", _between(0.001, 1e9, "seconds, above 0")).means(
+    "seconds after which a sample no longer counts"
 )
-BACKENDS = Setting(
-    "backends",
-    "",
-    (_names, "names of backends: app,api"),
-    "`multicloud run`: the backends whose own checks are the samples: app,api",
+FAVORITE = Setting("favorite", "256", _between(1, 256)).means(
+    "the weight of the favourite, which is the fastest server"
 )
-INTERVAL = Setting(
-    "interval", "1", _between(0.1, 3600.0, "seconds, 0.1 to 3600"), "`multicloud run`: seconds between two reweighs"
+BACKUP = Setting("backup", "1", _between(0, 256)).means("the weight of the backup, which is the second fastest")
+HYSTERESIS = Setting("hysteresis", "10", _between(0.0, 100.0)).means(
+    "percent by which another server must be faster to take the favourite's place"
 )
-SERVERS = Setting(
-    "servers",
-    "",
-    (lambda text: tuple(_text(text).split()), "servers, separated by blanks"),
-    "`multicloud config`: the servers, separated by blanks",
+TOLERANCE = Setting("tolerance", "0", _between(0.0, 3_600_000.0, "milliseconds, 0 or more")).means(
+    "milliseconds: servers this close to the fastest share the favourite's weight"
 )
-BIND = Setting(
-    "bind",
-    ":8080",
-    (_text, "an address and words, as after HAProxy's `bind`, or none"),
-    "`multicloud config`: where users come in, as after HAProxy's `bind`; none: no frontend",
+BACKENDS = Setting("backends", "", (_names, "names of backends: app,api")).means(
+    "`multicloud run`: the backends whose own checks are the samples: app,api"
 )
-MODE = Setting("mode", "http", _one_of("http", "tcp"), "`multicloud config`: http or tcp")
+INTERVAL = Setting("interval", "1", _between(0.1, 3600.0, "seconds, 0.1 to 3600")).means(
+    "`multicloud run`: seconds between two reweighs"
+)
+SERVERS = Setting("servers", "", (lambda text: tuple(_text(text).split()), "servers, separated by blanks")).means(
+    "`multicloud config`: the servers, separated by blanks"
+)
+BIND = Setting("bind", ":8080", (_text, "an address and words, as after HAProxy's `bind`, or none")).means(
+    "`multicloud config`: where users come in, as after HAProxy's `bind`; none: no frontend"
+)
+MODE = Setting("mode", "http", _one_of("http", "tcp")).means("`multicloud config`: http or tcp")
 
 CHECK = (TIMES, SCHEME, PATH, EXPECT, HOST, USER_AGENT, CLOCK, TIMEOUT, CA_FILE, INSECURE)
 SCORING = (TIMES, PERCENTILE, MIN_SAMPLES, WINDOW, MAX_AGE)

@@ -14,10 +14,10 @@ other well-behaved evolutionary dynamics", 2005), which find servers that have n
 prices nothing moves, near them little does, and no step is faster than the samples are old: by such smooth steps
 routers with stale information do not swing (Fischer and Voecking, "Adaptive routing with stale information", 2005).
 
-It begins with a crowd at the favourite, or where ranking would leave one whose samples vary as those of a line do. Far
-is not full: where a new connection takes longer than a request did, or where samples are slow but steady, the ranking
-decides alone. It ends when one server has nearly all again, soon after nobody waits any more. The weights are its only
-memory.
+It begins with a crowd at the favourite, or where ranking would leave one whose samples vary as those of a line do. It
+ends when one server has nearly all again, soon after nobody waits any more. The weights are its only memory. Who is
+slow for another reason is left at once: its samples are slow but steady, or a new connection to it takes longer than
+its requests did. The latter is far, not full, and shows before two checks have; so who is to lead is asked, too.
 
 It helps where regions can be full, with any number of HAProxys that know nothing of each other. It acts once a reweigh:
 between two of them `balance random(2)` evens out. Requests that stay (WebSockets) are known as such by their mean time
@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from multicloud.ranking import Decision, Reason
+from multicloud.ranking import Decision, Reason, candidates
 from multicloud.runtime import UP
 from multicloud.scores import CHANGE, percentiles
 
@@ -170,8 +170,10 @@ def share(
     views = _views(parts, samples, users, now)
     if any(view.line() for view in views.values()):
         views = _views(parts, samples, again(), now)  # a burst is gone by then
-    if not leader or largest not in views or (alone and not _is_full(largest, leader, views, connect)):
+    if not leader or not {leader, largest} <= views.keys():
         return decisions
+    if alone and (whole := _whole(decisions, largest, leader, views, connect)):
+        return whole
     if elapsed:
         parts = _step(parts, views, elapsed, (backup + 1) / favorite)
     parts = {server: part for server, part in parts.items() if part and server in views}
@@ -181,7 +183,7 @@ def share(
 
 
 def _parts(decisions: Sequence[Decision], favorite: int, backup: int) -> dict[Server, float]:
-    """What each server that is UP has of the traffic now, in sum 1; nothing where it was no reweigh that said so.
+    """What each server that can get traffic has of it now, in sum 1; nothing where it was no reweigh that said so.
 
     Weights between the backup's and the favourite's are there while servers share, beside that of a favourite, which
     may not be UP any more.
@@ -189,7 +191,7 @@ def _parts(decisions: Sequence[Decision], favorite: int, backup: int) -> dict[Se
     weights = [each.server.weight for each in decisions]
     sharing = favorite in weights and any(backup < weight < favorite for weight in weights)
     least = backup + 1 if sharing else favorite
-    have = {each.server: each.server.weight for each in decisions if each.server.state == UP}
+    have = {server: server.weight for server in candidates(each.server for each in decisions)}
     whole = sum(weight for weight in have.values() if weight >= least)
     if not whole or (not sharing and whole > favorite):
         return {}
@@ -209,16 +211,41 @@ def _views(
     return views
 
 
-def _is_full(
-    favourite: Server, leader: Server, views: Mapping[Server, _View], connect: Callable[[Server], float]
-) -> bool:
-    """Whether the favourite, which has all traffic, cannot carry it; `leader` is whom the ranking wants.
+def _whole(
+    decisions: Sequence[Decision],
+    favourite: Server,
+    leader: Server,
+    views: Mapping[Server, _View],
+    connect: Callable[[Server], float],
+) -> Sequence[Decision] | None:
+    """The decisions where one server has all traffic: the favourite, or the `leader` that ranking wants in its place.
 
-    It is not merely full if a new connection takes clearly longer than a request did: then it is far.
+    None where the favourite is full. Who is far is neither full nor to lead, whatever samples of before say.
     """
+
+    def is_far(server: Server) -> bool:
+        return connect(server) * CHANGE > views[server].usual
+
+    if leader is not favourite and is_far(leader):
+        return _exchanged(decisions, leader, favourite)
     view = views[favourite]
-    leaves = leader in views and view.usual < views[leader].usual and view.varies()
-    return (leaves or view.line() > 0) and connect(favourite) * CHANGE <= view.usual
+    leaves = leader is not favourite and view.usual < views[leader].usual and view.varies()
+    if not leaves and not view.line():
+        return decisions
+    if not is_far(favourite):
+        return None
+    second = next((each.server for each in decisions if each.reason is Reason.BACKUP), leader)
+    return _exchanged(decisions, favourite, second) if leader is favourite else decisions
+
+
+def _exchanged(decisions: Sequence[Decision], far: Server, instead: Server) -> list[Decision]:
+    """The two have each other's weight."""
+    weights = {each.server: each.weight for each in decisions}
+    new = {
+        far: Decision(far, weights[instead], Reason.FAR),
+        instead: Decision(instead, weights[far], Reason.NEARER, far),
+    }
+    return [new.get(each.server, each) for each in decisions]
 
 
 def _step(
@@ -247,7 +274,7 @@ def _decision(
 ) -> Decision:
     server = ranked.server
     if server not in parts:
-        if server.state != UP or not ranked.weight:
+        if server.state != UP or not ranked.weight or ranked.reason is Reason.RESERVE:
             return ranked
         if len(parts) == 1 and ranked.weight == favorite:  # faster than the one that has it all: next time
             return Decision(server, backup, Reason.BACKUP)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from multicloud import haproxy_cfg
+from multicloud import haproxy_cfg, plan
 from multicloud.console import config
 from tests.edge import regions_at, wait_until
 from tests.machine import Machine
@@ -315,7 +315,7 @@ def test_docker_stop_is_quick_with_the_loop_beside_it(regions: Regions) -> None:
 
 @pytest.mark.parametrize("mounted", [False, True])
 def test_a_reload_keeps_the_samples_and_leaves_no_dead_process(regions: Regions, mounted: bool) -> None:
-    text = haproxy_cfg.configuration(haproxy_cfg.Plan(config.servers(servers(regions)), (3, 0, 0))) if mounted else ""
+    text = haproxy_cfg.configuration(plan.Plan(config.servers(servers(regions)), (3, 0, 0))) if mounted else ""
     with router(regions, mounted=text) as running:
         old = running.processes("haproxy")
         os.kill(running.pid, signal.SIGUSR2)

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(os.environ["MACHINE_ROOT"])
 PACKAGE = Path(os.environ["PACKAGE"])
-CONFIGURATION = "/etc/haproxy/haproxy.cfg"
+CONFIGURATION, SETTINGS = "/etc/haproxy/haproxy.cfg", "/etc/multicloud.conf"
+WRITTEN = "/etc/haproxy/multicloud.cfg"
+WRITE = f"multicloud config --blocks --output {WRITTEN}"
 DELAYS = {"eu.example.com": 0.0, "us.example.com": 0.1, "ap.example.com": 0.2}
 WEIGHTS = dict(zip(DELAYS, (256, 1, 0), strict=True))
 WEB, API = free_port(), free_port()
@@ -122,21 +124,32 @@ def test_bash_completes_the_commands(machine: Machine) -> None:
 
 
 def test_the_settings_file_and_the_manual_are_there(machine: Machine) -> None:
-    assert shell(machine, "stat --format='%a %U' /etc/multicloud.conf") == "644 root\n"
-    assert "/etc/multicloud.conf" in shell(machine, "dpkg-query --show --showformat='${Conffiles}' multicloud")
+    assert shell(machine, f"stat --format='%a %U' {SETTINGS}") == "644 root\n"
+    assert SETTINGS in shell(machine, "dpkg-query --show --showformat='${Conffiles}' multicloud")
     pages = shell(machine, "ls /usr/share/man/man1 /usr/share/man/man5")
     assert {"multicloud.1.gz", "multicloud.conf.5.gz"} <= set(pages.split())
     assert "backend reweigh" in shell(machine, "cat /usr/share/doc/multicloud/examples/haproxy.cfg")
     assert shell(machine, "head -n 1 /usr/share/doc/multicloud/docs/install.md") == "# Install\n"
 
 
-def test_debians_configuration_with_one_edit_and_one_paste_routes(machine: Machine, regions: Regions) -> None:
+def test_a_package_that_was_built_later_upgrades(machine: Machine) -> None:
+    later = f"""
+        cd /tmp
+        dpkg-deb --raw-extract /root/{PACKAGE.name} later
+        sed -i 's/^Version: .*/&.1/' later/DEBIAN/control
+        dpkg-deb --build later multicloud_later_all.deb
+        apt-get install --yes ./multicloud_*.deb
+        rm -r later multicloud_later_all.deb
+    """
+    assert "\n1 upgraded" in shell(machine, later, 120)
+
+
+def test_the_settings_and_one_option_route_beside_debians_configuration(machine: Machine, regions: Regions) -> None:
     servers = named({region.name: region.port for region in regions})
-    shell(machine, rf"sed -i '/^\s*chroot/d' {CONFIGURATION}")
-    paste = f"multicloud config --blocks --backend app {servers} | sed 's/bind :8080/bind 127.0.0.1:{WEB}/'"
-    shell(machine, f"{paste} >>{CONFIGURATION}")
-    append(machine, "/etc/multicloud.conf", "min_samples = 0\n")  # percentiles from the start: numpy's
-    shell(machine, f"haproxy -c -f {CONFIGURATION} && service haproxy restart")
+    # Percentiles from the start: numpy's.
+    append(machine, SETTINGS, f"min_samples = 0\n[app]\nservers = {servers}\nbind = 127.0.0.1:{WEB}\n")
+    append(machine, "/etc/default/haproxy", f'EXTRAOPTS="-f {WRITTEN}"\n')
+    shell(machine, rf"{WRITE} && sed -i '/^\s*chroot/d' {CONFIGURATION} && service haproxy restart")
     wait_until(lambda: weights(machine, "app") == WEIGHTS, 60, "256/1/0")
     assert {get(WEB) for _ in range(10)} == {"eu.example.com"}
     assert shell(machine, "stat -c '%U %a' /tmp/times.txt") == "haproxy 640\n"
@@ -186,25 +199,19 @@ def api_ports(regions: Regions) -> Iterator[dict[str, int]]:
         yield ports
 
 
-def test_a_section_gives_a_second_application_its_path(machine: Machine, api_ports: dict[str, int]) -> None:
-    paste = f"multicloud config --blocks --backend api --path /healthz {named(api_ports)}"
-    half = f"sed '/^# ---- Once/,/^# ---- For/{{/^# ---- For/!d}}' | sed 's/bind :8080/bind 127.0.0.1:{API}/'"
-    shell(machine, f"{paste} | {half} >>{CONFIGURATION}")
-    append(machine, "/etc/multicloud.conf", "[api]\npath = /healthz\n")
-    shell(machine, f"haproxy -c -f {CONFIGURATION} && service haproxy reload")
+def test_a_second_application_is_a_section(machine: Machine, api_ports: dict[str, int]) -> None:
+    section = f"[api]\nservers = {named(api_ports)}\nbind = 127.0.0.1:{API}\npath = /healthz\n"
+    append(machine, SETTINGS, section)
+    shell(machine, f"{WRITE} && service haproxy reload")
     wait_until(lambda: weights(machine, "api") == {"near": 256, "far": 1}, 60, "256/1")
     assert {get(API) for _ in range(10)} == {"0.0"}
     assert weights(machine, "app") == WEIGHTS
 
 
-def test_one_more_region_takes_the_command_with_one_more_name(machine: Machine, regions: Regions) -> None:
+def test_one_more_region_is_a_word(machine: Machine, regions: Regions) -> None:
     ports = {region.name: region.port for region in regions}
-    command = shell(machine, f"sed -n 's/^# \\(multicloud config .*--backend app .*\\)/\\1/p' {CONFIGURATION}").strip()
-    more = f"{command} sa.example.com=127.0.0.1:{ports['ap.example.com']}"
-    shell(machine, f"{more} | sed 's/bind :8080/bind 127.0.0.1:{WEB}/' >/tmp/app.cfg")
-    place = r"/^# multicloud config .*--backend app /,/^# End of .* app\.$/{/^# End/r /tmp/app.cfg"
-    shell(machine, f"sed -i -e '{place}' -e 'd}}' {CONFIGURATION}")
-    shell(machine, f"haproxy -c -f {CONFIGURATION} && service haproxy reload")
+    shell(machine, f"sed -i 's/^servers = eu.*/& sa.example.com=127.0.0.1:{ports['ap.example.com']}/' {SETTINGS}")
+    shell(machine, f"{WRITE} && service haproxy reload")
     wait_until(lambda: "sa.example.com" in weights(machine, "app"), 60, "the new region is measured, or has no weight")
     assert {get(WEB) for _ in range(10)} == {"eu.example.com"}
 
@@ -218,11 +225,12 @@ def test_the_demo_runs_with_what_the_package_suggests(machine: Machine) -> None:
 
 
 def test_removing_it_leaves_haproxy_and_the_settings(machine: Machine) -> None:
+    shell(machine, f"sed -i /EXTRAOPTS=.*multicloud/d /etc/default/haproxy; rm {WRITTEN}; service haproxy restart")
     running = set(machine.processes("haproxy"))
     shell(machine, "apt-get remove --yes multicloud", 120)
     assert set(machine.processes("haproxy")) == running
-    assert "path = /healthz" in shell(machine, "cat /etc/multicloud.conf")
-    left = traces(machine) - {"/etc/multicloud.conf"}
+    assert "path = /healthz" in shell(machine, f"cat {SETTINGS}")
+    left = traces(machine) - {SETTINGS}
     assert {path for path in left if not path.startswith(("/var/lib/dpkg/", "/var/lib/systemd/"))} == set()
 
 

@@ -15,19 +15,19 @@ from tests.edge import wait_until
 from tests.ports import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 
 class Prometheus:
-    """A running one."""
+    """A running one, at an `address`."""
 
     def __init__(self, port: int) -> None:
-        self._address = f"http://127.0.0.1:{port}"
+        self.address = f"http://127.0.0.1:{port}"
 
     def ask(self, path: str, **parameters: str | float) -> Any:
         """The data of an answer of its HTTP API."""
-        url = f"{self._address}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
+        url = f"{self.address}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         with urllib.request.urlopen(url, timeout=10) as answer:
             return json.load(answer)["data"]
 
@@ -48,8 +48,8 @@ class Prometheus:
 
 
 @contextlib.contextmanager
-def prometheus(directory: Path, target: int, rules: str, interval: str) -> Iterator[Prometheus]:
-    """Run it, with the job `multicloud` at a port of loopback as the instance `edge1`, and with the rules."""
+def prometheus(directory: Path, targets: Mapping[str, int], rules: str, interval: str) -> Iterator[Prometheus]:
+    """Run it, with the job `multicloud` at ports of loopback by their instances' names, and with the rules."""
     (directory / "rules.yml").write_text(rules)
     configuration = {
         "global": {"scrape_interval": interval, "evaluation_interval": interval},
@@ -57,7 +57,9 @@ def prometheus(directory: Path, target: int, rules: str, interval: str) -> Itera
         "scrape_configs": [
             {
                 "job_name": "multicloud",
-                "static_configs": [{"targets": [f"127.0.0.1:{target}"], "labels": {"instance": "edge1"}}],
+                "static_configs": [
+                    {"targets": [f"127.0.0.1:{port}"], "labels": {"instance": name}} for name, port in targets.items()
+                ],
             }
         ],
     }

@@ -38,8 +38,8 @@ class Region:
     Its answers take `delay` seconds and have `status`. With `hangs` N it never answers each Nth request, nor any with
     an infinite `delay`, until the other side goes away. With `stale` N it closes a kept connection at each Nth request
     that comes over one, unanswered, as a server does whose patience has ended just then; `cut` counts those.
-    With `workers` only so many requests are served at once; `waited` counts those that had to wait in line. `accepted`
-    counts the connections that were made to it, and `connections` those that are open.
+    With `workers` only so many requests are served at once. `accepted` counts the connections that were made to it, and
+    `connections` those that are open.
     """
 
     name: str
@@ -51,7 +51,6 @@ class Region:
     accepted: int
     cut: int
     workers: int
-    waited: int
     connections: int
 
     def __init__(self, name: str, ask: Callable[..., Any]) -> None:
@@ -126,7 +125,7 @@ class _Breakable(simulated.Region):
         super().__init__(name)
         self.port = free_port()  # nobody takes it while the region is stopped
         self.hangs = self.stale = 0
-        self.accepted = self.cut = self.waited = 0
+        self.accepted = self.cut = 0
         self.workers = 0
         self._places: asyncio.Semaphore | None = None
         self._asked = self._kept = 0
@@ -166,7 +165,6 @@ class _Breakable(simulated.Region):
             raise ConnectionError
         if self.workers and not self._places:
             self._places = asyncio.Semaphore(self.workers)
-        self.waited += bool(self._places and self._places.locked())
         async with self._places or contextlib.nullcontext():
             await super()._work(reader)
 

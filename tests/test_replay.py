@@ -47,7 +47,7 @@ def test_a_recorded_file_is_replayed(tmp_path: Path) -> None:
     assert 1 <= replay(stream, DEFAULTS).ratio < 1.1
 
 
-@pytest.mark.parametrize("edges", [1, 3])
+@pytest.mark.parametrize("edges", [1, 3, 10])
 @pytest.mark.parametrize("load", lines.SPLITS)
 def test_at_any_load_users_wait_little_longer_than_under_the_best_split(load: float, edges: int) -> None:
     shared, best = lines.step(load, edges), lines.step(load, edges, share=None)
@@ -55,3 +55,11 @@ def test_at_any_load_users_wait_little_longer_than_under_the_best_split(load: fl
     if load == lines.LOW:
         assert not [weights for when, weights in shared.changes if when > 20]
         assert [[server.weight for server in edge.servers] for edge in shared.edges] == [[256, 1, 0, 0]] * edges
+
+
+@pytest.mark.parametrize(("rate", "far"), [(12, 1.02), (25, 1.05), (50, 0.85), (100, 0.85)])
+def test_where_no_region_is_full_users_wait_as_without_sharing_or_less(rate: int, far: float) -> None:
+    """A crowd shows that a region is far before two checks have."""
+    shared, alone = lines.course(rate), lines.course(rate, share=lines.alone)
+    limits = {"far": far, "back": 1.02, "slow": 1.02}
+    assert all(shared[name] <= limit * alone[name] for name, limit in limits.items())

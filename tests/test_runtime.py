@@ -390,8 +390,8 @@ def test_a_host_that_cannot_be_looked_up_is_an_error() -> None:
 PROMPT = b"\n> "
 HEADER = b"1\n# be_name srv_name srv_addr srv_port srv_fqdn srv_agent_addr srv_agent_port "
 HEADER += b"srv_op_state srv_admin_state srv_uweight\n"
-CIRCLE = f"# {','.join(runtime.STAT_COLUMNS)}\n".encode()
-CIRCLE += b"b,a,b/c,,,,,http,,,,,,\nb,c,b/a,,,,,http,,,,,,\n"
+CIRCLE = "# pxname,svname,tracked," + ",".join(runtime.STAT_COLUMNS[3:])
+CIRCLE += "".join(f"\nb,{name},b/{other}" + "," * len(runtime.STAT_COLUMNS[3:]) for name, other in ("ac", "ca"))
 
 
 def script(*answers: bytes) -> Callable[[socket.socket], None]:
@@ -446,7 +446,7 @@ def never_stop(connection: socket.socket) -> None:
             "no statistics in the answer: 'x'",
         ),
         (
-            script(PROMPT, HEADER + b"b a - - - - 0 2 0 1\nb c - - - - 0 2 0 1" + PROMPT, CIRCLE + PROMPT),
+            script(PROMPT, HEADER + b"b a - - - - 0 2 0 1\nb c - - - - 0 2 0 1" + PROMPT, CIRCLE.encode() + PROMPT),
             "no statistics in the answer: 'b/a tracks itself'",
         ),
         (script(PROMPT, bytes(range(256)) + PROMPT), "no server states in the answer: '"),

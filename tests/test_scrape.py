@@ -152,6 +152,9 @@ def test_a_server_that_haproxy_has_no_more_is_forgotten() -> None:
     assert 'server="us"' in loop.round(eu=0.02)
     del loop.servers[1]
     assert 'server="us"' not in loop.round(eu=0.02)
+    assert "multicloud_favorite_since_timestamp_seconds{" in loop.round(eu=0.02)
+    loop.servers.clear()
+    assert "multicloud_favorite_since_timestamp_seconds{" not in loop.round()
 
 
 @pytest.fixture

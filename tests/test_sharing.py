@@ -124,8 +124,15 @@ def test_nobody_looks_again_where_there_is_no_crowd() -> None:
     )
 
 
-def test_a_favourite_that_is_far_is_not_full_and_left_to_the_ranking() -> None:
-    assert weights(share(servers(a=256, b=1, c=0), {"a": FULL}, connect=0.25)) == [256, 1, 0]
+def test_a_favourite_that_is_far_is_not_full_and_left_at_once() -> None:
+    far, nearer, _ = share(servers(a=256, b=1, c=0), {"a": FULL}, connect=0.25)
+    assert (far.weight, far.reason) == (1, Reason.FAR)
+    assert (nearer.weight, nearer.reason, nearer.other) == (256, Reason.NEARER, far.server)
+
+
+def test_who_is_far_does_not_come_to_lead_by_samples_of_before() -> None:
+    assert weights(share(servers(a=0, b=256, c=1), {"b": CALM}, connect=0.25)) == [1, 256, 0]
+    assert weights(share(servers(a=0, b=256, c=1), {"b": CALM}, connect=0.0)) == [256, 1, 0]  # nobody knows
 
 
 def left() -> list[Decision]:
@@ -251,6 +258,14 @@ def test_a_small_step_is_the_begin_of_sharing_too() -> None:
 
 def test_a_favourite_keeps_all_where_the_step_is_too_small_for_another() -> None:
     assert weights(shared(left(), {"a": Load(4, 40, 0.1)}, {"a": [0.101, 0.12]}, elapsed=0.01)) == [256, 1]
+
+
+def test_haproxys_own_backups_have_no_part() -> None:
+    members = servers(a=1, b=256, c=1)
+    members[0].reserve = True
+    a, b, c = weights(share(members, {"b": Load(41, 60, 0.2)}))
+    assert a == 1
+    assert min(b, c) > 1
 
 
 def test_any_number_of_servers_can_share() -> None:

@@ -154,7 +154,7 @@ def described() -> dashboard.Dashboard:
         .with_panel(lines("Failed checks a second", units.Short, (failed, by_server)))
         .with_panel(
             lines(
-                "Problems, and servers that are not UP",
+                "Problems, and the states of servers",
                 units.Short,
                 (f"multicloud_problems{{{EDGE}}}", "{{instance}}: problems"),
                 (f"sum by (instance, state) (multicloud_server_state{{{SERVERS}}})", "{{instance}}: {{state}}"),

@@ -17,13 +17,12 @@ import click
 
 from multicloud import haproxy_cfg, installed, light, runtime, settings
 from multicloud.console import parser
-from multicloud.haproxy_cfg import Plan, Server
 from multicloud.light import CommandError, UsageError
+from multicloud.plan import AUTHORITIES, NONE, USUAL, Plan, Server, escaped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from multicloud.haproxy_cfg import Version
     from multicloud.settings import Settings, Sources
 
 HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?")
@@ -86,6 +85,8 @@ def config(**arguments: Any) -> None:
     text, notes = write(light.printable(shlex.join(["multicloud", *sys.argv[1:]])), sources, wanted)
     if wanted.output:
         replace(wanted.output, text, wanted.others)
+        if wanted.blocks and not wanted.others:
+            notes.append("HAProxy accepts this file alone; none runs that says what it reads beside it: `--with FILE`")
     else:
         click.echo(text, nl=False)
     for note in notes:
@@ -97,8 +98,9 @@ def _with_others(wanted: Wanted, sources: Sources, here: Sequence[str] = ()) -> 
     if not (wanted.blocks and (wanted.output or wanted.others)):
         return wanted._replace(others=())
     own = os.path.realpath(wanted.output or "")
-    others = wanted.others or running(sources) or here
-    return wanted._replace(others=[file for file in others if os.path.realpath(file) != own])
+    found = [Path(each) for each in wanted.others or running(sources) or here]
+    files = [file for each in found for file in (sorted(each.glob("*.cfg")) if each.is_dir() else [each])]
+    return wanted._replace(others=[str(file) for file in files if os.path.realpath(file) != own])
 
 
 def running(sources: Sources) -> list[str]:
@@ -115,7 +117,8 @@ def running(sources: Sources) -> list[str]:
 def outdated(path: str, here: Sequence[str], sources: Sources) -> str:
     """The command that wrote a file with --output, if it would write something else now; "" for any other file.
 
-    `here` are the files beside it where no HAProxy tells. Raises UsageError where the command is refused by now.
+    Lines that were added to the file, other than servers, are its owner's. `here` are the files beside it where no
+    HAProxy tells. Raises UsageError where the command is refused by now.
     """
     try:
         text = Path(path).read_text(errors="replace")
@@ -127,7 +130,9 @@ def outdated(path: str, here: Sequence[str], sources: Sources) -> str:
     if context is None or not context.params["output"]:
         return ""
     now, _ = write(command, sources, _with_others(Wanted(**context.params), sources, here))
-    return "" if now == text else command
+    lines = iter(text.splitlines())
+    same = all(line in lines for line in now.splitlines()) and now.count("\n    server ") == text.count("\n    server ")
+    return "" if same else command
 
 
 def replace(output: str, text: str, others: Sequence[str]) -> None:
@@ -158,9 +163,7 @@ def servers(texts: Iterable[str], *, http: bool = True) -> list[Server]:
     for text in texts:
         name, equals, place = text.partition("=")
         if "://" in text:
-            raise UsageError(
-                f"{text!r}: a URL is no server; accepted: SERVER[=ADDRESS[:PORT]], without https:// and path"
-            )
+            raise UsageError(f"{text!r}: a URL is no server; accepted: its host, HOST or HOST:PORT")
         address, colon, number = (place if equals else name).rpartition(":")
         if not colon or number.endswith("]"):
             address, number = place if equals else name, "443"
@@ -190,11 +193,6 @@ def _is_address(text: str) -> bool:
         return HOST.fullmatch(text) is not None and ".." not in text and re.search("[^0-9.]", text) is not None
 
 
-def _written(version: Version) -> str:
-    """A version as one writes it: without a last number that is 0, as of a line that was named and no release."""
-    return ".".join(map(str, version if version[2] else version[:2]))
-
-
 def _directory(name: str) -> str:
     """Where HAProxy finds a command that is not where it looks by itself; "" for one that is.
 
@@ -211,13 +209,11 @@ def _directory(name: str) -> str:
 def write(command: str, sources: Sources, wanted: Wanted) -> tuple[str, list[str]]:
     """What `command` writes, which wants this, and what else its user has to do. Raises UsageError."""
     version = installed.version(wanted.haproxy) if wanted.haproxy else installed.haproxy_version(os.environ)
-    there = parser.read(wanted.others, os.environ, _written(version)).sections if wanted.others else []
+    number = ".".join(map(str, version)).removesuffix(".0")  # as one writes it
+    there = parser.read(wanted.others, os.environ, number).sections if wanted.others else []
     own = parser.Configuration(there, []).global_section()
-    directory, maxconn = _directory("multicloud-check"), own.last("maxconn") is None
-    plans = [
-        _plan(sources, wanted, name, texts)._replace(version=version, directory=directory, maxconn=maxconn)
-        for name, texts in _listed(sources, wanted).items()
-    ]
+    machine = Plan(version=version, directory=_directory("multicloud-check"), maxconn=own.last("maxconn") is None)
+    plans = [_plan(sources, wanted, *listed, machine) for listed in _listed(sources, wanted).items()]
     _check_addresses(plans, there, sources.path)
     text = haproxy_cfg.configuration(*plans)
     names = re.findall(r"^(?:defaults|resolvers|frontend|backend) (\S+)", text, re.MULTILINE)
@@ -227,7 +223,7 @@ def write(command: str, sources: Sources, wanted: Wanted) -> tuple[str, list[str
     more = f"write it into {sources.path} and run it again. What is changed here is lost then"
     if wanted.servers:
         more = "run it again with one more name" + ", and put that in the place of this" * wanted.blocks
-    head = [command, f"wrote this, for HAProxy {_written(version)}. For one more server, {more}."]
+    head = [command, f"wrote this, for HAProxy {number}. For one more server, {more}."]
     head += [f"Besides, {note}." for note in notes]
     if wanted.blocks:
         must = "must go" if version < installed.CRASHES else "must become `chroot /`"  # 3.4 warns without one
@@ -236,7 +232,7 @@ def write(command: str, sources: Sources, wanted: Wanted) -> tuple[str, list[str
         head.append(f"It {where}; {chroot or 'a `chroot` in `global` may stay'}.")
         notes += [chroot] * (chroot != "" and own.first_word("chroot") not in ("", "/"))
         if not wanted.output and not plans[0].bind:
-            notes.append(f"users come in at {haproxy_cfg.USUAL}, unless `bind` in {sources.path} says otherwise")
+            notes.append(f"users come in at {USUAL}, unless `bind` in {sources.path} says otherwise")
     return "\n".join(f"# {line}" for line in head) + "\n\n" + text, notes
 
 
@@ -253,8 +249,8 @@ def _listed(sources: Sources, wanted: Wanted) -> dict[str, Sequence[str]]:
     return listed
 
 
-def _plan(sources: Sources, wanted: Wanted, backend: str, texts: Sequence[str]) -> Plan:
-    """The plan for a backend, as far as arguments and settings make it. Raises UsageError."""
+def _plan(sources: Sources, wanted: Wanted, backend: str, texts: Sequence[str], plan: Plan) -> Plan:
+    """The plan for this machine, made one for a backend by arguments and settings. Raises UsageError."""
     values = sources.read((*OF_SERVER, settings.BIND, settings.MODE), backend)
     http = (wanted.mode or values.mode) == "http"
     path = wanted.path or values.path
@@ -268,8 +264,8 @@ def _plan(sources: Sources, wanted: Wanted, backend: str, texts: Sequence[str]) 
         raise UsageError(f"--path {path!r}: in mode tcp, checks ask for no path")
     if values.host and not HOST.fullmatch(values.host):
         raise UsageError(f"{sources.where(settings.HOST, backend)}: {values.host!r}; accepted: a name of a certificate")
-    return Plan(
-        [_with_words(sources, wanted, backend, server, values) for server in servers(texts, http=http)],
+    return plan._replace(
+        servers=[_with_words(sources, wanted, backend, server, values) for server in servers(texts, http=http)],
         backend=backend,
         http=http,
         path=path,
@@ -290,20 +286,19 @@ def _with_words(sources: Sources, wanted: Wanted, backend: str, server: Server, 
         said = getattr(own, setting.name)
         if said not in (getattr(values, setting.name), server.name):
             where = sources.where(setting, backend, server.name)
-            named = f" or, for {said}={server.address}, nothing" * (setting is settings.HOST)
-            raise UsageError(
-                f"{where}: HAProxy cannot be told this of one server alone; accepted: in [{backend}]{named}"
-            )
+            or_named = f", or the server {said}={server.address}" * (setting is settings.HOST)
+            raise UsageError(f"{where}: HAProxy cannot be told this of one server; accepted: in [{backend}]{or_named}")
     if not server.tls or (own.insecure, own.ca_file) == (values.insecure, values.ca_file):
         return server
-    authorities = haproxy_cfg.escaped(own.ca_file or haproxy_cfg.AUTHORITIES)
+    authorities = escaped(own.ca_file or AUTHORITIES)
     return server._replace(words="verify none" if own.insecure else f"verify required ca-file {authorities}")
 
 
 def _check_addresses(plans: Sequence[Plan], sections: Iterable[parser.Section], path: str) -> None:
     """That no two frontends have one address. Raises UsageError."""
-    theirs = ((f"{each.kind} {each.name}", line[1]) for each in sections for line in each.lines if line[0] == "bind")
-    ours = ((f"[{plan.backend}]", (plan.bind or haproxy_cfg.USUAL).split()[0]) for plan in plans)
+    binds = ((each, line) for each in sections for line in each.lines if line[0] == "bind")
+    theirs = ((f"{each.kind} {each.name}", "".join(line[1:2])) for each, line in binds)
+    ours = ((f"[{plan.backend}]", (plan.bind or USUAL).split()[0]) for plan in plans)
     taken: dict[str, str] = {}
     for whose, addresses in (*theirs, *ours):
         for address in addresses.split(","):
@@ -313,7 +308,7 @@ def _check_addresses(plans: Sequence[Plan], sections: Iterable[parser.Section], 
                     f"{whose} would bind {address}, as {taken[address]} does, and each get some of the users; "
                     f"accepted: another `bind` in {path}, or `bind = none` for a frontend of your own"
                 )
-            if address != haproxy_cfg.NONE:
+            if address != NONE:
                 taken[address] = whose
 
 
@@ -324,7 +319,7 @@ def _notes(sources: Sources, wanted: Wanted, plans: Sequence[Plan]) -> list[str]
         needed = f"`backends = {','.join(names)}` in {sources.path}, beside those that are there"
         lacking = set(names) - set(sources.read((settings.BACKENDS,)).backends)
         return [f"`multicloud run` needs {needed}"] if lacking else []
-    other = [each for each in plans if sources.read((settings.PATH,), each.backend).path != each.path]
+    other = {each.backend: each.path for each in plans if sources.text(settings.PATH, each.backend) != each.path}
     return [
-        f"the checks need `[{each.backend}]` and, below it, `path = {each.path}` in {sources.path}" for each in other
+        f"the checks need `[{name}]` and, below it, `path = {path}` in {sources.path}" for name, path in other.items()
     ]

@@ -8,7 +8,7 @@ import re
 import time
 from typing import TYPE_CHECKING
 
-from multicloud import history, light, overview, reweigh, runtime, scores, settings
+from multicloud import history, light, overview, reweigh, runtime, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 FALL = 2
 """Checks in a row that failed after which a server is DOWN, as haproxy.cfg says."""
-
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def lines(sources: Sources, since: str) -> list[str]:
@@ -54,7 +52,7 @@ def read(sources: Sources, purpose: str) -> dict[Key, list[Sample]]:
 def moment(text: str, now: float) -> float:
     """The UNIX time of `90s`, `15m`, `1h`, `2d` ago, of a time of today (`08:30`) or of a date. Raises UsageError."""
     if ago := re.fullmatch(r"(\d+)([smhd])", text):
-        return now - int(ago[1]) * UNITS[ago[2]]
+        return now - int(ago[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[ago[2]]
     try:
         today = datetime.date.fromtimestamp(now).isoformat()
         return datetime.datetime.fromisoformat(f"{today} {text}" if re.match(r"\d\d?:", text) else text).timestamp()
@@ -64,7 +62,7 @@ def moment(text: str, now: float) -> float:
 
 def switches(series: Mapping[Key, Sequence[Sample]], sources: Sources) -> Iterator[Switch]:
     """The changes of favourite of each backend, one backend after the other; the samples are newest first."""
-    needed = reweigh.longest_window(sources) + scores.RECOVERY_RUN
+    needed = reweigh.samples_needed(sources)
     servers = [runtime.Server(*key, runtime.UP, 1) for key in series]
     for members in runtime.by_backend(servers).values():
         yield from _replay(members, series, needed, sources)

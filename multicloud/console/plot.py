@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib import figure
 
-from multicloud import light, reweigh, scores, settings
+from multicloud import light, reweigh, settings
 from multicloud.console import history as histories
 
 if TYPE_CHECKING:
@@ -80,6 +80,6 @@ def _draw_backend(
 
 def running_scores(timed: Sequence[Sample], backend: str, sources: Sources) -> list[float]:
     """In ms, the score that a server of the backend had at each of its samples, which are the newest first."""
-    needed = reweigh.longest_window(sources) + scores.RECOVERY_RUN
+    needed = reweigh.samples_needed(sources)
     known = [({(backend, ""): timed[start : start + needed]}, sample.time or 0.0) for start, sample in enumerate(timed)]
     return [1000 * reweigh.score(series, sources, now)[backend, ""].seconds for series, now in known]

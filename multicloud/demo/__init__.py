@@ -66,6 +66,7 @@ def running(port: int, stats_port: int, *, beside: bool = False) -> Iterator[Dem
             environ={
                 **{variable: str(number) for variable, number in ports.items()},
                 "ADDRESS": "127.0.0.1",
+                "RELAY": f"multicloud-{port}",
                 "UPSTREAM_CA": str(authority),
                 "MULTICLOUD_INTER": INTERVAL,
                 "MULTICLOUD_REWEIGH_INTER": INTERVAL,

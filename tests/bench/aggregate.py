@@ -13,4 +13,5 @@ def main() -> int:
     found = history.read(sys.argv[1], newest)
     for (backend, server), score in scores.scores(found.series, now=0.0, window=newest).items():
         print(backend, server, score.seconds)
+    sys.stdout.flush()  # which a light command need not do
     return 0

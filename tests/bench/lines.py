@@ -97,11 +97,15 @@ class Edge:
 class World:
     """Edges, regions and what is going to happen. `waited` has the start of each user's request, and its seconds.
 
-    `weights` are those at the begin; `share` may change what ranking decides, and None keeps the weights as they are.
+    `rate` is how many of these come in a second, and `ways` and `services` are the seconds to the regions and back, and
+    those of an answer. `weights` are those at the begin; `share` may change what ranking decides, and None keeps the
+    weights as they are.
     """
 
     def __init__(self, edges: int, seed: int, weights: Sequence[int], share: Share | None) -> None:
-        self.now, self.load = 0.0, LOW
+        self.now, self.rate = 0.0, LOW * CAPACITY
+        self.ways, self.services = [*WAN], [SERVICE] * len(WAN)
+        self.workers = WORKERS
         self.chance = random.Random(seed)
         self.waited: list[tuple[float, float]] = []
         self.changes: list[tuple[float, list[int]]] = []
@@ -135,24 +139,24 @@ class World:
         edge.servers[chosen].in_flight += 1
         edge.arrivals[chosen].append(self.now)
         self._send(number, chosen, False)
-        self._after(self.chance.expovariate(self.load * CAPACITY / len(self.edges)), self._arrive, number)
+        self._after(self.chance.expovariate(self.rate / len(self.edges)), self._arrive, number)
 
     def _send(self, number: int, region: int, is_check: bool) -> None:
-        self._after(WAN[region] / 2, self._reach, Request(self.now, number, region, is_check))
+        self._after(self.ways[region] / 2, self._reach, Request(self.now, number, region, is_check))
 
     def _reach(self, request: Request) -> None:
         self._lines[request.region].append(request)
         self._serve(request.region)
 
     def _serve(self, region: int) -> None:
-        if self._lines[region] and self._busy[region] < WORKERS:
+        if self._lines[region] and self._busy[region] < self.workers:
             self._busy[region] += 1
-            self._after(SERVICE, self._served, self._lines[region].popleft())
+            self._after(self.services[region], self._served, self._lines[region].popleft())
 
     def _served(self, request: Request) -> None:
         self._busy[request.region] -= 1
         self._serve(request.region)
-        self._after(WAN[request.region] / 2, self._answered, request)
+        self._after(self.ways[request.region] / 2, self._answered, request)
 
     def _answered(self, request: Request) -> None:
         seconds = self.now - request.start
@@ -168,6 +172,10 @@ class World:
         server.total_time += (seconds - server.total_time) / edge.answers[region]
         self.waited.append((request.start, seconds))
 
+    def _connect(self, server: Server) -> float:
+        """There and back, however long the line is."""
+        return self.ways[int(server.name)]
+
     def _reweigh(self, number: int) -> None:
         edge, began = self.edges[number], self.now
 
@@ -178,7 +186,7 @@ class World:
         scored = {key: score.seconds for key, score in scores(edge.samples, now=self.now).items()}
         ranked = rank(edge.servers, scored)
         decided = self._share(
-            ranked, samples=edge.samples, users=edge.loads(self.now), again=again, connect=distance, now=self.now
+            ranked, samples=edge.samples, users=edge.loads(self.now), again=again, connect=self._connect, now=self.now
         )
         before = [server.weight for server in edge.servers]
         for server, decision in zip(edge.servers, decided, strict=True):
@@ -191,11 +199,6 @@ class World:
 SHARE = partial(sharing.share, elapsed=EVERY, favorite=256, backup=1)
 
 
-def distance(server: Server) -> float:
-    """The seconds of a connection to it: there and back, however long the line is."""
-    return WAN[int(server.name)]
-
-
 def alone(decisions: Sequence[Decision], **_: object) -> Sequence[Decision]:
     """What ranking says, and nothing more."""
     return decisions
@@ -205,9 +208,23 @@ def step(load: float, edges: int, *, seed: int = 1, share: Share | None = SHARE)
     """A minute of low load, two of `load`, and one of low load again. With `share` None: under the best fixed split."""
     world = World(edges, seed, (1, 1, 1, 1) if share else SPLITS[load], share)
     for load_then, until in ((LOW, 60), (load, 180), (LOW, 240)):
-        world.load = load_then
+        world.rate = load_then * CAPACITY
         world.run(until)
     return world
+
+
+STEPS = {"far": (0.250, 0.010), "back": (0.030, 0.010), "slow": (0.030, 0.090)}
+"""What becomes of the nearest region, where none is full: the seconds there and back, and those of an answer."""
+
+
+def course(rate: float, *, seed: int = 1, share: Share | None = SHARE) -> dict[str, float]:
+    """The seconds that users wait in the 20 s after each of STEPS, where each region can serve all of them."""
+    world = World(1, seed, (1, 1, 1, 1), share)
+    world.rate, world.workers, world.services = rate, 1000, [0.010] * len(WAN)
+    world.run(60)
+    for world.ways[0], world.services[0] in STEPS.values():
+        world.run(world.now + 20)
+    return {name: mean(world, 60 + 20 * number, 80 + 20 * number) for number, name in enumerate(STEPS)}
 
 
 def mean(world: World, begin: float, end: float) -> float:
@@ -216,7 +233,10 @@ def mean(world: World, begin: float, end: float) -> float:
 
 
 def print_table() -> None:
-    """Users' mean latency by load: in the second minute, in the 20 s after the step, and in the last 50 s."""
+    """Users' mean latency in milliseconds.
+
+    By load: in the second minute, in the 20 s after the step, and in the last 50 s; and after steps of other reasons.
+    """
     print("| edges | load | best split, ms | ranking alone | shared | ratio | first 20 s | at 0.3 again |")
     print("|" + "---:|" * 8)
     for edges in (1, 3, 10):
@@ -226,3 +246,9 @@ def print_table() -> None:
             first, last = (1000 * mean(found[2], *times) for times in ((60, 80), (190, 240)))
             cells = f"{best:.0f} | {ranked:,.0f} | {shared:.0f} | {shared / best:.2f} | {first:.0f} | {last:.0f}"
             print(f"| {edges} | {load} | {cells} |", flush=True)
+    print("\n| requests a second | " + " | ".join(f"{name}, ranking alone | shared" for name in STEPS) + " |")
+    print("|---:|" + "---:|" * 2 * len(STEPS))
+    for rate in (12, 25, 50, 100):
+        both = [[course(rate, seed=seed, share=share) for seed in range(5)] for share in (alone, SHARE)]
+        means = [[1000 * statistics.fmean(each[name] for each in runs) for runs in both] for name in STEPS]
+        print(f"| {rate} | " + " | ".join(f"{ranked:.0f} | {shared:.0f}" for ranked, shared in means) + " |")

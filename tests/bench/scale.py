@@ -7,7 +7,8 @@
 Servers are lines of one HAProxy that lead to a few listening ports over plain HTTP, so that what serves them costs
 little, or with --tls over HTTPS. Each is checked as often as said. Weights are set once a second by multicloud-run, and
 every three seconds the external way, as in the shipped haproxy.cfg. CPU is in percent of one core, of what HAProxy
-itself took, and of its checks and reweighs or of multicloud-run. `round` is how long one of multicloud-run's took.
+itself took, and of its checks and reweighs or of multicloud-run. `round` is how long one of multicloud-run's took, and
+`scrape` how long its metrics took.
 `step` is after how many seconds the favourite, which becomes slow, has lost its weight. Checks that fork end where the
 machine's cores do: then they end late, or are killed at their interval, which `late` counts in percent of all. With
 more than a quarter of them so, more servers are not tried that way: HAProxy itself would not answer in time.
@@ -51,7 +52,7 @@ WARM_UP = 25.0
 
 COLUMNS = (
     *("check every", "HAProxy", "checks and deciding", "together", "HAProxy, MB", "run, MB", "round, ms", "step, s"),
-    "late",
+    *("late", "scrape, ms"),
 )
 TICK = os.sysconf("SC_CLK_TCK")
 
@@ -79,7 +80,7 @@ REWEIGH = f"backend reweigh\n    {EXTERNAL}" + '"${MULTICLOUD_REWEIGH}"\n    ser
 
 
 class Figures(NamedTuple):
-    """CPU in percent of a core, memory in MB, the round in ms, the step in seconds, late checks in percent."""
+    """CPU in percent of a core, memory in MB, a round and a scrape in ms, a step in seconds, late checks in percent."""
 
     haproxy: float
     others: float
@@ -88,6 +89,7 @@ class Figures(NamedTuple):
     round: float | None
     step: float | None
     late: float
+    scrape: float | None
 
 
 class Servers:
@@ -196,11 +198,13 @@ def measure(count: int, inter: float, seconds: float, *, beside: bool, tls: bool
         pid = haproxy.tell(address, "show info")[0].partition("\nPid: ")[2].partition("\n")[0]
         time.sleep(WARM_UP)
         began, before, start = time.time(), cpu(pid), cpu(str(loop.pid) if loop else pid, children=not loop)
-        rounds = []
+        rounds, scrapes = [], []
         while time.time() < began + seconds:
             time.sleep(2.7)  # at any moment of a round's second
             if loop:
+                asked = time.monotonic()
                 page = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+                scrapes.append(time.monotonic() - asked)
                 rounds.append(float(re.findall(r"^multicloud_round_duration_seconds (\S+)", page, re.MULTILINE)[0]))
         spent = time.time() - began
         own = 100 * (cpu(pid) - before) / spent
@@ -210,7 +214,8 @@ def measure(count: int, inter: float, seconds: float, *, beside: bool, tls: bool
         late = max(0.0, 100 * (1 - taken / (count * spent / inter)))
         sizes = memory(pid), memory(str(loop.pid)) if loop else 0.0
         step = stepped(servers, address)
-    return Figures(own, others, sizes[0], sizes[1], 1000 * statistics.median(rounds) if rounds else None, step, late)
+    medians = [1000 * statistics.median(each) if each else None for each in (rounds, scrapes)]
+    return Figures(own, others, sizes[0], sizes[1], medians[0], step, late, medians[1])
 
 
 def stepped(servers: Servers, address: str) -> float | None:
@@ -249,6 +254,7 @@ def main() -> None:
                 f"{got.own_memory:.0f}" if beside else "-",
                 *("-" if value is None else f"{value:.1f}" for value in (got.round, got.step)),
                 f"{got.late:.0f} %",
+                "-" if got.scrape is None else f"{got.scrape:.0f}",
             ]
             print(f"| {count:,}, {'run' if beside else 'external'} | {' | '.join(cells)} |", flush=True)
 

@@ -18,8 +18,9 @@ import pytest
 from multicloud import installed, runtime, settings
 from multicloud.console import config, parser
 from multicloud.demo.router import Router, haproxy_binary
-from multicloud.haproxy_cfg import Plan, Server, configuration
+from multicloud.haproxy_cfg import configuration
 from multicloud.light import UsageError
+from multicloud.plan import RELAYED, Plan, Server
 from tests.command import run
 from tests.edge import edge, wait_until
 from tests.test_haproxy_cfg import HAPROXIES, assert_valid, here
@@ -235,12 +236,12 @@ def test_the_lines_for_a_frontend_of_ones_own_take_no_other_requests() -> None:
         (
             "[a]\nservers = x\n[a/x]\nhost = y\n",
             "",
-            "5: host: HAProxy cannot be told this of one server alone; accepted: in",
+            "5: host: HAProxy cannot be told this of one server; accepted: in [a], or",
         ),
         (
             "[a]\nservers = x\n[a/x]\npath = /y\n",
             "--beside",
-            "5: path: HAProxy cannot be told this of one server alone",
+            "5: path: HAProxy cannot be told this of one server; accepted",
         ),
         ("[a]\nservers = x\nhost = y:80\n", "", "4: host: 'y:80'; accepted: a name of a certificate"),
         ("[a]\nservers = x x\n", "", "'x': there is a server x already"),
@@ -271,6 +272,51 @@ def test_a_file_is_replaced_whole_or_not_at_all_and_only_where_haproxy_accepts_i
         assert str(written) in done.stderr.partition("accept it: ")[2]
         assert written.read_text() == before
     assert {path.name for path in tmp_path.iterdir()} == {"own.cfg", "multicloud.cfg", "multicloud.conf", "error.http"}
+
+
+def test_a_written_file_is_outdated_when_the_settings_would_make_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HAPROXY_BINARY", haproxy_binary())
+    path, conf = tmp_path / "multicloud.cfg", tmp_path / "multicloud.conf"
+
+    def outdated() -> str:
+        return config.outdated(str(path), [], settings.Sources({settings.CONF: str(conf)}))
+
+    one, two = "[app]\nservers = eu=203.0.113.7\n", "[app]\nservers = eu=203.0.113.7 us=203.0.113.8\n"
+    words = ("--beside", "--output", str(path))
+    assert from_settings(tmp_path, one, *words).returncode == 0
+    assert outdated() == ""
+    conf.write_text(f"{one}max_age = 100\n")
+    assert outdated() == ""
+    conf.write_text(two)
+    assert outdated() == shlex.join(["multicloud", "config", *words])
+    for other in (
+        from_settings(tmp_path, one, "--beside").stdout,
+        "global\n",
+        "# it's mine\n",
+        "# multicloud config -o\n",
+    ):
+        path.write_text(other)
+        conf.write_text(two)
+        assert outdated() == ""
+
+
+def test_a_directory_is_read_as_haproxy_reads_it_and_may_have_the_written_file_itself(tmp_path: Path) -> None:
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d" / "own.cfg").write_text(debian(tmp_path, chroot=False))
+    words = ("--blocks", "--output", f"{tmp_path}/conf.d/multicloud.cfg", "--with", f"{tmp_path}/conf.d")
+    for servers in ("eu=203.0.113.7", "eu=203.0.113.7 us=203.0.113.8"):
+        done = from_settings(tmp_path, f"[app]\nservers = {servers}\n", *words)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "conf.d" / "multicloud.cfg").read_text().count("server us") == 3 + (here() >= RELAYED)
+
+
+def test_where_no_haproxy_says_what_stands_beside_it_that_is_said(tmp_path: Path) -> None:
+    text = f"socket = {tmp_path}/none\n[app]\nservers = eu=203.0.113.7\n"
+    done = from_settings(tmp_path, text, "--blocks", "--output", f"{tmp_path}/multicloud.cfg")
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1)
+    assert "note: HAProxy accepts this file alone; none runs" in done.stderr
 
 
 def test_an_address_of_the_other_files_is_not_bound_again(tmp_path: Path) -> None:
@@ -345,7 +391,7 @@ def test_where_the_commands_are_is_written_as_haproxy_reads_it(monkeypatch: pyte
         ("--haproxy new eu", "HAProxy 'new': cannot read the version; accepted: such as 2.8 or 2.8.25"),
         ("--backend a/b eu", "--backend 'a/b'; accepted: letters, digits and . : _ -"),
         ("--backend reweigh eu", "two sections would have the name reweigh; accepted: another name for the backend"),
-        ("https://eu.example.com", "'https://eu.example.com': a URL is no server; accepted: SERVER[=ADDRESS[:PORT]]"),
+        ("https://eu.example.com", "'https://eu.example.com': a URL is no server; accepted: its host"),
         ("--path healthz eu", "--path 'healthz'; accepted: a path that starts with /"),
         ("--mode tcp --path /healthz eu", "--path '/healthz': in mode tcp, checks ask for no path"),
         ("", "no server named; accepted: SERVER[=ADDRESS[:PORT]], one or more, or `servers` in /etc/multicloud.conf"),

@@ -1,0 +1,112 @@
+"""What an haproxy.cfg is to be: its servers, and the words that depend on the version and on the application."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    Version = tuple[int, ...]
+
+RELAYED = (3, 3)
+"""From this version on HAProxy refuses `http-send-name-header Host`, and a relay does the same."""
+
+USUAL, NONE = ":8080", "none"
+"""Where users come in if nothing is said, and what says that there is no frontend."""
+
+
+class Server(NamedTuple):
+    """A server: IPv6 is in brackets, `tls` is whether HAProxy speaks TLS to it, and `words` are for its line alone."""
+
+    name: str
+    address: str
+    port: int
+    tls: bool = True
+    words: str = ""
+
+
+AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
+"""The system's, on Debian and where its packages are."""
+
+EXAMPLES = tuple(Server(host, host, 443) for host in ("helloworld-xyz-uc.a.run.app", "helloworld-eu.herokuapp.com"))
+"""They stand in comments where no servers are named."""
+
+
+class Plan(NamedTuple):
+    """What is to be written: for which servers of which backend, and for which HAProxy (None: not known).
+
+    Without `http` it is TCP, and `blocks` stand beside a configuration that is there, with `maxconn` if that has none.
+    `bind` is where users come in, "" the usual ports and NONE no frontend. All servers answer to `host`, or each to its
+    name. With `beside` HAProxy checks them itself, for multicloud-run: it asks for `path`, and expects a status of
+    `expect`. The commands are in `directory`, such as "/opt/bin/".
+    """
+
+    servers: Sequence[Server] = ()
+    version: Version | None = None
+    backend: str = "upstream"
+    http: bool = True
+    path: str = "/"
+    blocks: bool = False
+    beside: bool = False
+    directory: str = ""
+    bind: str = ""
+    host: str = ""
+    ca_file: str = ""
+    insecure: bool = False
+    expect: str = "200"
+    maxconn: bool = True
+
+    def shared(self, section: str) -> str:
+        """The name of a section that all applications share; in blocks it is not one of the operator's."""
+        return f"multicloud-{section}" if self.blocks else section
+
+    @property
+    def common(self) -> str:
+        """The name of the defaults of all its sections."""
+        return self.shared("common" if self.http else "tcp-common")
+
+    @property
+    def tls(self) -> bool:
+        """Whether HAProxy speaks TLS to all servers."""
+        return all(server.tls for server in self.servers)
+
+    @property
+    def sni(self) -> str:
+        """The name that a server's certificate must be for, as a sample expression."""
+        return f"str({self.host})" if self.host else "srv_name"
+
+    def name(self, section: str) -> str:
+        """The name of a section of this application."""
+        return section if self.backend == "upstream" else f"{self.backend}-{section}"
+
+    def variable(self, name: str, default: str, *, before: str = "") -> str:
+        """A word that ends with a value, which an environment variable overrides, but in blocks."""
+        return escaped(before + default) if self.blocks else f'"{before}${{{name}-{default}}}"'
+
+    def since(self, version: Version, new: str, old: str = "") -> str:
+        """`new` for HAProxy `version` and newer, `old` for those before; both where it is not known which it is."""
+        if self.version:
+            return new if self.version >= version else old
+        condition, number = "version_atleast" if new else "version_before", ".".join(map(str, version))
+        return f".if {condition}({number})\n" + "\n.else\n".join(filter(None, (new, old))) + "\n.endif"
+
+    def relayed(self, new: str, old: str = "") -> str:
+        """`new` where requests go through `relay`, `old` where they need not."""
+        return self.since(RELAYED, new, old) if self.http and not self.host else old
+
+    @property
+    def relay(self) -> str:
+        """The address of its relay: an abstract socket, since no chroot hides that and no other machine reaches it."""
+        return self.variable("RELAY", f"multicloud-{self.backend}", before="abns@")
+
+    @property
+    def answered(self) -> str:
+        """The variable that has the name of the region that answered last."""
+        return "proc." + re.sub(r"\W", "_", self.backend)
+
+
+def escaped(word: str) -> str:
+    """A word as it stands in a configuration without quotes around it."""
+    return re.sub(r"([\\\"'# ])", r"\\\1", word)
