@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import time
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud import reweigh, run, runtime, scores, sharing
@@ -272,20 +273,19 @@ def notes(seen: Seen) -> list[str]:
     """What is no problem by itself, and yet good to know: where traffic is not what weights and samples say."""
     lines = []
     for members in seen.routed().values():
-        uses = [(each, seen.instance.uses[each.key]) for each in members if each.key in seen.instance.uses]
-        if spare := [each.name for each, use in uses if use.backup]:
+        if reserve := ", ".join(server.name for server in members if server.reserve):
             lines.append(
-                f"{', '.join(spare)} of {members[0].backend}: HAProxy sends no request there while another server can "
-                "serve, since `backup` is on the line"
+                f"{reserve} of {members[0].backend}: HAProxy sends no request there while another server can serve, since "
+                "`backup` is on the line"
             )
-        for server, use in uses:
+        for server in members:
             times = [each.seconds for each in seen.samples.series.get(server.source, ()) if not each.failed]
-            median = scores.percentiles(times, (50,))[0] if times else use.wait
-            if use.wait > max(SLOWER * median, median + LONGER):
+            median, wait = scores.percentiles(times or [inf], (50,))[0], seen.instance.waits.get(server.key, 0.0)
+            if wait > max(SLOWER * median, median + LONGER):
                 lines.append(
-                    f"users of {'/'.join(server.key)} wait {use.wait * 1000:.0f} ms for an answer (`rtime`, the mean "
-                    f"of the last requests), and its samples say {median * 1000:.0f} ms: is what is checked (`path`) "
-                    "as much work as what users ask for?"
+                    f"users of {'/'.join(server.key)} wait {wait * 1000:.0f} ms for an answer (`rtime`, the mean of "
+                    f"the last requests), and its samples say {median * 1000:.0f} ms: is what is checked (`path`) as much "
+                    "work as what users ask for?"
                 )
     return lines
 

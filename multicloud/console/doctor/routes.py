@@ -67,9 +67,8 @@ def _lists(case: Case, routed: Mapping[str, Section | None]) -> Iterator[Finding
 def _sticky(case: Case, routed: Mapping[str, Section | None]) -> Iterator[Finding]:
     """Whether users stay with a server whatever its weight is."""
     for backend, section in routed.items():
-        use = case.instance.uses.get((backend, "BACKEND"))
         stick = section is not None and any(line[0] == "stick" for line in section.lines)
-        for word in ["cookie"] * bool(use and use.cookie) + ["stick"] * stick:
+        for word in ["cookie"] * (backend in case.instance.sticky) + ["stick"] * stick:
             yield unknown(
                 f"{backend}: `{word}` keeps users with their server, also one of weight 0, so it is not known how many "
                 f"go where the weights say; to have them follow the weights, remove it, or let it end: {STICKY[word]}"
