@@ -39,7 +39,7 @@ def check(url: str | None, connect: str | None, sources: Sources, *, count: int,
     named = checks.server_named(os.environ)
     if connect is not None and not url:
         raise light.UsageError("--connect needs a URL")
-    if not url and not os.environ.get("HAPROXY_SERVER_ADDR"):
+    if not url and "HAPROXY_SERVER_ADDR" not in os.environ:
         raise light.UsageError(f"no server to probe; give {ACCEPTED}")
     if record and not all(named):
         raise light.UsageError("--record needs HAPROXY_PROXY_NAME and HAPROXY_SERVER_NAME, to say whose sample it is")

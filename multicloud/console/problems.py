@@ -275,8 +275,8 @@ def notes(seen: Seen) -> list[str]:
     for members in seen.routed().values():
         if reserve := ", ".join(server.name for server in members if server.reserve):
             lines.append(
-                f"{reserve} of {members[0].backend}: HAProxy sends no request there while another server can serve, since "
-                "`backup` is on the line"
+                f"{reserve} of {members[0].backend}: HAProxy sends no request there while another server can serve, "
+                "since `backup` is on the line"
             )
         for server in members:
             times = [each.seconds for each in seen.samples.series.get(server.source, ()) if not each.failed]
@@ -284,8 +284,8 @@ def notes(seen: Seen) -> list[str]:
             if wait > max(SLOWER * median, median + LONGER):
                 lines.append(
                     f"users of {'/'.join(server.key)} wait {wait * 1000:.0f} ms for an answer (`rtime`, the mean of "
-                    f"the last requests), and its samples say {median * 1000:.0f} ms: is what is checked (`path`) as much "
-                    "work as what users ask for?"
+                    f"the last requests), and its samples say {median * 1000:.0f} ms: is what is checked (`path`) "
+                    "as much work as what users ask for?"
                 )
     return lines
 
