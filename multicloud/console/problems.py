@@ -45,14 +45,14 @@ LAST_RESORT = "last-resort"
 class Seen(NamedTuple):
     """What is judged: a running HAProxy and the samples, as both were at `now`, a UNIX time.
 
-    `foreign` are backends whose external checks are not for us.
+    `others` are the backends whose external checks are not for us (foreign), None where that is to be seen.
     """
 
     instance: Instance
     samples: Samples
     sources: Sources
     now: float
-    foreign: Collection[str] = ()
+    others: Collection[str] | None = None
 
     @property
     def times(self) -> str:
@@ -71,14 +71,9 @@ class Seen(NamedTuple):
     def routed(self) -> dict[str, list[Server]]:
         """The backends that are checked for us, or have samples, with their servers."""
         checked = {server.backend for server in self.instance.checked() + self.instance.own_checked(self.backends)}
-        checked -= {*self.foreign}
+        checked -= foreign(self.instance, self.samples) if self.others is None else {*self.others}
         members = runtime.by_backend(self.instance.servers)
         return {name: each for name, each in members.items() if name in checked or self.has_samples(each)}
-
-
-def see(instance: Instance, samples: Samples, sources: Sources, now: float) -> Seen:
-    """What is judged without the configuration."""
-    return Seen(instance, samples, sources, now, foreign(instance, silent(instance, samples)))
 
 
 def problems(seen: Seen) -> list[str]:
@@ -97,16 +92,15 @@ def problems(seen: Seen) -> list[str]:
     return lines + foreign_lines(seen)
 
 
-def silent(instance: Instance, samples: Samples) -> set[str]:
-    """The backends whose external checks have never left a sample, where those of others have."""
-    checked = {server.backend for server in instance.checked()}
-    measured = {server.backend for server in instance.checked() if server.source in samples.series}
-    return checked - measured if measured else set()
+def foreign(instance: Instance, samples: Samples, ours: Collection[str] | None = None) -> set[str]:
+    """The backends whose external checks have never left a sample, where others' have, and which are not `ours`.
 
-
-def foreign(instance: Instance, backends: set[str]) -> set[str]:
-    """Those of silent backends whose checks pass, and so are another program's or have another file."""
-    return backends & {server.backend for server in instance.checked() if server.check == PASSED}
+    Where that is not known, they are those whose checks pass.
+    """
+    checked = instance.checked()
+    measured = {server.backend for server in checked if server.source in samples.series}
+    silent = {each.backend for each in checked if measured and (ours is not None or each.check == PASSED)} - measured
+    return silent - {*(ours or ())}
 
 
 def foreign_lines(seen: Seen) -> list[str]:

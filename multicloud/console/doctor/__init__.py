@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from multicloud import runtime, settings
-from multicloud.console import config, parser
+from multicloud import history, runtime, samplefile, settings
+from multicloud.console import config, parser, problems
 from multicloud.console.doctor import certificates, configuration, running, servers
 from multicloud.console.doctor.case import Case, ok, problem, some, unknown
 from multicloud.console.instance import Instance, ask, user_of
@@ -51,7 +51,10 @@ def _case(sources: Sources, files: Sequence[str]) -> Case:
     except runtime.RuntimeAPIError as error:
         away = str(error)
     read = parser.read(files, environ, instance.version or None) if files else None
-    foreign = configuration.foreign(instance, read, values.times)
+    try:
+        foreign = problems.foreign(instance, history.read(values.times, 1), configuration.ours(read))
+    except samplefile.SampleFileError:
+        foreign = set()
     return Case(sources, values, instance, away, user_of(instance.pid) if instance.pid else None, read, foreign)
 
 
