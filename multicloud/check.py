@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 USAGE = "multicloud-check [proxy_addr proxy_port server_addr server_port]"
-
 LOCK_TIME, RECORD_TIME = 0.1, 0.2
 """Seconds that a check waits for the sample file's lock, and that the verdict waits for the child which records.
 

@@ -35,20 +35,15 @@ FAILED_STATUSES = (*TIMED_OUT_STATUSES, "L4CON", "L6RSP", "L7RSP", "L7STS")
 """Check statuses (HAProxy's management guide, section 9.1). The others are of no check, or of one that could not begin
 for want of something on this side, or of an external one, whose command records it."""
 
-LEAST = 0.0005
-"""Seconds of a check that HAProxy says took 0 ms."""
-
-INTER = 2.0
-"""Seconds between checks where the configuration does not say (`inter`), and what a check may take then."""
-
+LEAST = 0.0005  # seconds of a check that HAProxy says took 0 ms
+INTER = 2.0  # seconds between checks where the configuration does not say (`inter`), and what a check may take then
 UNKNOWN_GAP = 10.0
 """Seconds between checks until they are known: a slow answer that is counted twice could pass for a slowdown."""
 
 MIN_INTERVALS_PER_LOOK = 1.5
 """Of checks that are this many times as far apart as looks are, or more, none that passed goes unseen."""
 
-GAPS = 9
-"""Gaps between checks whose median is what is usual."""
+GAPS = 9  # gaps between checks whose median is what is usual
 
 
 def is_under_way(server: Server) -> bool:

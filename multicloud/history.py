@@ -33,9 +33,7 @@ the last hour."""
 MIN_SECONDS, MAX_SECONDS = 1e-6, 3600.0
 MAX_TIME = 1e11
 MAX_SERVERS = 20_000
-MAX_LINES = 1_000_000
-"""How many lines are read, which takes about as long as numpy does to be loaded five times over."""
-
+MAX_LINES = 1_000_000  # how many lines are read, which takes about as long as numpy does to be loaded five times over
 MAX_GARBAGE = 100_000
 BLOCK = 256 << 10
 
@@ -49,17 +47,12 @@ class Sample(NamedTuple):
 
 
 class Samples:
-    """What a sample file says.
-
-    `series` maps (backend, server) to the newest samples of that server, newest first. `lines` counts the lines that
-    were read, `garbage` those of them that are no samples, and `size` is the file's, in bytes. `stamp` is the state of
-    the file that all of this is from, None where it is from no such file.
-    """
+    """What a sample file says."""
 
     def __init__(self) -> None:
-        self.series: dict[tuple[str, str], list[Sample]] = {}
-        self.lines = self.garbage = self.size = 0
-        self.stamp: Stamp | None = None
+        self.series: dict[tuple[str, str], list[Sample]] = {}  # by backend and server, the newest sample first
+        self.lines = self.garbage = self.size = 0  # lines that were read, those that are no samples; the file's bytes
+        self.stamp: Stamp | None = None  # the state of the file that all of this is from, if it is from one
 
     def add(self, backend: str, server: str, sample: Sample, newest: int) -> None:
         """Add a sample that was taken after those that are there, and keep the `newest`."""

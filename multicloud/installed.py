@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 OLDEST = (2, 6, 0)
-CRASHES = (3, 4, 0)
-"""It does at start, on any external check."""
+CRASHES = (3, 4, 0)  # it does at start, on any external check
 
 
 def find_haproxy(environ: Mapping[str, str]) -> str | None:

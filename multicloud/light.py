@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn, TextIO
 
-CHILD_TIME = 5
-"""Seconds after which a child process is ended that its parent has left alone."""
+CHILD_TIME = 5  # seconds after which a child process is ended that its parent has left alone
 
 
 class CommandError(Exception):

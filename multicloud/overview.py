@@ -144,16 +144,9 @@ class Favorites:
         switches = []
         for backend, members in backends.items():
             led = self.last[backend].after if backend in self.last else ""
-            best = max(
-                (
-                    each
-                    for each in members
-                    if each.server.state == runtime.UP and each.reason is not Reason.NONE_MEASURED
-                ),
-                key=lambda each: (each.weight, each.server.name == led, each.server.weight),
-                default=None,
-            )
-            if best and best.server.name != led:
+            up = [each for each in members if each.server.state == runtime.UP]
+            best = max(up, key=lambda each: (each.weight, each.server.name == led, each.server.weight), default=None)
+            if best and best.server.name != led and best.reason is not Reason.NONE_MEASURED:
                 before = next((each for each in members if each.server.name == led), best)
                 can_lead = before.server.state == runtime.UP and before.reason is not Reason.NO_SAMPLES
                 self.last[backend] = Switch(now, backend, led, best.server.name, best if can_lead else before)

@@ -38,7 +38,6 @@ DRAIN_BYTES, DRAIN_TIME = 64 * 1024, 0.1
 """Bytes of the rest of an answer that are read, and seconds that this may take: the verdict waits for it."""
 
 CHUNK = 64 * 1024
-
 WHOLE_STORE = 50
 """Certificates by which a directory is the system's store (which has some 140), and not a few beside its bundle."""
 
@@ -80,25 +79,16 @@ class ProbeError(Exception):
 
 
 class Probe:
-    """The result of a probe. Whoever asked for it must `close` it.
-
-    - `seconds`: the time that counts; None if the server is not up.
-    - `error`: what came back if it is not up, else None.
-    - `phases`: the seconds of each phase that was completed: connect, tls, first_byte (from the request to the first
-      byte of the answer).
-    - `status`: the HTTP status.
-    - `tls_version`, and `certificate` as ssl.SSLSocket.getpeercert gives it.
-    - `stopped`: whether StoppedError ended the probe.
-    """
+    """The result of a probe. Whoever asked for it must `close` it."""
 
     def __init__(self) -> None:
-        self.seconds: float | None = None
-        self.error: str | None = None
-        self.phases: dict[str, float] = {}
-        self.status: int | None = None
+        self.seconds: float | None = None  # the time that counts; None if the server is not up
+        self.error: str | None = None  # what came back if it is not up
+        self.phases: dict[str, float] = {}  # of those completed: connect, tls, first_byte (from the request to it)
+        self.status: int | None = None  # of HTTP
         self.tls_version: str | None = None
-        self.certificate: Mapping[str, object] | None = None
-        self.stopped = False
+        self.certificate: Mapping[str, object] | None = None  # as ssl.SSLSocket.getpeercert gives it
+        self.stopped = False  # whether StoppedError ended the probe
         self.connection: _Connection | None = None
 
     def close(self) -> None:

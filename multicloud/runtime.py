@@ -26,13 +26,8 @@ if TYPE_CHECKING:
     Row = Mapping[str, str]
 
 UP, DOWN, MAINT, DRAIN = "UP", "DOWN", "MAINT", "DRAIN"
-
-TIMEOUT = 1.5
-"""Seconds for all that is said over one connection: less than HAProxy gives the check that this is."""
-
-PROMPT = b"> "
-"""What stands at the begin of a line behind an answer."""
-
+TIMEOUT = 1.5  # seconds for all that is said over one connection: less than HAProxy gives the check that this is
+PROMPT = b"> "  # what stands at the begin of a line behind an answer
 MAINT_BITS = 0x01 | 0x02  # forced, inherited; 0x04, configured, stays where an operator has ended it
 INHERITED_BIT = 0x02
 UNRESOLVED_BIT = 0x20
@@ -45,12 +40,10 @@ STATE_COLUMNS = (
 )
 STAT_COLUMNS = (
     *("pxname", "svname", "tracked", "lastchg", "check_status", "check_code", "check_duration", "mode"),
-    *("chkfail", "hanafail", "check_health", "check_rise", "last_chk", "agent_status", "scur", "rate", "ttime", "bck"),
+    *("chkfail", "hanafail", "check_health", "check_rise", "last_chk", "agent_status", "scur", "rate"),
+    *("ttime", "rtime", "bck"),
 )
-ABSTRACT = "abns@"
-"""How the name of an abstract UNIX socket begins, which HAProxy fills up with zeros to SUN_PATH bytes (unix(7))."""
-
-SUN_PATH = 108
+ABSTRACT, SUN_PATH = "abns@", 108  # how an abstract socket is named; the bytes that its name has in the end (unix(7))
 QUOTED = re.compile('"(?:[^"]|"")*"')
 
 
@@ -59,48 +52,39 @@ class RuntimeAPIError(CommandError):
 
 
 class Server:
-    """All that HAProxy says of a server, read once.
-
-    - `key` is its (backend, name), which no other server has; `source` is the key of the server whose samples score
-      it: its own, or that of the server that it tracks.
-    - `state` is UP, DOWN, MAINT or DRAIN, and `state_age` the seconds since it changed; `weight` is 0 to 256.
-      `unresolved`: it is in maintenance because its name does not resolve, which was not set by an operator. `reserve`:
-      it is HAProxy's own `backup`, which gets traffic while no other is UP.
-    - `address`, `port` and `tls` ("1", "0", or "" where HAProxy does not say) are what it tells a check of the server.
-      `host` is the name that HAProxy finds the address by, "" where it is told the address. `mode` is its backend's.
-    - `check` is the status of the last check, "" without one, `code` its exit code or HTTP status, `check_seconds` its
-      duration and `last_chk` its words, "" where they are quoted or the next check is under way, as `check_running`
-      says. `fingerprint` has what may differ from one check to the next: status, duration and health.
-    - `in_flight` are the requests that it has now, `rate` how many came in the last second, and `total_time` the
-      seconds that the last 1,024 of them took on average.
-    - `failures` counts the checks that failed while the server was UP, and `rise_left` those that it has yet to pass in
-      a row to be UP.
-    - `agent` is the status of its agent's last check, and `agent_address` and `agent_port` are where that is.
-    """
+    """All that HAProxy says of a server, read once."""
 
     __slots__ = (
         *("address", "agent", "agent_address", "agent_port", "backend", "check", "check_running", "check_seconds"),
         *("code", "failures", "fingerprint", "host", "in_flight", "key", "last_chk", "mode", "name", "port", "rate"),
-        *("reserve", "rise_left", "source", "state", "state_age", "tls", "total_time", "unresolved", "weight"),
+        *("reserve", "response_time", "rise_left", "source", "state", "state_age", "tls", "total_time", "unresolved"),
+        "weight",
     )
 
     def __init__(self, backend: str, name: str, state: str, weight: int, *, unresolved: bool = False) -> None:
-        self.backend = backend
-        self.name = name
-        self.key = self.source = backend, name
-        self.state = state
-        self.state_age = 0.0
-        self.weight = weight
-        self.unresolved = unresolved
-        self.address = self.port = self.tls = self.host = ""
-        self.mode = "http"
-        self.check = self.code = self.last_chk = ""
+        self.backend, self.name = backend, name
+        self.key = backend, name  # which no other server has
+        self.source = self.key  # the key of the server whose samples score it: its own, or the one's that it tracks
+        self.state = state  # UP, DOWN, MAINT or DRAIN
+        self.state_age = 0.0  # seconds since it changed
+        self.unresolved = unresolved  # it is in maintenance because its name does not resolve, by no operator's word
+        self.weight = weight  # 0 to 256
+        self.reserve = False  # whether it is HAProxy's own `backup`, which gets traffic while no other is UP
+        self.address = self.port = self.tls = (
+            ""  # what a check is told; `tls` "1", "0", or "" where HAProxy does not say
+        )
+        self.host = ""  # the name that HAProxy finds the address by, "" where it is told the address
+        self.mode = "http"  # its backend's
+        self.check = self.code = ""  # the status of the last check, "" without one, and its exit code or HTTP status
         self.check_seconds: float | None = None
-        self.check_running = self.reserve = False
-        self.fingerprint: tuple[str, ...] = ()
-        self.failures = self.rise_left = self.in_flight = self.rate = 0
-        self.total_time = 0.0
-        self.agent = self.agent_address = self.agent_port = ""
+        self.last_chk = ""  # the words of that check, "" where they are quoted or the next one is under way
+        self.check_running = False
+        self.fingerprint: tuple[str, ...] = ()  # what may differ from one check to the next: status, duration, health
+        self.failures = 0  # checks that failed while the server was UP
+        self.rise_left = 0  # checks that it has yet to pass in a row to be UP
+        self.in_flight = self.rate = 0  # requests that it has now, and how many came in the last second
+        self.total_time = self.response_time = 0.0  # mean seconds of the last 1,024, and those until answers began
+        self.agent = self.agent_address = self.agent_port = ""  # the status of its agent's last check; where that is
 
 
 def by_backend(servers: Iterable[Server]) -> dict[str, list[Server]]:
@@ -292,7 +276,7 @@ def _add_stat(server: Server, row: Row) -> None:
     if not server.agent:  # whose `down` HAProxy counts, too; `hanafail` has what `observe` saw in users' requests
         server.failures = int(row["chkfail"] or 0) - int(row["hanafail"] or 0)
     server.in_flight, server.rate = int(row["scur"] or 0), int(row["rate"] or 0)
-    server.total_time = float(row["ttime"] or 0) / 1000
+    server.total_time, server.response_time = float(row["ttime"] or 0) / 1000, float(row["rtime"] or 0) / 1000
     server.rise_left = max(int(row["check_rise"] or 0) - int(health or 0), 0)
 
 

@@ -26,17 +26,12 @@ import time
 from multicloud.light import UsageError, reason
 from multicloud.settings import is_name
 
-FAILED_MARK = b" failed"
-"""How the line of a check ends that failed."""
-
+FAILED_MARK = b" failed"  # how the line of a check ends that failed
 LOCK_WAIT = 0.5
 """Seconds to wait for the lock, far more than a trim holds it. A trim beside dozens of writers needs as many."""
 
-MAX_BYTES = 32 << 20
-"""What the file may grow to."""
-
-TAIL = 1 << 16
-"""So many bytes at its end have the newest sample of a server, of up to a thousand."""
+MAX_BYTES = 32 << 20  # what the file may grow to
+TAIL = 1 << 16  # so many bytes at its end have the newest sample of a server, of up to a thousand
 
 
 class SampleFileError(UsageError):

@@ -193,20 +193,13 @@ def _serve_one(connection: socket.socket, page: Callable[[], bytes], deadline: f
     """Read a request and answer it, by the `deadline` of the monotonic clock. Raises OSError."""
     request = b""
     while b"\r\n\r\n" not in request:
-        connection.settimeout(_seconds_left(deadline))
+        connection.settimeout(light.time_left(deadline))
         received = connection.recv(MAX_HEAD)
         request += received
         if not received or len(request) > MAX_HEAD:
             return
-    connection.settimeout(_seconds_left(deadline))
+    connection.settimeout(light.time_left(deadline))
     connection.sendall(_answer(request, page))  # for which the timeout is one of the whole
-
-
-def _seconds_left(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return left
 
 
 def _answer(request: bytes, page: Callable[[], bytes]) -> bytes:

@@ -26,12 +26,9 @@ if TYPE_CHECKING:
     V = TypeVar("V")
     Kind = tuple[Callable[[str], V], str]  # what makes a value of a text, or raises ValueError; and what it accepts
 
-CONF = "MULTICLOUD_CONF"
-"""The variable that names the settings file."""
-
+CONF = "MULTICLOUD_CONF"  # the variable that names the settings file
 CONF_DEFAULT = "/etc/multicloud.conf"
 MAX_BYTES = 256 << 10
-
 NAME_CHARACTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.:_-"
 """What HAProxy allows in the name of a backend or a server (its configuration manual, section 2.2)."""
 
@@ -395,5 +392,4 @@ RUN = (*REWEIGH, BACKENDS, INTERVAL)
 CONFIG = (SERVERS, BIND, MODE)
 ALL = (*CHECK, *RUN[1:], *CONFIG)
 
-GLOBAL_ONLY = (TIMES, SOCKET, BACKENDS, INTERVAL)
-"""What cannot differ from backend to backend."""
+GLOBAL_ONLY = (TIMES, SOCKET, BACKENDS, INTERVAL)  # what cannot differ from backend to backend

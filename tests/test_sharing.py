@@ -156,10 +156,11 @@ def test_a_favourite_is_left_at_once_unless_its_users_make_it_slow(rate: int, ne
     assert (min(a, b) > 1) if stays else (a, b) == (1, 256)
 
 
-@pytest.mark.parametrize(("in_flight", "begins"), [(41, True), (100, False)])
-def test_requests_that_stay_are_no_line(in_flight: int, begins: bool) -> None:
-    """The newest sample, half a second old, did not wait: so no more than 60 can have come into a line since."""
-    users = {"a": Load(in_flight, 40, 0.1)}
+@pytest.mark.parametrize(("in_flight", "response", "begins"), [(41, 0.1, True), (100, 0.1, False), (100, 0.3, True)])
+def test_requests_that_stay_are_no_line(in_flight: int, response: float, begins: bool) -> None:
+    """The newest sample, half a second old, did not wait: so no more than 60 can have come into a line since, unless
+    users' answers begin late, too, and it is the check that waits in no line."""
+    users = {"a": Load(in_flight, 40, 0.1, response)}
     assert (weights(share(servers(a=256, b=1, c=0), users)) != [256, 1, 0]) == begins
 
 
@@ -247,8 +248,8 @@ def test_requests_count_with_those_of_the_servers_that_track_and_in_tcp_mode_by_
     once.source = own.key
     tcp.mode = "tcp"
     for server, in_flight, rate, total in ((own, 3, 10, 0.5), (once, 9, 30, 1.5), (tcp, 99, 1, 9.0)):
-        server.in_flight, server.rate, server.total_time = in_flight, rate, total
-    assert sharing.loads([own, once, tcp, idle]) == {own.key: Load(12, 40, 1.25), tcp.key: Load(0, 1, 0.0)}
+        server.in_flight, server.rate, server.total_time, server.response_time = in_flight, rate, total, total / 2
+    assert sharing.loads([own, once, tcp, idle]) == {own.key: Load(12, 40, 1.25, 0.625), tcp.key: Load(0, 1)}
 
 
 def test_a_small_step_is_the_begin_of_sharing_too() -> None:

@@ -64,11 +64,6 @@ def with_settings(group: Sequence[settings.Setting]) -> Callable[[Command], Comm
     return decorate
 
 
-def with_format(*formats: str) -> Callable[[Command], Command]:
-    """Give a command the option --format, which is its argument `form`; the first format is the default."""
-    return click.option("--format", "form", type=click.Choice(formats), default=formats[0], show_default=True)
-
-
 def _say_versions(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     """Print this program's version and that of the HAProxy on this machine, and end."""
     if wanted:
@@ -104,12 +99,8 @@ def cli() -> None:
 @click.argument("url", required=False)
 @click.option("--connect", metavar="ADDR[:PORT]", help="Go to this address, but ask for the URL's host. Needs a URL.")
 @click.option("--count", type=click.IntRange(1), default=1, metavar="N", help="Probe N times and sum them up.")
-@click.option(
-    "--record",
-    is_flag=True,
-    help="Append to the sample file, as the server that HAPROXY_PROXY_NAME and HAPROXY_SERVER_NAME name.",
-)
-@with_format("text", "json")
+@click.option("--record", is_flag=True, help="Append to the sample file, for the server that HAProxy's variables name.")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @with_settings(settings.CHECK)
 def check(url: str | None, connect: str | None, count: int, record: bool, form: str, sources: settings.Sources) -> None:
     """Probe a server and show where the time goes.
@@ -176,7 +167,9 @@ def reweigh(dry_run: bool, verbose: bool, sources: settings.Sources) -> None:
     metavar="[SECONDS]",
     help=f"Redraw every SECONDS, {WATCH:g} where not given, until Ctrl-C.",
 )
-@with_format("table", "json", "prometheus")
+@click.option(
+    "--format", "form", type=click.Choice(["table", "json", "prometheus"]), default="table", show_default=True
+)
 @with_settings(settings.REWEIGH)
 def status(watch: float | None, form: str, sources: settings.Sources) -> None:
     """Show where traffic goes, and what is wrong.
@@ -253,12 +246,7 @@ def run(metrics: str, log: str, sources: settings.Sources) -> None:
 
 @cli.command()
 @click.option(
-    "-f",
-    "files",
-    multiple=True,
-    type=click.Path(),
-    metavar="haproxy.cfg",
-    help="HAProxy's configuration, to be looked at too; several as for HAProxy.",
+    "-f", "files", multiple=True, metavar="haproxy.cfg", help="HAProxy's configuration; several as it has them."
 )
 @with_settings(tuple(dict.fromkeys((*settings.REWEIGH, *settings.CHECK))))
 def doctor(files: tuple[str, ...], sources: settings.Sources) -> None:

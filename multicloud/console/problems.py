@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from multicloud import reweigh, run, runtime, scores, sharing
 from multicloud.console import instance as instances
 from multicloud.console.instance import EXTERNAL, PASSED, REWEIGH_SERVER, cannot_append, user_of
-from multicloud.ranking import changes
+from multicloud.ranking import candidates, changes
 from multicloud.runtime import DOWN, MAINT, UP
 from multicloud.settings import BACKENDS, TIMES
 
@@ -89,6 +89,7 @@ def problems(seen: Seen) -> list[str]:
         lines += samples_missing(seen)
     if not nobody_weighs:
         lines += weights_not_set(seen)
+    lines += no_room(seen)
     return lines + foreign_lines(seen)
 
 
@@ -245,6 +246,20 @@ def weights_not_set(seen: Seen) -> list[str]:
         for backend, members in seen.routed().items()
         if _not_set(members, seen)
     ]
+
+
+def no_room(seen: Seen) -> list[str]:
+    """The backends whose servers are all full, so that the traffic cannot be shared any better."""
+    lines, users = [], sharing.loads(seen.instance.servers)
+    for backend, members in seen.routed().items():
+        able = candidates(members)
+        full = sharing.full(able, seen.samples.series, users, seen.now)
+        if full and len(full) == len(able) and members[0].source == members[0].key:
+            lines.append(
+                f"no region of {backend} has room: {len(full)} of {len(able)} have lines, so users wait wherever they "
+                "go, until there are more servers or less traffic"
+            )
+    return lines
 
 
 def _not_set(members: list[Server], seen: Seen) -> bool:

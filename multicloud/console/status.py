@@ -27,6 +27,10 @@ NARROW_TREND, NARROW_NAME = 8, 10
 """The least room for the trend and for a name, whatever the width."""
 
 
+SHARED = 0.01
+"""Part of the traffic from which on a server shares it: a backup of weight 1 beside 256 has less."""
+
+
 class Status(NamedTuple):
     """A row for each server of each backend that has samples, what is wrong in words, and what is good to know.
 
@@ -82,6 +86,9 @@ def table(status: Status, *, color: bool = False, width: int = 80) -> str:
                 + f"{_age(row.age):>5} {_sparkline(row.trend[-trend:], scale)}"
             )
             lines.append(paint(line, code) if code else line)
+        parts = [f"{row.server} {row.traffic:.0%} ({row.in_flight})" for row in members if row.traffic >= SHARED]
+        if len(parts) > 1:
+            lines.append(f"shared, with requests in flight: {', '.join(parts)}")
         lines.append("")
     for backend, tracked in status.alike.items():
         lines += [f"{backend}: the same, since its servers track those of {tracked}", ""]

@@ -41,7 +41,7 @@ NEAR = 1.2
 
 
 class Scene:
-    """What the faults happen to. `sick` has the regions that do not serve now."""
+    """What the faults happen to. `sick` has the regions that do not serve now; `shared`: none can serve all traffic."""
 
     def __init__(self, running: Edge, names: NameServer, draw: Random) -> None:
         self.running = running
@@ -49,6 +49,7 @@ class Scene:
         self.names = names
         self.draw = draw
         self.sick: set[Region] = set()
+        self.shared = False
         self.times = Path(running.router.settings["MULTICLOUD_TIMES"])
 
     def healthy(self) -> list[Region]:
@@ -56,7 +57,9 @@ class Scene:
         return sorted(set(self.regions) - self.sick, key=lambda region: region.delay)
 
     def right(self) -> set[str]:
-        """The regions of which one should lead."""
+        """The regions of which one should lead; "nobody" need lead where they share."""
+        if self.shared:
+            return {"nobody", *(region.name for region in self.healthy())}
         fastest, *others = self.healthy()
         return {fastest.name, *(region.name for region in others if region.delay <= NEAR * fastest.delay)}
 
@@ -180,6 +183,22 @@ def all_slow_down(scene: Scene) -> Iterator[Deed]:
     yield Deed(f"all regions take {factor:.0f} times as long")
     for region, delay in delays.items():
         region.delay = delay
+
+
+@contextlib.contextmanager
+def too_much_traffic(scene: Scene) -> Iterator[Deed]:
+    """Each region serves 25 to 33 requests a second, one at a time or a few, and gets 50 (tests.bench.load)."""
+    fastest = scene.healthy()[0]
+    delay = fastest.delay
+    fastest.delay = 0.030
+    for region in scene.regions:
+        region.workers = max(1, round(30 * region.delay))
+    scene.shared = True
+    yield Deed("there is more traffic than one region serves")
+    scene.shared = False
+    for region in scene.regions:
+        region.workers = 0
+    fastest.delay = delay
 
 
 @contextlib.contextmanager
@@ -380,6 +399,7 @@ OF_REGIONS_AND_FILE = (
     Fault("a region answers 500", answers_500, "region", chances=3),
     Fault("a region slows down", slows_down, "region", (5, 25), 4),
     Fault("all regions slow down", all_slow_down, "alone", (5, 25), 1),
+    Fault("more traffic than one region serves", too_much_traffic, "alone", (20, 60), 3),
     Fault("sample file deleted", file_deleted, "file"),
     Fault("sample file cut", file_truncated, "file"),
     Fault("sample file filled with garbage", file_filled, "file", chances=3),

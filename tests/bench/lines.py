@@ -170,6 +170,7 @@ class World:
         server.in_flight -= 1
         edge.answers[region] = min(edge.answers[region] + 1, 1024)
         server.total_time += (seconds - server.total_time) / edge.answers[region]
+        server.response_time = server.total_time
         self.waited.append((request.start, seconds))
 
     def _connect(self, server: Server) -> float:

@@ -282,6 +282,7 @@ def measured(case: Case) -> Iterator[Finding]:
     if not lines:
         stopped = problems.reweigh_stopped(seen)
         lines = stopped + problems.cannot_serve(seen) + ([] if stopped else problems.weights_not_set(seen))
+        lines += problems.no_room(seen)
     yield from map(problem, lines)
     yield from map(unknown, problems.notes(seen))
     count = sum(server.key in samples.series for server in case.instance.servers)
