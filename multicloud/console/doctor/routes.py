@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from multicloud import runtime
 from multicloud.console import parser
 from multicloud.console.doctor.case import problem, some, unknown
 from multicloud.console.problems import LAST_RESORT
@@ -49,15 +48,14 @@ def _companions(backend: str) -> list[str]:
 
 def _lists(case: Case, routed: Mapping[str, Section | None]) -> Iterator[Finding]:
     """Whether the lists of servers differ that `multicloud config` writes alike."""
-    lists = {
-        name: [each.name for each in servers] for name, servers in runtime.by_backend(case.instance.servers).items()
-    }
-    if case.away and case.configuration:
-        lists = {each.name: list(parser.options(each)) for each in case.configuration.proxies()}
+    keys = [server.key for server in case.instance.servers] or (case.configuration.lines if case.configuration else ())
+    lists: dict[str, set[str]] = {}
+    for name, server in keys:
+        lists.setdefault(name, set()).add(server)
     for backend in routed:
         for companion in _companions(backend):
-            differing = {*lists.get(backend, ())} ^ {*lists.get(companion, ())}
-            if companion in lists and differing:
+            here, there = lists.get(backend, set()), lists.get(companion, set())
+            if here & there and (differing := here ^ there):  # with none in common it is for something else
                 yield problem(
                     f"{backend} and {companion} have not the same servers: {some(sorted(differing))} stands in one of "
                     "them only: write the same names into both"
