@@ -109,17 +109,17 @@ def _how_measured(name: str, members: Sequence[Server], case: Case) -> Finding:
 
 def ours(configuration: Configuration | None) -> set[str] | None:
     """The proxies whose external checks are multicloud-check, by their commands, as far as these are seen."""
-    return {each.name for each in configuration.proxies() if "multicloud" in _text(each)} if configuration else None
+    return {each.name for each in configuration.proxies() if _is_ours(each)} if configuration else None
 
 
-def _text(section: Section) -> str:
-    """The name of the command of its checks and, of a script, what it says; "multicloud" where there is none."""
-    program = _program(section)
+def _is_ours(section: Section) -> bool:
+    """Whether the command of its checks is multicloud-check, or a script that names it; one that is missing may be."""
+    program = _program(section) or ""
     try:
-        with open(program or "", "rb") as file:
-            return f"{program} {file.read(1 << 16).decode(errors='replace')}"
+        with open(program, "rb") as file:
+            return b"multicloud" in program.encode() + file.read(1 << 16)
     except OSError:
-        return "multicloud"
+        return True
 
 
 def _program(section: Section) -> str | None:
