@@ -257,6 +257,10 @@ def test_what_may_stand_once_is_told_where_it_stands_twice(tmp_path: Path, bad: 
     [
         ("global\n", "global\n    chroot /\n"),
         ("server eu 127.0.0.1:1 weight 256", "server eu 127.0.0.1:1 fastinter 1s observe layer4 no-check"),
+        (
+            "    default_backend",
+            "    use_backend upstream if { nbsrv(x) lt 1 } mine\n    use_backend x\n    default_backend",
+        ),
         ("frontend web\n", "backend old\n    disabled\n    option external-check\nfrontend web\n"),
         ("frontend web\n", "# pasted\u2028backend old\f    option external-check\nfrontend web\n"),
         ("command true", 'command "/usr/bin/tr\\x75e"'),

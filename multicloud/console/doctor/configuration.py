@@ -213,10 +213,8 @@ def programs(case: Case) -> Iterator[Finding]:
         if not command:
             yield problem(f"{section.name}: `external-check command` is missing")
         elif program is None:
-            hint = (
-                "" if "/" in command else f" in the `external-check path` {path!r}: write its whole path, or set that"
-            )
-            yield problem(f"{section.name}: there is no {command}{hint}")
+            where = f" in the `external-check path` {path!r}: write its whole path, or set that" * ("/" not in command)
+            yield problem(f"{section.name}: there is no {command}{where}")
         elif user is None:
             yield unknown(f"{section.name}: it is not known which user HAProxy runs {program} as")
         else:

@@ -24,6 +24,9 @@ FIRST = "upstream"
 STICKY = {"cookie": "`maxidle 10m maxlife 1h`", "stick": "`expire 10m` of its table"}
 """What keeps users with a server whatever its weight is, and what lets them go in time."""
 
+ALONE = re.compile(r"(if|unless) \{ (method|nbsrv\(\S*\)) [^{}]*\}")
+"""The conditions of an application that has a frontend to itself: by the method, or by how many servers it has left."""
+
 ONCE_ONLY = ("frontend", "backend", "listen", "defaults", "resolvers")
 """The sections of which each name stands once."""
 
@@ -130,8 +133,7 @@ def _first_rules(configuration: Configuration, routed: Mapping[str, Section | No
     for section in configuration.sections:
         rules = [line for line in section.lines if line[0] == "use_backend" and len(line) > 1]
         for number, (_, name, *condition) in enumerate(rules):
-            # Written for an application that is alone: by the method, or by how many servers it has left.
-            general = not condition or (condition.count("{") == 1 and re.match(r"method$|nbsrv\(", condition[2]))
+            general = not condition or ALONE.fullmatch(" ".join(condition))
             ours = application.get(name, "")
             later = next((line[1] for line in rules[number:] if application.get(line[1]) != ours), "")
             if ours and general and later:
