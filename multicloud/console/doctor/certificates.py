@@ -84,7 +84,7 @@ def look(case: Case) -> Iterator[Finding]:
 def cure_of_line(said: str, server: Server, terms: Terms, case: Case) -> str:
     """What to write on a line that refuses a certificate: what the check of that place accepts, as far as it does."""
     if said.startswith(EXPIRED):
-        return renewal(server, terms.ca_file) or "renew it"
+        return _renewal(server, terms.ca_file)
     place = server.address, server.port
     own = next(
         (_terms_of_check(each, case.sources) for each in case.checked if (each.address, each.port) == place), None
@@ -136,10 +136,10 @@ def name_in(server: Server, ca_file: str) -> str:
     return next((name for name in _certificate(server, ca_file).get("names", ()) if "*" not in name), "")
 
 
-def renewal(server: Server, ca_file: str) -> str:
-    """What to do where the server's certificate has expired; "" where it has not, or none is seen."""
+def _renewal(server: Server, ca_file: str) -> str:
+    """What to do where the server's certificate has expired, and when it did where that is seen."""
     seen = _certificate(server, ca_file)
-    return f"renew it: it expired on {seen['not_after'][:10]}" if seen and seen["days_left"] < 0 else ""
+    return f"renew it: it expired on {seen['not_after'][:10]}" if seen and seen["days_left"] < 0 else "renew it"
 
 
 def terms_of_line(server: Server, case: Case) -> Terms | None:
@@ -203,7 +203,7 @@ def cure_of_check(said: str, server: Server, target: probe.Target, case: Case) -
     said = said.removeprefix(REFUSED)
     mismatch = said.startswith(MISMATCH)
     if said.startswith(EXPIRED):
-        return renewal(server, target.ca_file) or "renew it"
+        return _renewal(server, target.ca_file)
     line = terms_of_line(server, case)
     if line and refusal(server, line) == "":
         by, value = f"by `ca-file {line.ca_file or SYSTEM}`", f"ca_file = {line.ca_file}"
