@@ -190,22 +190,21 @@ def may(user: User, modes: str, path: str | Path) -> bool | None:
     if os.geteuid() != 0:
         return None
     tests = " && ".join(f'test -{mode} "$1"' for mode in modes)
-    done = subprocess.run(
-        ["/bin/sh", "-c", tests, "sh", path],
-        check=False,
-        cwd="/",
-        user=user.uid,
-        group=user.gid,
-        extra_groups=user.groups,
-    )
-    return done.returncode == 0
+    ask = ["/bin/sh", "-c", tests, "sh", path]
+    asked = subprocess.run(ask, check=False, cwd="/", user=user.uid, group=user.gid, extra_groups=user.groups)
+    return asked.returncode == 0
 
 
 def let_in(address: str) -> str:
     """As whom to run what may not open the socket of the Runtime API; "" where this process may, or it is not there."""
-    if not os.path.exists(address) or os.access(address, os.R_OK | os.W_OK):
+    try:
+        status = os.stat(address)
+    except PermissionError:  # of a directory on the way
+        return "as root (sudo)"
+    except OSError:
         return ""
-    status = os.stat(address)
+    if os.access(address, os.R_OK | os.W_OK):
+        return ""
     group = group_name(status.st_gid) if status.st_gid and status.st_mode & 0o020 else ""
     mine = f", or let yourself in: `sudo usermod -aG {group} $USER`, and log in again"
     return f"as root (sudo){mine * bool(group)}"
