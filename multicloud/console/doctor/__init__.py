@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING
 
 from multicloud import history, runtime, samplefile, settings
-from multicloud.console import config, parser, problems
+from multicloud.console import parser, problems
 from multicloud.console.doctor import certificates, configuration, running, servers
 from multicloud.console.doctor.case import Case, ok, problem, some, unknown
 from multicloud.console.instance import Instance, ask, user_of
@@ -26,11 +26,7 @@ def examine(sources: Sources, files: Sequence[str]) -> list[Finding]:
     """All findings. `files` are HAProxy's configuration files, or none. Raises UsageError."""
     case = _case(sources, files)
     groups = AWAY if case.away else GROUPS
-    findings = [
-        problem(f"{path} is not what would be written for these settings now: run `{command}`, and reload HAProxy")
-        for path in parser.files(files)
-        if (command := config.outdated(path, files, sources))
-    ]
+    findings: list[Finding] = []
     for number, (_, look) in enumerate(groups, 1):
         findings += look(case)
         if any(finding.kind == "problem" for finding in findings):
@@ -55,7 +51,8 @@ def _case(sources: Sources, files: Sequence[str]) -> Case:
         foreign = problems.foreign(instance, history.read(values.times, 1), configuration.ours(read))
     except samplefile.SampleFileError:
         foreign = set()
-    return Case(sources, values, instance, away, user_of(instance.pid) if instance.pid else None, read, foreign)
+    user = user_of(instance.pid) if instance.pid else None
+    return Case(sources, values, instance, away, user, list(parser.files(files)), read, foreign)
 
 
 def _read_all(sources: Sources) -> None:

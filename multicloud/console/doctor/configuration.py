@@ -7,7 +7,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from multicloud import run, runtime
-from multicloud.console import parser
+from multicloud.console import config, parser
 from multicloud.console.doctor import routes
 from multicloud.console.doctor.case import can, ok, problem, some, unknown
 from multicloud.console.instance import EXTERNAL, PASSED, REWEIGH_SERVER, user_named
@@ -34,6 +34,10 @@ REFUSAL = "Backend is using a static LB algorithm and only accepts weights '0%' 
 
 def look(case: Case) -> Iterator[Finding]:
     """Who measures the servers, and whether the files, or what HAProxy tells of them, have what that needs."""
+    for path in case.files:
+        if command := config.outdated(path, case.files, case.sources):
+            text = f"{path} is not what would be written for these settings now: run `{command}`, and reload HAProxy"
+            yield problem(text)
     yield from _measured(case)
     for name, section in routed(case).items():
         yield from _algorithm(name, section, case.instance)
