@@ -37,12 +37,8 @@ for want of something on this side, or of an external one, whose command records
 
 LEAST = 0.0005  # seconds of a check that HAProxy says took 0 ms
 INTER = 2.0  # seconds between checks where the configuration does not say (`inter`), and what a check may take then
-UNKNOWN_GAP = 10.0
-"""Seconds between checks until they are known: a slow answer that is counted twice could pass for a slowdown."""
-
-MIN_INTERVALS_PER_LOOK = 1.5
-"""Of checks that are this many times as far apart as looks are, or more, none that passed goes unseen."""
-
+UNKNOWN_GAP = 10.0  # the same until it is known: a slow answer that is counted twice could pass for a slowdown
+MIN_INTERVALS_PER_LOOK = 1.5  # of checks that are so many times as far apart as looks, none that passed goes unseen
 GAPS = 9  # gaps between checks whose median is what is usual
 
 

@@ -38,8 +38,7 @@ DRAIN_BYTES, DRAIN_TIME = 64 * 1024, 0.1
 """Bytes of the rest of an answer that are read, and seconds that this may take: the verdict waits for it."""
 
 CHUNK = 64 * 1024
-WHOLE_STORE = 50
-"""Certificates by which a directory is the system's store (which has some 140), and not a few beside its bundle."""
+WHOLE_STORE = 50  # certificates that make a directory the system's store, of some 140, and not a few beside a bundle
 
 
 class Target:

@@ -27,9 +27,7 @@ from multicloud.light import UsageError, reason
 from multicloud.settings import is_name
 
 FAILED_MARK = b" failed"  # how the line of a check ends that failed
-LOCK_WAIT = 0.5
-"""Seconds to wait for the lock, far more than a trim holds it. A trim beside dozens of writers needs as many."""
-
+LOCK_WAIT = 0.5  # seconds to wait for the lock: a trim holds it far shorter, and waits as long beside dozens of writers
 MAX_BYTES = 32 << 20  # what the file may grow to
 TAIL = 1 << 16  # so many bytes at its end have the newest sample of a server, of up to a thousand
 
