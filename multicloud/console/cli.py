@@ -112,9 +112,7 @@ def check(url: str | None, connect: str | None, count: int, record: bool, form: 
 @click.option("-v", "--verbose", is_flag=True, help="With --dry-run: explain every decision on standard error.")
 @with_settings(settings.REWEIGH)
 def reweigh(dry_run: bool, verbose: bool, sources: settings.Sources) -> None:
-    """Set the weights once, and explain every decision.
-
-    It is what HAProxy's fake backend does.
+    """Set the weights once, as HAProxy's fake backend does, and explain every decision.
 
     \b
     Examples:
@@ -285,8 +283,7 @@ def history(since: str, sources: settings.Sources) -> None:
 def plot(output: str, begin: str | None, end: str | None, sources: settings.Sources) -> None:
     """Draw the round-trip times over time, with the score that decides and the changes of favourite.
 
-    Needs matplotlib: pip install '.[plot]' in the project's directory, or, beside the Debian package,
-    apt install python3-matplotlib.
+    Needs matplotlib, and says how to get it.
 
     \b
     Examples:
@@ -314,9 +311,8 @@ cli.add_command(config)
 def demo(duration: float | None, port: int, stats_port: int, beside: bool) -> None:
     """Run it all on this machine, with simulated regions.
 
-    Four cloud regions take turns in being the fastest, with a real HAProxy in front. Needs trustme:
-    pip install '.[demo]' in the project's directory, or, beside the Debian package, apt install python3-trustme.
-    HAPROXY_BINARY names another HAProxy.
+    Four cloud regions take turns in being the fastest, with a real HAProxy in front; HAPROXY_BINARY names another one.
+    Needs trustme, and says how to get it.
 
     \b
     Examples:

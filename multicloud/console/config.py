@@ -99,7 +99,7 @@ def running(sources: Sources) -> list[str]:
     try:
         with runtime.RuntimeAPI(sources.read((settings.SOCKET,)).socket) as api:
             pid = api.ask("show info").partition("\nPid: ")[2].partition("\n")[0]
-        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
     except (runtime.RuntimeAPIError, OSError):
         return []
     return [file for option, file in itertools.pairwise(words) if option == "-f" and os.path.exists(file)]
@@ -155,23 +155,22 @@ def servers(texts: Iterable[str], *, http: bool = True) -> list[Server]:
     found: dict[str, Server] = {}
     for text in texts:
         name, equals, place = text.partition("=")
-        if "://" in text:
-            raise UsageError(f"{text!r}: a URL is no server; accepted: its host, HOST or HOST:PORT")
-        address, colon, number = (place if equals else name).rpartition(":")
+        place = place if equals else name
+        address, colon, number = place.rpartition(":")
         if not colon or number.endswith("]"):
-            address, number = place if equals else name, "443"
-        if not equals:
-            name = address
-        if not settings.is_name(name):
-            raise UsageError(f"{text!r}: {name!r} cannot be a server's name; accepted: letters, digits and . : _ -")
-        if name in found:
-            raise UsageError(f"{text!r}: there is a server {name} already; accepted: another NAME=ADDRESS:PORT")
-        if not _is_address(address):
-            accepted = "a host name, an IPv4 address, or an IPv6 address in brackets"
-            raise UsageError(f"{text!r}: {address!r} is no address; accepted: {accepted}")
+            address, number = place, "443"
+        name = name if equals else address
         port = int(number) if re.fullmatch("[0-9]{1,5}", number) else 0
-        if not 0 < port < 65536:
-            raise UsageError(f"{text!r}: {number!r} is no port; accepted: 1 to 65535")
+        places = "a host name, an IPv4 address, or an IPv6 address in brackets"
+        refusals = {
+            "a URL is no server; accepted: its host, HOST or HOST:PORT": "://" in text,
+            f"{name!r} cannot be a server's name; accepted: letters, digits and . : _ -": not settings.is_name(name),
+            f"there is a server {name} already; accepted: another NAME=ADDRESS:PORT": name in found,
+            f"{address!r} is no address; accepted: {places}": not _is_address(address),
+            f"{number!r} is no port; accepted: 1 to 65535": not 0 < port < 65536,
+        }
+        if why := next((why for why, refused in refusals.items() if refused), ""):
+            raise UsageError(f"{text!r}: {why}")
         found[name] = Server(name, address, port, tls=port != 80 if http else port == 443)
     return list(found.values())
 

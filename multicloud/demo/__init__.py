@@ -22,8 +22,7 @@ from multicloud.light import CommandError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-PACE = {"MULTICLOUD_WINDOW": "4"}
-INTERVAL = "1s"
+WINDOW, INTERVAL = "4", "1s"
 """The demo measures more often and counts fewer samples than the defaults, as its regions change places so quickly."""
 
 
@@ -58,7 +57,7 @@ def running(port: int, stats_port: int, *, beside: bool = False) -> Iterator[Dem
         router = Router(
             Path(name),
             configuration({region.name: region.port for region in regions}, beside=beside),
-            commands={"MULTICLOUD_CA_FILE": str(authority), **PACE, **(BESIDE if beside else {})},
+            commands={"MULTICLOUD_CA_FILE": str(authority), "MULTICLOUD_WINDOW": WINDOW, **(BESIDE if beside else {})},
             environ={
                 **{variable: str(number) for variable, number in ports.items()},
                 "ADDRESS": "127.0.0.1",

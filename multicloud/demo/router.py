@@ -41,16 +41,14 @@ class Router:
         places = {"MULTICLOUD_TIMES": f"{directory}/times.txt", "MULTICLOUD_SOCKET": f"{directory}/haproxy.sock"}
         self.settings = places | dict(commands)
         self._environ = os.environ | dict(environ) | {name: self.settings[name] for name in places}
-        for command in ("check", "reweigh"):
-            self._environ[f"MULTICLOUD_{command.upper()}"] = str(self._wrapper(f"multicloud-{command}"))
-        self._run = self._wrapper("multicloud-run") if "MULTICLOUD_BACKENDS" in commands else None
-        self._configuration = directory / "haproxy.cfg"
-        self._configuration.write_text(configuration)
+        for command in ("check", "reweigh", "run"):
+            self._environ[f"MULTICLOUD_{command.upper()}"] = self._wrapper(f"multicloud-{command}")
+        (directory / "haproxy.cfg").write_text(configuration)
         self._log = directory / "haproxy.log"
         self._processes: list[subprocess.Popen[bytes]] = []
         self.beside: subprocess.Popen[bytes] | None = None
 
-    def _wrapper(self, command: str) -> Path:
+    def _wrapper(self, command: str) -> str:
         """A script that gives a command its settings: in the clean environment of a check there are none."""
         program = installed.command(command)
         if program is None:
@@ -59,7 +57,7 @@ class Router:
         wrapper = self.directory / command
         wrapper.write_text(f'#!/bin/sh\n{assignments} exec {shlex.quote(program)} "$@"\n')
         wrapper.chmod(0o755)
-        return wrapper
+        return str(wrapper)
 
     def __enter__(self) -> Self:
         self._start()
@@ -78,11 +76,11 @@ class Router:
 
     def start_beside(self) -> None:
         """Start multicloud-run, where it is wanted."""
-        if self._run:
-            self.beside = self._spawn(self._run)
+        if "MULTICLOUD_BACKENDS" in self.settings:
+            self.beside = self._spawn(self._environ["MULTICLOUD_RUN"])
 
     def _start(self, *options: str) -> None:
-        process = self._spawn(haproxy_binary(), "-f", self._configuration, *options)
+        process = self._spawn(haproxy_binary(), "-f", f"{self.directory}/haproxy.cfg", *options)
         self._processes.append(process)
         deadline = time.monotonic() + 10
         while not self._pid():
@@ -92,7 +90,7 @@ class Router:
                 raise CommandError(f"HAProxy did not start: {alerts[0] if alerts else 'it gave no reason'}")
             time.sleep(0.02)
 
-    def _spawn(self, *command: str | Path) -> subprocess.Popen[bytes]:
+    def _spawn(self, *command: str) -> subprocess.Popen[bytes]:
         """Start a program in a session of its own: Ctrl-C is ours alone, and its checks are found at the end."""
         with self._log.open("ab") as log:
             return subprocess.Popen(
