@@ -106,9 +106,9 @@ backend reweigh from {plan.common}
 
 
 FORWARDED = """\
-    # A region is told the client's address, Host and scheme. Names that CGI cannot tell from these do not come in.
+    # A region is told the client's address, Host and scheme. `Forwarded`, and what CGI takes for these, stays out.
     option forwardfor
-    http-request del-header ^x(_forwarded[-_]|-forwarded_)(for|host|proto)$ -m reg
+    http-request del-header ^(forwarded|x(_forwarded[-_]|-forwarded_)(for|host|proto))$ -m reg
     http-request set-header X-Forwarded-Host %[req.hdr(host)]
     http-request set-header X-Forwarded-Proto http unless { var(txn.region) -m found }
     # The last condition is for a frontend that trusts a proxy before it, which took TLS away.

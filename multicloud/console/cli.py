@@ -97,8 +97,6 @@ def check(url: str | None, connect: str | None, count: int, record: bool, form: 
       multicloud check https://eu.example.com/healthz --count 20
       multicloud check eu.example.com --connect 203.0.113.7
       multicloud check tcp://db.example.com:5432 --timeout 1
-      HAPROXY_SERVER_NAME=eu.example.com HAPROXY_SERVER_ADDR=203.0.113.7 \\
-          HAPROXY_SERVER_PORT=443 HAPROXY_PROXY_NAME=upstream multicloud check
 
     Exit code: 0 up, every time; 1 down, at least once; 2 wrong settings.
     """
