@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud import light
-from multicloud.demo.regions import Regions
+from multicloud.demo import regions as simulated
 from multicloud.demo.router import BESIDE, Router, configuration
 from multicloud.light import CommandError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from multicloud.demo.regions import Region
 
 WINDOW, INTERVAL = "4", "1s"
 """The demo measures more often and counts fewer samples than the defaults, as its regions change places so quickly."""
@@ -29,7 +31,7 @@ WINDOW, INTERVAL = "4", "1s"
 class Demo(NamedTuple):
     """A running demo: its regions, the router in front of them, and the ports of the application and of the stats."""
 
-    regions: Regions
+    regions: Sequence[Region]
     router: Router
     port: int
     stats_port: int
@@ -51,18 +53,17 @@ def running(port: int, stats_port: int, *, beside: bool = False) -> Iterator[Dem
     _require_free(ports.values())
     for number in (signal.SIGTERM, signal.SIGHUP):  # SIGHUP: its terminal was closed
         signal.signal(number, lambda number, _: sys.exit(128 + number))
-    with tempfile.TemporaryDirectory(prefix="multicloud-demo-") as name, Regions() as regions:
-        authority = Path(name, "authority.pem")
-        regions.authority.cert_pem.write_to_path(str(authority))
+    with tempfile.TemporaryDirectory(prefix="multicloud-demo-") as name, simulated.running(Path(name)) as regions:
+        authority = f"{name}/{simulated.AUTHORITY}"
         router = Router(
             Path(name),
             configuration({region.name: region.port for region in regions}, beside=beside),
-            commands={"MULTICLOUD_CA_FILE": str(authority), "MULTICLOUD_WINDOW": WINDOW, **(BESIDE if beside else {})},
+            commands={"MULTICLOUD_CA_FILE": authority, "MULTICLOUD_WINDOW": WINDOW, **(BESIDE if beside else {})},
             environ={
                 **{variable: str(number) for variable, number in ports.items()},
                 "ADDRESS": "127.0.0.1",
                 "RELAY": f"multicloud-{port}",
-                "UPSTREAM_CA": str(authority),
+                "UPSTREAM_CA": authority,
                 "MULTICLOUD_INTER": INTERVAL,
                 "MULTICLOUD_REWEIGH_INTER": INTERVAL,
                 "FLY_REGION": os.environ.get("FLY_REGION", "localhost"),

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 import trustme
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from typing import Self
+    from collections.abc import Iterator
+    from pathlib import Path
 
 NAMES = ("us-central.gcp.demo", "eu-west.gcp.demo", "us-east.heroku.demo", "ap-south.aws.demo")
+
+AUTHORITY = "authority.pem"
 
 TURN = 30.0
 """Seconds after which another region is the fastest."""
@@ -55,43 +57,35 @@ class Region:
         await asyncio.sleep(self.delay)
 
 
-class Regions:
-    """Regions that run in a thread of their own, with certificates of an authority of their own, and take turns.
+@contextlib.contextmanager
+def running(directory: Path) -> Iterator[list[Region]]:
+    """Run regions in a thread, which are the fastest in turn: their delays are 20 to 100 ms, and change smoothly.
 
-    A context manager; iterating gives the regions.
+    The certificate of their authority is AUTHORITY in the directory.
     """
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(directory / AUTHORITY))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(*NAMES).configure_cert(context)
+    regions = [Region(name) for name in NAMES]
+    started, ended = threading.Event(), threading.Event()
 
-    def __init__(self) -> None:
-        self.authority = trustme.CA()
-        self._regions = [Region(name) for name in NAMES]
-        self._started, self._ended = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=asyncio.run, args=(self._run(),), daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        self._started.wait()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def __iter__(self) -> Iterator[Region]:
-        return iter(self._regions)
-
-    async def _run(self) -> None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.authority.issue_cert(*NAMES).configure_cert(context)
-        for region in self._regions:
+    async def serve() -> None:
+        for region in regions:
             await region.start(context)
-        self._started.set()
+        started.set()
         began = time.monotonic()
-        while not self._ended.is_set():
-            drift(self._regions, (time.monotonic() - began) / TURN)
+        while not ended.is_set():
+            turns = (time.monotonic() - began) / TURN
+            for index, region in enumerate(regions):
+                region.delay = 0.060 - 0.040 * math.cos(2 * math.pi * (turns - index) / len(regions))
             await asyncio.sleep(0.05)
 
-
-def drift(regions: Sequence[Region], turns: float) -> None:
-    """Set the delays, 20 to 100 ms, so that after each of the turns another region is the fastest."""
-    for index, region in enumerate(regions):
-        region.delay = 0.060 - 0.040 * math.cos(2 * math.pi * (turns - index) / len(regions))
+    thread = threading.Thread(target=asyncio.run, args=(serve(),), daemon=True)
+    thread.start()
+    started.wait()
+    try:
+        yield regions
+    finally:
+        ended.set()
+        thread.join()
