@@ -321,7 +321,7 @@ def demo(duration: float | None, port: int, stats_port: int, beside: bool) -> No
     from multicloud import demo as demos
 
     with demos.running(port, stats_port, beside=beside) as running:
-        sources = settings.Sources(os.environ | running.router.settings)
+        sources = settings.Sources(os.environ | running.settings)
         watch_status(sources, interval=1.0, duration=duration, heading=running.heading)
 
 

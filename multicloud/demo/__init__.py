@@ -20,7 +20,7 @@ from multicloud.demo.router import BESIDE, Router, configuration
 from multicloud.light import CommandError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from multicloud.demo.regions import Region
 
@@ -29,21 +29,11 @@ WINDOW, INTERVAL = "4", "1s"
 
 
 class Demo(NamedTuple):
-    """A running demo: its regions, the router in front of them, and the ports of the application and of the stats."""
+    """A running demo: its regions, the settings of its commands, and what is shown above the table."""
 
     regions: Sequence[Region]
-    router: Router
-    port: int
-    stats_port: int
-
-    def heading(self) -> str:
-        """What is shown above the table."""
-        app, stats = (f"http://localhost:{port}/" for port in (self.port, self.stats_port))
-        fastest = min(self.regions, key=lambda region: region.delay)
-        return (
-            f"app:   {app}    try: curl -sD- {app}\nstats: {stats}\n"
-            f"fastest region right now: {fastest.name}, {fastest.delay * 1000:.0f} ms\n\n"
-        )
+    settings: Mapping[str, str]
+    heading: Callable[[], str]
 
 
 @contextlib.contextmanager
@@ -69,8 +59,15 @@ def running(port: int, stats_port: int, *, beside: bool = False) -> Iterator[Dem
                 "FLY_REGION": os.environ.get("FLY_REGION", "localhost"),
             },
         )
+        app, stats = (f"http://localhost:{number}/" for number in (port, stats_port))
+
+        def heading() -> str:
+            fastest = min(regions, key=lambda region: region.delay)
+            now = f"fastest region right now: {fastest.name}, {fastest.delay * 1000:.0f} ms"
+            return f"app:   {app}    try: curl -sD- {app}\nstats: {stats}\n{now}\n\n"
+
         with router:
-            yield Demo(regions, router, port, stats_port)
+            yield Demo(regions, router.settings, heading)
 
 
 def _require_free(ports: Iterable[int]) -> None:
