@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from multicloud.settings import Sources
 
 PERCENTS = (50, 90, 99)
-TREND = 30
-"""Samples that a row has for a trend, whatever the window."""
+TREND = 30  # samples that a row has for a trend, whatever the window
 
 
 class Row(NamedTuple):
@@ -68,16 +67,14 @@ def rows(
     }
     shown = []
     for backend, members in backends.items():
-        if backend not in alike:
-            favorite = reweigh.settings_of(members, sources).favorite
-            able = ranking.candidates(members)
-            total = sum(server.weight for server in able) or 1
-            shown += [
-                _row(
-                    server, samples, scored.get(server.source), favorite, server.weight * (server in able) / total, now
-                )
-                for server in members
-            ]
+        if backend in alike:
+            continue
+        favorite = reweigh.settings_of(members, sources).favorite
+        able = ranking.candidates(members)
+        total = sum(server.weight for server in able) or 1
+        for server in members:
+            part = server.weight * (server in able) / total
+            shown.append(_row(server, samples, scored.get(server.source), favorite, part, now))
     return shown, alike
 
 

@@ -54,13 +54,6 @@ class RuntimeAPIError(CommandError):
 class Server:
     """All that HAProxy says of a server, read once."""
 
-    __slots__ = (
-        *("address", "agent", "agent_address", "agent_port", "backend", "check", "check_running", "check_seconds"),
-        *("code", "failures", "fingerprint", "host", "in_flight", "key", "last_chk", "mode", "name", "port", "rate"),
-        *("reserve", "response_time", "rise_left", "source", "state", "state_age", "tls", "total_time", "unresolved"),
-        "weight",
-    )
-
     def __init__(self, backend: str, name: str, state: str, weight: int, *, unresolved: bool = False) -> None:
         self.backend, self.name = backend, name
         self.key = backend, name  # which no other server has
@@ -70,9 +63,7 @@ class Server:
         self.unresolved = unresolved  # it is in maintenance because its name does not resolve, by no operator's word
         self.weight = weight  # 0 to 256
         self.reserve = False  # whether it is HAProxy's own `backup`, which gets traffic while no other is UP
-        self.address = self.port = self.tls = (
-            ""  # what a check is told; `tls` "1", "0", or "" where HAProxy does not say
-        )
+        self.address = self.port = self.tls = ""  # what a check is told; `tls` "1", "0", or "" where nobody says
         self.host = ""  # the name that HAProxy finds the address by, "" where it is told the address
         self.mode = "http"  # its backend's
         self.check = self.code = ""  # the status of the last check, "" without one, and its exit code or HTTP status

@@ -49,8 +49,8 @@ class Looped:
         for decision in decisions:
             decision.server.weight = decision.weight
         rows, _ = overview.rows(self.servers, samples, scored, SOURCES, NOW)
-        own = scrape.rounds(1, 0, 0.1, now, up=True)
-        return scrape.prometheus(rows, 0) + own + self.totals.text()
+        self.totals.round(0.1, up=True)
+        return scrape.prometheus(rows, 0) + self.totals.text()
 
 
 def values(text: str, name: str) -> dict[str, float]:
