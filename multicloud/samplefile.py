@@ -67,8 +67,8 @@ def append_lines(path: str, lines: bytes, wait: float = LOCK_WAIT) -> tuple[os.s
         try:
             before = os.fstat(fd)
             if before.st_size >= MAX_BYTES:
-                size = f"{before.st_size >> 20} MiB"
-                raise SampleFileError(f"{path}: has grown to {size}: does a reweigh run, which trims it?")
+                grown = f"has grown to {before.st_size >> 20} MiB"
+                raise SampleFileError(f"{path}: {grown}: does a reweigh run, which trims it?")
             tail = os.pread(fd, TAIL, max(0, before.st_size - TAIL))
             if tail[-1:] not in (b"", b"\n"):
                 lines = b"?\n" + lines  # what a killed writer left is no line, even where it looks like a shorter one
@@ -108,7 +108,9 @@ def _open_locked(path: str, create: bool) -> int:
     mine = False
     try:
         _flock(fd, path)
-        mine = _is_at(path, fd)
+        mine = os.path.samestat(os.lstat(path), os.fstat(fd))
+    except FileNotFoundError:
+        pass
     except OSError as error:
         raise unusable(path, error) from None
     finally:
@@ -117,13 +119,6 @@ def _open_locked(path: str, create: bool) -> int:
     if not mine:
         raise LockedError(f"{path}: replaced by another process")
     return fd
-
-
-def _is_at(path: str, fd: int) -> bool:
-    try:
-        return os.path.samestat(os.lstat(path), os.fstat(fd))
-    except FileNotFoundError:
-        return False
 
 
 def _create(path: str) -> int:
