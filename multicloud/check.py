@@ -21,12 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 USAGE = "multicloud-check [proxy_addr proxy_port server_addr server_port]"
-LOCK_TIME, RECORD_TIME = 0.1, 0.2
-"""Seconds that a check waits for the sample file's lock, and that the verdict waits for the child which records.
-
-Whoever finds the file locked has ended before the verdict, and only who waits for a frozen disk itself is left alone.
-"""
-
+LOCK_TIME = 0.1  # seconds that a check waits for the sample file's lock
+RECORD_TIME = 0.2  # and that the verdict waits for the child: then only one that a frozen disk holds is left alone
 DEFAULT_PORTS = {"http": 80, "https": 443, "tls": 443}
 
 
@@ -40,14 +36,13 @@ def main() -> int:
     allowed = time.monotonic() - began if result.stopped else values.timeout
     result.close()
 
-    def work() -> None:
+    def work() -> int:
         try:
-            failed_before = record(os.environ, values.times, result.seconds, allowed)
+            if bool(error) != record(os.environ, values.times, result.seconds, allowed):  # else it was told before
+                light.warn(error or f"{target}: up again")
         except samplefile.SampleFileError as problem:
             light.warn(error or f"warning: not recorded: {problem}")
-            return
-        if bool(error) != failed_before:  # else it was told when it began
-            light.warn(error or f"{target}: up again")
+        return 0
 
     try:
         light.run_in_child(work, RECORD_TIME)

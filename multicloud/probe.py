@@ -28,15 +28,9 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-MAX_HEAD, MAX_PIECES = 64 * 1024, 4096
-"""Bytes of status line and headers that an answer may have, and in how many pieces they may come."""
-
-MAX_BYTES = 1024 * 1024
-"""What a server may send in all, TLS included: with session tickets, say, it could keep a processor busy."""
-
-DRAIN_BYTES, DRAIN_TIME = 64 * 1024, 0.1
-"""Bytes of the rest of an answer that are read, and seconds that this may take: the verdict waits for it."""
-
+MAX_HEAD, MAX_PIECES = 64 * 1024, 4096  # bytes of an answer's status line and headers, and in how many pieces they come
+MAX_BYTES = 1024 * 1024  # what a server may send in all, TLS included: session tickets could keep a processor busy
+DRAIN_BYTES, DRAIN_TIME = 64 * 1024, 0.1  # of the rest of an answer that is read, and seconds: the verdict waits for it
 CHUNK = 64 * 1024
 WHOLE_STORE = 50  # certificates that make a directory the system's store, of some 140, and not a few beside a bundle
 
@@ -133,12 +127,10 @@ def probe(target: Target, timeout: float, clock: str = "request") -> Probe:
     except OSError as error:
         result.error = f"{_reason(error)}, {_stage(target, result)}"
     else:
-        phases = result.phases
-        if clock == "request" and "first_byte" in phases:
+        result.seconds = sum(result.phases.values())
+        if clock == "request" and "first_byte" in result.phases:
             # No answer comes sooner than a round trip. One that does was sent before it was asked for.
-            result.seconds = max(phases["first_byte"], phases["connect"])
-        else:
-            result.seconds = sum(phases.values())
+            result.seconds = max(result.phases["first_byte"], result.phases["connect"])
     return result
 
 
@@ -340,13 +332,10 @@ def _is_whole_store(directory: str | None) -> bool:
 
 
 def _stage(target: Target, result: Probe) -> str:
-    if "connect" not in result.phases:
-        return "connecting"
-    if target.scheme in ("tls", "https") and "tls" not in result.phases:
-        return "in the TLS handshake"
-    if "first_byte" not in result.phases:
-        return "waiting for the answer"
-    return "reading the headers"
+    ahead = {"connect": "connecting", "tls": "in the TLS handshake", "first_byte": "waiting for the answer"}
+    if target.scheme not in ("tls", "https"):
+        del ahead["tls"]
+    return next((words for phase, words in ahead.items() if phase not in result.phases), "reading the headers")
 
 
 def _reason(error: OSError) -> str:
@@ -370,13 +359,10 @@ def _tls_reason(text: str) -> str:
 
 
 def _excerpt(answer: bytes) -> str:
-    line = answer.split(b"\n", 1)[0].rstrip(b"\r")[:60]
-    hint = ""
+    line = repr(answer.split(b"\n", 1)[0].rstrip(b"\r")[:60])[1:]
     if answer.startswith(b"\x15\x03"):  # an alert
-        hint = " (is it a TLS server?)"
-    elif answer[3:5] == b"\4\0":  # a SETTINGS frame
-        hint = " (is it a server of HTTP/2 alone?)"
-    return repr(line)[1:] + hint
+        return f"{line} (is it a TLS server?)"
+    return f"{line} (is it a server of HTTP/2 alone?)" if answer[3:5] == b"\4\0" else line  # a SETTINGS frame
 
 
 def _in_brackets(host: str) -> str:

@@ -36,7 +36,7 @@ STOPPED, STOPPING = 0, 3
 
 STATE_COLUMNS = (
     *("be_name", "srv_name", "srv_op_state", "srv_admin_state", "srv_uweight"),
-    *("srv_addr", "srv_port", "srv_fqdn", "srv_agent_addr", "srv_agent_port"),
+    *("srv_addr", "srv_port", "srv_use_ssl", "srv_fqdn", "srv_agent_addr", "srv_agent_port"),
 )
 STAT_COLUMNS = (
     *("pxname", "svname", "tracked", "lastchg", "check_status", "check_code", "check_duration", "mode"),
@@ -148,7 +148,7 @@ class RuntimeAPI:
             states = self.lines("show servers state")
             if (version := next(states, "")) != "1":
                 raise ValueError(version)
-            servers = [_server(row) for row in rows(states, " ", STATE_COLUMNS, ("srv_use_ssl",))]
+            servers = [_server(row) for row in rows(states, " ", STATE_COLUMNS)]
         by_key = {server.key: server for server in servers}
         tracked: dict[tuple[str, str], tuple[str, str]] = {}
         with self.expecting("statistics"):
@@ -209,19 +209,18 @@ def set_weight(change: Decision) -> str:
     return f"set server {change.server.backend}/{change.server.name} weight {change.weight}"
 
 
-def rows(lines: Iterable[str], separator: str, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Row]:
+def rows(lines: Iterable[str], separator: str, columns: Sequence[str]) -> Iterator[Row]:
     """The named columns of each row of a table whose first line has their names behind a `#`, by their names.
 
-    An `optional` column that is not there is "". A quoted field, which only HAProxy's texts for people are, is "" too,
-    and it may have line's ends in it. Raises ValueError with the line that is none of such a table.
+    A quoted field, which only HAProxy's texts for people are, is "", and it may have line's ends in it. Raises
+    ValueError with the line that is none of such a table.
     """
     lines = iter(lines)
     header = next(lines, "")
     names = header.removeprefix("# ").split(separator)
-    wanted = *columns, *optional
-    places = [names.index(name) if name in names else -1 for name in wanted]
-    if -1 in places[: len(columns)]:
+    if not {*columns} <= {*names}:
         raise ValueError(header)
+    places = [names.index(name) for name in columns]
     width = max(places) + 1
     pick = itemgetter(*places)
     for line in filter(None, lines):
@@ -234,8 +233,7 @@ def rows(lines: Iterable[str], separator: str, columns: Sequence[str], optional:
         fields = line.split(separator, width)  # the columns to the right are not split
         if len(fields) < width:
             raise ValueError(line)
-        fields.append("")
-        yield dict(zip(wanted, pick(fields), strict=True))
+        yield dict(zip(columns, pick(fields), strict=True))
 
 
 def _server(row: Row) -> Server:

@@ -33,6 +33,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 try:
     import numpy as np
+    from numpy.lib.stride_tricks import sliding_window_view
 except Exception as error:  # of a processor that it was not built for, it says so with a RuntimeError
     said = str(error).rpartition("Original error was: ")[2].strip().partition("\n")[0]
     advice = "with pip, install another version, such as 'numpy<2.4'; else Debian's python3-numpy"
@@ -47,17 +48,10 @@ if TYPE_CHECKING:
 
     Key = tuple[str, str]
 
-RECOVERY_RUN = 4
-"""Samples in a row that show a recovery, and samples before them that they are held against."""
-
-SLOWDOWN_RUN, SLOWDOWN_BASE = 2, 8
-"""Samples in a row that show a slowdown, and how many there must be before them."""
-
-OUTAGE_RUN = 2
-"""Failed checks in a row after which RECOVERY_RUN good ones in a row show that a server is back."""
-
-CHANGE = 0.75
-"""One time is clearly faster than another if it is less than this part of it, which is then slower by a third."""
+RECOVERY_RUN = 4  # samples in a row that show a recovery, and samples before them that they are held against
+SLOWDOWN_RUN, SLOWDOWN_BASE = 2, 8  # samples in a row that show a slowdown, and how many there must be before them
+OUTAGE_RUN = 2  # failed checks in a row after which RECOVERY_RUN good ones in a row show that a server is back
+CHANGE = 0.75  # one time is clearly faster than another if it is less than this part of it: that is slower by a third
 
 
 class Score(NamedTuple):
@@ -153,18 +147,13 @@ def count_since_change(seconds: NDArray[np.float64], failed: NDArray[np.bool_], 
     changed = np.zeros((len(seconds), size + 1), dtype=bool)  # by how many samples were taken since
     changed[:, size] = True
     if size >= 2 * RECOVERY_RUN:
-        runs = [seconds[:, start : size - RECOVERY_RUN + 1 + start] for start in range(RECOVERY_RUN)]
-        slowest, fastest = np.maximum.reduce(runs), np.minimum.reduce(runs)
-        changed[:, RECOVERY_RUN : size - RECOVERY_RUN + 1] = (
-            slowest[:, :-RECOVERY_RUN] < CHANGE * fastest[:, RECOVERY_RUN:]
-        )
-    if size >= RECOVERY_RUN + OUTAGE_RUN:
-        ends = size - RECOVERY_RUN - OUTAGE_RUN + 1
-        succeeded = ~np.logical_or.reduce([failed[:, start : start + ends] for start in range(RECOVERY_RUN)])
-        away = np.logical_and.reduce(
-            [failed[:, RECOVERY_RUN + start : RECOVERY_RUN + start + ends] for start in range(OUTAGE_RUN)]
-        )
-        changed[:, RECOVERY_RUN : RECOVERY_RUN + ends] |= succeeded & away
+        runs = sliding_window_view(seconds, RECOVERY_RUN, axis=1)
+        faster = runs[:, :-RECOVERY_RUN].max(axis=2) < CHANGE * runs[:, RECOVERY_RUN:].min(axis=2)
+        changed[:, RECOVERY_RUN : size - RECOVERY_RUN + 1] = faster
+    if size >= RECOVERY_RUN + OUTAGE_RUN and failed.any():
+        away = sliding_window_view(failed[:, RECOVERY_RUN:], OUTAGE_RUN, axis=1).all(axis=2)
+        back = ~sliding_window_view(failed[:, :-OUTAGE_RUN], RECOVERY_RUN, axis=1).any(axis=2)
+        changed[:, RECOVERY_RUN : size - OUTAGE_RUN + 1] |= back & away
     inside = seconds[:, :window]
     last = inside.shape[1] - SLOWDOWN_BASE
     if last >= SLOWDOWN_RUN:
