@@ -235,16 +235,11 @@ def _parse(line: bytes) -> tuple[bytes, Sample | None]:
 
 
 def _end_of_lines(fd: int) -> int:
-    """The offset behind the last newline; 0 where there is none, the end where the last MAX_BYTES have none."""
-    size = end = os.fstat(fd).st_size
-    first = max(0, end - MAX_BYTES)
-    while end > first:
-        start = max(first, end - 4096)
-        newline = os.pread(fd, end - start, start).rfind(b"\n")
-        if newline >= 0:
-            return start + newline + 1
-        end = start
-    return size if first else 0
+    """The offset behind the last newline; 0 where there is none, the end where the last 4 KiB of more have none."""
+    size = os.fstat(fd).st_size
+    start = max(0, size - 4096)
+    newline = os.pread(fd, 4096, start).rfind(b"\n")
+    return size if start and newline < 0 else start + newline + 1
 
 
 def _blocks(fd: int, end: int) -> Iterator[list[bytes]]:
