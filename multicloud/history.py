@@ -5,8 +5,7 @@ is no sample is skipped and counted.
 
 A trim puts a shorter file in the place of the file with a rename, so that a process killed at any moment leaves either
 the old file or the new one. Where there is no space or no right for that, it moves the lines that stay to the front of
-the file instead. Lines only move forward in the file then: a killed trim can duplicate one, never lose one. One that
-reads in the very moment in which lines move may see some of them twice.
+the file: a killed trim, or who reads just then, can see one twice, and never loses one.
 """
 
 from __future__ import annotations

@@ -2,10 +2,8 @@
 
 The clock starts with the request, since users wait for no more where connections are kept, or else with the connection.
 It stops at the first byte of the answer (http, https), when the handshake is done (tls), or when the connection stands
-(tcp). What has nothing to do with the distance to the server is outside of it: certificates are loaded before, and the
-rest of the answer is read after.
+(tcp). Outside of it are the loading of certificates, before, and the rest of the answer, after.
 
-An answer that is there before it was asked for is a failure, and none counts as faster than the connection was made.
 One deadline bounds it all, so that a server that sends a byte a second cannot hold a probe. What goes wrong with the
 server is part of the result, never an exception. The HTTP spoken is as little of RFC 9112 as a health check needs: one
 GET, and the head of the answer.

@@ -8,11 +8,8 @@ turns with each other and with a trim (history.py). A writer that waited for the
 is still the one at the path. A line is written in one piece, and what follows the last newline is not a line yet.
 
 A disk can be frozen. Then opening a file that is there and locking it do not wait, but making a file and writing do. So
-nobody makes or writes a file without a lock, the directory's or the file's: one process waits for the disk, and all
-others find it locked.
-
-Others may write where the file lies, so it must be a regular file, and is not followed through a symbolic or a hard
-link.
+nobody does that without a lock, the directory's or the file's: one process waits for the disk, and all others find it
+locked. Others may write where the file lies, so it must be a regular file, and is followed through no link.
 """
 
 from __future__ import annotations

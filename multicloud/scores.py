@@ -6,16 +6,16 @@ assumes that the next answers will be like the newest ones. With few samples a h
 them, an accident; the mean is the better guess then. Without samples there is no score.
 
 It takes some slow samples to raise a high percentile, and nearly all of the window must be fast before it falls again.
-So the window ends at a server's last clear change, and only what was measured since then counts, however little it is.
-There are two: each of 4 samples in a row is faster, by more than a quarter, than each of the 4 before them; or each of
-2 in a row is slower, by more than a third, than all that the window has before them, which must be 8 or more. Chance
-hardly ever sorts samples so: an accident takes one of two, and a tail has shown itself before.
+So the window ends at a server's last clear change, and only what was measured since then counts, however little it is:
+each of 4 samples in a row is faster, by more than a quarter, than each of the 4 before them; or each of 2 in a row is
+slower, by more than a third, than all that the window has before them, which must be 8 or more. Chance hardly ever
+sorts samples so: an accident takes one of two, and a tail has shown itself before.
 
 A check that failed counts as the seconds that it was allowed, which is what a user would have waited, at least. One
-alone is an accident, and is left out. Two or more say that some users get no answer: a high percentile hides them as
-long as they are few, so then the score is the mean, where that is more. When 4 checks in a row succeed after 2 in a row
-that failed, the server was away and is back: a clear change, too. Failures that come and go between are none, and with
-two or more in the window no change for the worse makes an older one forgotten.
+alone is an accident, and is left out. Two or more say that some users get no answer, and a high percentile hides them:
+so then the score is the mean, where that is more. When 4 checks in a row succeed after 2 in a row that failed, the
+server was away and is back: a clear change, too. With two or more failures that come and go in the window, no change
+for the worse makes an older one forgotten.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Every setting: its name, variable, default, accepted values and meaning. Written once, here, and read by all.
 
 A setting is read from the first of four places that has it: an option of a command for people, the environment, the
-settings file, its default. HAProxy gives its checks an environment of its own, so the file is what an operator writes:
-`name = value`, and below `[backend]` or `[backend/server]` what holds for that backend, or that server, alone.
+settings file (`name = value`, and below `[backend]` or `[backend/server]` what holds for that one alone), its default.
 
 Each command reads only the settings it uses, so that a mistyped ranking setting never takes a server down. A name that
 no setting has is an error for all of them, since nobody can know what it was meant for.
@@ -193,10 +192,9 @@ def _text_of(path: str, *, required: bool) -> str:
                 raise SettingError(f"{path}: belongs to somebody else; accepted: a file of root's, or one's own")
             if found.st_mode & 0o022:
                 raise SettingError(f"{path}: others than its owner may write it; accepted: chmod go-w {path}")
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise SettingError(f"{path}: larger than {MAX_BYTES >> 10} KiB; accepted: a file of settings")
-        return os.fsdecode(data).removeprefix("\ufeff")
+            if found.st_size > MAX_BYTES:
+                raise SettingError(f"{path}: larger than {MAX_BYTES >> 10} KiB; accepted: a file of settings")
+            return os.fsdecode(file.read()).removeprefix("\ufeff")
     except FileNotFoundError:
         if required:
             raise SettingError(f"{path}: no such file, which {CONF} names; accepted: a file of settings") from None
