@@ -88,9 +88,11 @@ def reweigh(sources: Sources, *, dry_run: bool = False, trim: bool = False) -> O
         with runtime.RuntimeAPI(values.socket) as api:
             return weigh(api, api.servers(), samples, sources, dry_run=dry_run)
     finally:
-        if trim:
-            # Last, since no weight should wait for it, and also where HAProxy is away.
-            keep_short(sources, max(history.KEEP, newest), samples)
+        if trim:  # last, since no weight should wait for it, and also where HAProxy is away
+            try:
+                trim_if_long(sources, max(history.KEEP, newest), samples)
+            except samplefile.SampleFileError as error:
+                light.warn(f"warning: not trimmed: {error}")
 
 
 def weigh(
@@ -120,24 +122,29 @@ def weigh(
             time.sleep(AGAIN)
         return sharing.loads(api.servers())
 
-    def connect(server: Server) -> float:
+    @functools.cache
+    def time_to(address: str, port: str) -> float:
         with api.paused():
-            return connect_seconds(server)
+            return connect_seconds(address, port)
 
     share = functools.partial(
-        sharing.share, samples=series, users=users, again=count_again, connect=connect, now=time.time()
+        sharing.share,
+        samples=series,
+        users=users,
+        again=count_again,
+        connect=lambda server: time_to(server.address, server.port),
+        now=time.time(),
     )
     decisions = decide(servers, scored, sources, functools.partial(share, elapsed=elapsed))
     changes = ranking.changes(decisions)
     if dry_run or not changes:
         return Outcome(samples, scored, decisions, changes, [])
     changed, refusals = api.set_weights(changes)
-    shared = any(decision.reason is ranking.Reason.SHARES for decision in decisions)
-    share_still = functools.partial(share, elapsed=0.0) if shared else None
+    # What another reweigh has set may look as if servers shared. So they do only if that was decided here.
+    shares = any(each.reason in (ranking.Reason.SHARES, ranking.Reason.FAR) for each in decisions)
+    share_still = functools.partial(share, elapsed=0.0) if shares else None
     for _ in range(ATTEMPTS - 1):
-        if refusals:
-            break
-        again = ranking.changes(decide(api.servers(), scored, sources, share_still))
+        again = [] if refusals else ranking.changes(decide(api.servers(), scored, sources, share_still))
         if not again:
             break
         more, refusals = api.set_weights(again)
@@ -145,11 +152,11 @@ def weigh(
     return Outcome(samples, scored, decisions, changed, refusals)
 
 
-def connect_seconds(server: Server) -> float:
-    """The seconds that a TCP connection to a server takes; 0 where nobody knows, after CONNECT seconds at most."""
+def connect_seconds(address: str, port: str) -> float:
+    """The seconds that a TCP connection takes; 0 where nobody knows, after CONNECT seconds at most."""
     began = time.monotonic()
     try:
-        with socket.create_connection((server.address, int(server.port)), CONNECT):
+        with socket.create_connection((address, int(port)), CONNECT):
             return time.monotonic() - began
     except (OSError, ValueError):  # such as a UNIX socket's, which has no port
         return 0.0
@@ -226,14 +233,6 @@ def refused(outcome: Outcome) -> str:
     """The first refusal, and how many more there were."""
     first, *others = outcome.refusals
     return f"{first} (and {len(others)} more refusals)" if others else first
-
-
-def keep_short(sources: Sources, keep: int, samples: Samples) -> None:
-    """Trim the sample file when it is too long. That it cannot be is no reason not to route."""
-    try:
-        trim_if_long(sources, keep, samples)
-    except samplefile.SampleFileError as error:
-        light.warn(f"warning: not trimmed: {error}")
 
 
 def trim_if_long(sources: Sources, keep: int, samples: Samples) -> None:

@@ -36,7 +36,7 @@ STOPPED, STOPPING = 0, 3
 
 STATE_COLUMNS = (
     *("be_name", "srv_name", "srv_op_state", "srv_admin_state", "srv_uweight"),
-    *("srv_addr", "srv_port", "srv_use_ssl", "srv_fqdn", "srv_agent_addr", "srv_agent_port"),
+    *("srv_addr", "srv_port", "srv_use_ssl", "srv_fqdn"),
 )
 STAT_COLUMNS = (
     *("pxname", "svname", "tracked", "lastchg", "check_status", "check_code", "check_duration", "mode"),
@@ -75,7 +75,7 @@ class Server:
         self.rise_left = 0  # checks that it has yet to pass in a row to be UP
         self.in_flight = self.rate = 0  # requests that it has now, and how many came in the last second
         self.total_time = self.response_time = 0.0  # mean seconds of the last 1,024, and those until answers began
-        self.agent = self.agent_address = self.agent_port = ""  # the status of its agent's last check; where that is
+        self.agent = ""  # the status of its agent's last check
 
 
 def by_backend(servers: Iterable[Server]) -> dict[str, list[Server]]:
@@ -248,7 +248,6 @@ def _server(row: Row) -> Server:
     )
     server.address, server.port, server.tls = row["srv_addr"], row["srv_port"], row["srv_use_ssl"]
     server.host = light.printable(row["srv_fqdn"].removeprefix("-"))  # which stands for none; a name server may say it
-    server.agent_address, server.agent_port = row["srv_agent_addr"].removeprefix("-"), row["srv_agent_port"]
     return server
 
 

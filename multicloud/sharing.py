@@ -46,7 +46,7 @@ USUAL = 100
 RECENT = 3
 """Newest samples, whose mean shows a line: fewer are noise, more are older than the line."""
 
-CROWD, SPARE = 2, 4
+CROWD, SPARE = 1.5, 3
 """More than so many times the expected requests in flight, and so many more, are a crowd: chance alone has less."""
 
 VARIES = 1.15

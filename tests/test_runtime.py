@@ -382,7 +382,7 @@ def test_a_host_that_cannot_be_looked_up_is_an_error() -> None:
 
 
 PROMPT = b"\n> "
-HEADER = b"1\n# be_name srv_name srv_use_ssl srv_addr srv_port srv_fqdn srv_agent_addr srv_agent_port "
+HEADER = b"1\n# be_name srv_name srv_use_ssl srv_addr srv_port srv_fqdn "
 HEADER += b"srv_op_state srv_admin_state srv_uweight\n"
 CIRCLE = "# pxname,svname,tracked," + ",".join(runtime.STAT_COLUMNS[3:])
 CIRCLE += "".join(f"\nb,{name},b/{other}" + "," * len(runtime.STAT_COLUMNS[3:]) for name, other in ("ac", "ca"))
@@ -424,18 +424,15 @@ def never_stop(connection: socket.socket) -> None:
         (script(b"master> "), "HAProxy closed the connection at 'prompt'"),
         (lambda _: None, "HAProxy closed the connection at 'prompt'|connection reset by peer|broken pipe"),
         (script(PROMPT), "HAProxy closed the connection at 'show servers state'|connection reset by peer|broken pipe"),
-        (
-            script(PROMPT, HEADER + b"upstream eu - - - - - 0 2"),
-            "HAProxy closed the connection at 'show servers state'",
-        ),
+        (script(PROMPT, HEADER + b"upstream eu - - - - 2"), "HAProxy closed the connection at 'show servers state'"),
         (script(PROMPT, PROMPT), "no server states in the answer: ''"),
         (script(PROMPT, b"2" + HEADER[1:] + PROMPT), "no server states in the answer: '2"),
         (
-            script(PROMPT, HEADER + b"upstream eu - - - - - 0 2 0" + PROMPT),
+            script(PROMPT, HEADER + b"upstream eu - - - - 2 0" + PROMPT),
             "no server states in the answer: 'upstream eu",
         ),
         (
-            script(PROMPT, HEADER + b"upstream eu - - - - - 0 2 0 many" + PROMPT),
+            script(PROMPT, HEADER + b"upstream eu - - - - 2 0 many" + PROMPT),
             "no server states in the answer: .*'many'",
         ),
         (
@@ -443,7 +440,7 @@ def never_stop(connection: socket.socket) -> None:
             "no statistics in the answer: 'x'",
         ),
         (
-            script(PROMPT, HEADER + b"b a - - - - - 0 2 0 1\nb c - - - - - 0 2 0 1" + PROMPT, CIRCLE.encode() + PROMPT),
+            script(PROMPT, HEADER + b"b a - - - - 2 0 1\nb c - - - - 2 0 1" + PROMPT, CIRCLE.encode() + PROMPT),
             "no statistics in the answer: 'b/a tracks itself'",
         ),
         (script(PROMPT, bytes(range(256)) + PROMPT), "no server states in the answer: '"),

@@ -152,7 +152,7 @@ def left() -> list[Decision]:
     ],
 )
 def test_a_favourite_is_left_at_once_unless_its_users_make_it_slow(rate: int, newest: list[float], stays: bool) -> None:
-    a, b = weights(shared(left(), {"a": Load(4, rate, 0.1)}, {"a": newest}))
+    a, b = weights(shared(left(), {"a": Load(3, rate, 0.1)}, {"a": newest}))
     assert (min(a, b) > 1) if stays else (a, b) == (1, 256)
 
 

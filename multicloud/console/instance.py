@@ -31,8 +31,6 @@ REWEIGH_SERVER = "multicloud-reweigh"
 PASSED, TIMED_OUT, EXTERNAL, NOT_YET = "PROCOK", "PROCTOUT", "PROC", ("", "INI")
 """Check statuses: two of external checks, how all of these begin, and those of a server that is not checked (yet)."""
 
-USE_COLUMNS = ("pxname", "svname", "algo", "bck", "cookie", "rtime")
-
 ANSWERS = ("valid", "any_err", "cname_error", "nx", "refused", "other", "invalid", "too_big", "truncated", "outdated")
 """The counters of answers in `show resolvers`. That a name has no address of the family asked for is an `any_err`."""
 
@@ -67,17 +65,12 @@ class NameServer(NamedTuple):
         return self.counters["sent"] - sum(self.counters.get(kind, 0) for kind in ANSWERS)
 
 
-class Use(NamedTuple):
-    """What HAProxy says of users' requests to a server: whether it is a `backup`, its cookie, and the seconds that the
-    last requests have waited for an answer, on average (0 without any)."""
-
-    backup: bool
-    cookie: str
-    wait: float
-
-
 class Instance(NamedTuple):
-    """A running HAProxy. `algorithms` are the balance algorithms by backend, empty where the level is `user`."""
+    """A running HAProxy.
+
+    `algorithms` are the balance algorithms by backend, empty where the level is `user`. `sticky` are the backends that
+    have a cookie, and `waits` the seconds that a server's last users have waited for an answer, on average, if any.
+    """
 
     version: str
     pid: int
@@ -85,7 +78,8 @@ class Instance(NamedTuple):
     servers: list[Server]
     algorithms: dict[str, str]
     name_servers: tuple[NameServer, ...] = ()
-    uses: Mapping[tuple[str, str], Use] = MappingProxyType({})
+    sticky: Collection[str] = ()
+    waits: Mapping[tuple[str, str], float] = MappingProxyType({})
 
     def checked(self) -> list[Server]:
         """The servers that have an external check other than the reweigh."""
@@ -112,14 +106,13 @@ def ask(api: RuntimeAPI) -> Instance:
     info = dict(line.split(": ", 1) for line in api.ask("show info").splitlines() if ": " in line)
     with api.expecting("version and process"):
         version, pid = info["Version"], digits(info["Pid"])
-    algorithms: dict[str, str] = {}
-    uses = {}
     with api.expecting("statistics"):
-        for row in runtime.rows(api.lines("show stat -1 6 -1"), ",", USE_COLUMNS):
-            algorithms |= {row["pxname"]: row["algo"]} if row["algo"] else {}
-            uses[row["pxname"], row["svname"]] = Use(row["bck"] == "1", row["cookie"], int(row["rtime"] or 0) / 1000)
+        rows = [*runtime.rows(api.lines("show stat -1 6 -1"), ",", ("pxname", "svname", "algo", "cookie", "rtime"))]
+        waits = {(row["pxname"], row["svname"]): int(row["rtime"]) / 1000 for row in rows if row["rtime"]}
+    algorithms = {row["pxname"]: row["algo"] for row in rows if row["algo"]}
+    sticky = {row["pxname"] for row in rows if row["algo"] and row["cookie"]}
     level = api.ask("show cli level")
-    return Instance(version, pid, level, api.servers(), algorithms, name_servers(api), uses)
+    return Instance(version, pid, level, api.servers(), algorithms, name_servers(api), sticky, waits)
 
 
 def name_servers(api: RuntimeAPI) -> tuple[NameServer, ...]:
@@ -197,22 +190,21 @@ def may(user: User, modes: str, path: str | Path) -> bool | None:
     if os.geteuid() != 0:
         return None
     tests = " && ".join(f'test -{mode} "$1"' for mode in modes)
-    done = subprocess.run(
-        ["/bin/sh", "-c", tests, "sh", path],
-        check=False,
-        cwd="/",
-        user=user.uid,
-        group=user.gid,
-        extra_groups=user.groups,
-    )
-    return done.returncode == 0
+    ask = ["/bin/sh", "-c", tests, "sh", path]
+    asked = subprocess.run(ask, check=False, cwd="/", user=user.uid, group=user.gid, extra_groups=user.groups)
+    return asked.returncode == 0
 
 
 def let_in(address: str) -> str:
     """As whom to run what may not open the socket of the Runtime API; "" where this process may, or it is not there."""
-    if not os.path.exists(address) or os.access(address, os.R_OK | os.W_OK):
+    try:
+        status = os.stat(address)
+    except PermissionError:  # of a directory on the way
+        return "as root (sudo)"
+    except OSError:
         return ""
-    status = os.stat(address)
+    if os.access(address, os.R_OK | os.W_OK):
+        return ""
     group = group_name(status.st_gid) if status.st_gid and status.st_mode & 0o020 else ""
     mine = f", or let yourself in: `sudo usermod -aG {group} $USER`, and log in again"
     return f"as root (sudo){mine * bool(group)}"

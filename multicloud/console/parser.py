@@ -11,6 +11,7 @@ import glob
 import itertools
 import os
 import re
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud.light import UsageError, reason
@@ -81,10 +82,14 @@ class Section(NamedTuple):
 
 
 class Configuration(NamedTuple):
-    """The sections of the files, in order, and the conditions (`.if …`) that were not decided: all branches count."""
+    """The sections of the files, in order, and the conditions (`.if …`) that were not decided: all branches count.
+
+    `lines` are the words that hold for each server, by its backend and name.
+    """
 
     sections: list[Section]
     undecided: list[str]
+    lines: Mapping[tuple[str, str], list[str]] = MappingProxyType({})
 
     def global_section(self) -> Section:
         """All sections `global` as one."""
@@ -94,14 +99,6 @@ class Configuration(NamedTuple):
     def proxies(self) -> list[Section]:
         """The sections that have servers."""
         return [section for section in self.sections if section.kind in ("backend", "listen")]
-
-    def lines(self) -> dict[tuple[str, str], list[str]]:
-        """The words that hold for each server, by its backend and name, the `source` of its section among them."""
-        return {
-            (section.name, name): words + ["source"] * (section.last("source") is not None)
-            for section in self.proxies()
-            for name, words in options(section).items()
-        }
 
 
 def read(paths: Sequence[str], environ: Mapping[str, str], version: str | None = None) -> Configuration:
@@ -132,7 +129,9 @@ def read(paths: Sequence[str], environ: Mapping[str, str], version: str | None =
                 _set_variables(words, environ)
     if not sections:
         raise ConfigurationError(f"{', '.join(paths)}: no section of a HAProxy configuration")
-    return Configuration([each for each in sections if not each.disabled], undecided)
+    read = Configuration([each for each in sections if not each.disabled], undecided)
+    words_of = ((each.name, name, words) for each in read.proxies() for name, words in options(each).items())
+    return read._replace(lines={(section, name): words for section, name, words in words_of})
 
 
 def files(paths: Iterable[str]) -> Iterator[str]:
@@ -247,7 +246,7 @@ def split(line: str, environ: Mapping[str, str]) -> list[str]:
 
 def options(section: Section) -> dict[str, list[str]]:
     """The words that hold for each server, by its name: of the `default-server` lines above it, then of its own."""
-    default: list[str] = []
+    default = ["source"] * (section.last("source") is not None)  # which the section may say for all
     by_name = {}
     for kind, *words in section.lines:
         if kind == "default-server":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import time
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud import reweigh, run, runtime, scores, sharing
@@ -44,14 +45,14 @@ LAST_RESORT = "last-resort"
 class Seen(NamedTuple):
     """What is judged: a running HAProxy and the samples, as both were at `now`, a UNIX time.
 
-    `foreign` are backends whose external checks are not for us.
+    `others` are the backends whose external checks are not for us (foreign), None where that is to be seen.
     """
 
     instance: Instance
     samples: Samples
     sources: Sources
     now: float
-    foreign: Collection[str] = ()
+    others: Collection[str] | None = None
 
     @property
     def times(self) -> str:
@@ -70,14 +71,9 @@ class Seen(NamedTuple):
     def routed(self) -> dict[str, list[Server]]:
         """The backends that are checked for us, or have samples, with their servers."""
         checked = {server.backend for server in self.instance.checked() + self.instance.own_checked(self.backends)}
-        checked -= {*self.foreign}
+        checked -= foreign(self.instance, self.samples) if self.others is None else {*self.others}
         members = runtime.by_backend(self.instance.servers)
         return {name: each for name, each in members.items() if name in checked or self.has_samples(each)}
-
-
-def see(instance: Instance, samples: Samples, sources: Sources, now: float) -> Seen:
-    """What is judged without the configuration."""
-    return Seen(instance, samples, sources, now, foreign(instance, silent(instance, samples)))
 
 
 def problems(seen: Seen) -> list[str]:
@@ -97,16 +93,15 @@ def problems(seen: Seen) -> list[str]:
     return lines + foreign_lines(seen)
 
 
-def silent(instance: Instance, samples: Samples) -> set[str]:
-    """The backends whose external checks have never left a sample, where those of others have."""
-    checked = {server.backend for server in instance.checked()}
-    measured = {server.backend for server in instance.checked() if server.source in samples.series}
-    return checked - measured if measured else set()
+def foreign(instance: Instance, samples: Samples, ours: Collection[str] | None = None) -> set[str]:
+    """The backends whose external checks have never left a sample, where others' have, and which are not `ours`.
 
-
-def foreign(instance: Instance, backends: set[str]) -> set[str]:
-    """Those of silent backends whose checks pass, and so are another program's or have another file."""
-    return backends & {server.backend for server in instance.checked() if server.check == PASSED}
+    Where that is not known, they are those whose checks pass.
+    """
+    checked = instance.checked()
+    measured = {server.backend for server in checked if server.source in samples.series}
+    silent = {each.backend for each in checked if measured and (ours is not None or each.check == PASSED)} - measured
+    return silent - {*(ours or ())}
 
 
 def foreign_lines(seen: Seen) -> list[str]:
@@ -287,19 +282,18 @@ def notes(seen: Seen) -> list[str]:
     """What is no problem by itself, and yet good to know: where traffic is not what weights and samples say."""
     lines = []
     for members in seen.routed().values():
-        uses = [(each, seen.instance.uses[each.key]) for each in members if each.key in seen.instance.uses]
-        if spare := [each.name for each, use in uses if use.backup]:
+        if reserve := ", ".join(server.name for server in members if server.reserve):
             lines.append(
-                f"{', '.join(spare)} of {members[0].backend}: HAProxy sends no request there while another server can "
-                "serve, since `backup` is on the line"
+                f"{reserve} of {members[0].backend}: HAProxy sends no request there while another server can serve, "
+                "since `backup` is on the line"
             )
-        for server, use in uses:
+        for server in members:
             times = [each.seconds for each in seen.samples.series.get(server.source, ()) if not each.failed]
-            median = scores.percentiles(times, (50,))[0] if times else use.wait
-            if use.wait > max(SLOWER * median, median + LONGER):
+            median, wait = scores.percentiles(times or [inf], (50,))[0], seen.instance.waits.get(server.key, 0.0)
+            if wait > max(SLOWER * median, median + LONGER):
                 lines.append(
-                    f"users of {'/'.join(server.key)} wait {use.wait * 1000:.0f} ms for an answer (`rtime`, the mean "
-                    f"of the last requests), and its samples say {median * 1000:.0f} ms: is what is checked (`path`) "
+                    f"users of {'/'.join(server.key)} wait {wait * 1000:.0f} ms for an answer (`rtime`, the mean of "
+                    f"the last requests), and its samples say {median * 1000:.0f} ms: is what is checked (`path`) "
                     "as much work as what users ask for?"
                 )
     return lines

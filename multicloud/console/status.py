@@ -55,7 +55,7 @@ def collect(sources: Sources) -> Status:
     samples = history.read(values.times, reweigh.longest_window(sources) + problems.LOOK_BACK)
     now = time.time()
     rows, alike = overview.rows(instance.servers, samples, reweigh.score(samples.series, sources, now), sources, now)
-    seen = problems.see(instance, samples, sources, now)
+    seen = problems.Seen(instance, samples, sources, now)
     return Status(rows, problems.problems(seen), problems.notes(seen), alike)
 
 

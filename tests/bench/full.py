@@ -6,8 +6,8 @@
     python -m tests.bench.full --edges 3          three HAProxys of ours that share nothing but the regions
     python -m tests.bench.full --only multicloud --only leastconn
 
-Regions with HTTPS are 30, 60, 110 and 150 ms away (tests.bench.wan); each serves two requests at once, 80 ms each, and
-the others wait in line, so a load of 1 is 25 requests a second. `multicloud` is the shipped haproxy.cfg with its
+Regions with HTTPS are 30, 60, 110 and 150 ms away (tests.bench.wan); each serves four requests at once, 80 ms each, and
+the others wait in line, so a load of 1 is 50 requests a second. `multicloud` is the shipped haproxy.cfg with its
 defaults, `multicloud run` what `multicloud config --beside` writes with the loop beside it; the others are
 tests.bench.proxies'. All policies are asked at the same time, each has regions of its own, and each request comes over
 a new connection at a time that chance chooses, whatever becomes of those before.
@@ -40,9 +40,8 @@ if TYPE_CHECKING:
     from tests.bench.proxies import Policy
 
 WAYS = [Way(seconds) for seconds in lines.WAN]
-WORKERS = 2
-CAPACITY = WORKERS / lines.SERVICE
-"""Requests a second that one region serves."""
+WORKERS = lines.WORKERS
+CAPACITY = lines.CAPACITY
 
 START_UP = 30.0
 """Seconds of low load before the first phase, in which the policies take their first measurements."""

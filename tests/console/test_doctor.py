@@ -99,6 +99,22 @@ def test_the_socket_that_the_configuration_has_is_named_and_then_answers() -> No
         assert "answers at" in str(look(elsewhere, path)[1])
 
 
+def test_a_written_file_is_told_where_the_settings_say_something_else_by_now_until_it_is_written_again(
+    tmp_path: Path,
+) -> None:
+    conf, path = tmp_path / "multicloud.conf", tmp_path / "haproxy.cfg"
+    environ = {"MULTICLOUD_CONF": str(conf), "MULTICLOUD_SOCKET": "/none.sock"}
+    conf.write_text("bind = 127.0.0.1:1\nservers = eu=127.0.0.1:1\n")
+    words = ["config", "--output", str(path)]
+    assert run(*words, environ=environ).stderr == ""
+    assert "not what would be written" not in str(look(environ, tmp_path)[0])
+    conf.write_text("bind = 127.0.0.1:1\nservers = eu=127.0.0.1:1 us=127.0.0.1:2\n")
+    said = one(look(environ, tmp_path)[0], f"{path} is not what would be written for these settings now: run `")
+    assert said.endswith(f"multicloud {' '.join(words)}`, and reload HAProxy")
+    assert run(*words, environ=environ).stderr == ""
+    assert "not what would be written" not in str(look(environ, tmp_path)[0])
+
+
 def test_numpy_that_cannot_be_loaded_is_a_problem_that_hides_the_rest(tmp_path: Path) -> None:
     (tmp_path / "numpy.py").write_text("raise RuntimeError('NumPy was built for (X86_V2).')")
     done = run("doctor", environ={"PYTHONPATH": str(tmp_path)})
@@ -257,6 +273,10 @@ def test_what_may_stand_once_is_told_where_it_stands_twice(tmp_path: Path, bad: 
     [
         ("global\n", "global\n    chroot /\n"),
         ("server eu 127.0.0.1:1 weight 256", "server eu 127.0.0.1:1 fastinter 1s observe layer4 no-check"),
+        (
+            "    default_backend",
+            "    use_backend upstream if { nbsrv(x) lt 1 } mine\n    use_backend x\n    default_backend",
+        ),
         ("frontend web\n", "backend old\n    disabled\n    option external-check\nfrontend web\n"),
         ("frontend web\n", "# pasted\u2028backend old\f    option external-check\nfrontend web\n"),
         ("command true", 'command "/usr/bin/tr\\x75e"'),
@@ -361,6 +381,11 @@ def test_a_limit_of_open_files_that_checks_pay_for_is_a_problem(monkeypatch: pyt
             well(router)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_directory_without_a_file_of_haproxys_is_exit_code_2(tmp_path: Path) -> None:
+    done = run("doctor", "-f", str(tmp_path), "--socket", str(tmp_path / "none.sock"))
+    assert (done.returncode, done.stderr) == (2, f"error: {tmp_path}: no section of a HAProxy configuration\n")
 
 
 @pytest.mark.parametrize("text", [None, "", "nothing of HAProxy's\n"])

@@ -122,6 +122,38 @@ def test_an_external_check_in_such_a_backend_is_a_problem(tmp_path: Path) -> Non
             wait_until(lambda: "option external-check` out of the backend" in " ".join(doctor(here)[0]), 10, "its name")
 
 
+def test_a_word_that_external_checks_do_not_know_is_no_matter_to_haproxys_own(tmp_path: Path) -> None:
+    with site(tmp_path) as here:
+        path = tmp_path / "haproxy.cfg"
+        elsewhere = here.text.replace("server us 127.0.0.1:", "server us 127.0.0.9:").replace(
+            "check inter", "check addr 127.0.0.1 inter"
+        )
+        external = (
+            "    option external-check\n    external-check path /usr/bin:/bin\n"
+            f"    external-check command {tmp_path}/multicloud-check\n"
+        )
+        forks = elsewhere.replace("global\n", "global\n    insecure-fork-wanted\n    external-check\n").replace(
+            "200ms", "2s"
+        )
+        path.write_text(forks.replace("    option httpchk GET /\n", external).replace("http-check expect", "# "))
+        here.conf.write_text("")
+        here.router.restart()
+        wait_until(lambda: "app/us fails with exit code 1" in str(look(around(here), path)[0]), 15, "the check fails")
+        line = one(look(around(here), path)[0], "app/us fails")
+        assert line.endswith(
+            "`addr` on its line; HAProxy's own checks go that way: for `multicloud run`, write `backends = app`"
+        )
+        here.conf.write_text("backends = app\ninterval = 0.1\n")
+        assert "take it out of MULTICLOUD_BACKENDS, or `option external-check` out of" in str(
+            look(around(here), path)[0]
+        )
+        path.write_text(elsewhere)
+        here.router.restart()
+        with here.beside() as loop:
+            loop.wait_for("app/eu: weight")
+            wait_until(lambda: look(around(here), path)[0] == [], 15, "nothing is wrong any more")
+
+
 @pytest.mark.parametrize(
     ("good", "bad", "status", "what"),
     [

@@ -178,13 +178,14 @@ def test_a_sample_file_that_haproxys_user_cannot_write_or_shorten_is_told_until_
 
 @as_root
 @pytest.mark.parametrize(
-    ("words", "who"),
+    ("words", "directory", "who"),
     [
-        ("mode 600", "un this as root (sudo)"),
-        ("mode 660 group nogroup", "or let yourself in: `sudo usermod -aG nogroup $USER`, and log in again"),
+        ("mode 600", 0o711, "un this as root (sudo)"),
+        ("mode 600", 0o700, "un this as root (sudo)"),
+        ("mode 660 group nogroup", 0o711, "or let yourself in: `sudo usermod -aG nogroup $USER`, and log in again"),
     ],
 )
-def test_who_may_not_open_the_socket_is_told_as_whom_to_ask(words: str, who: str) -> None:
+def test_who_may_not_open_the_socket_is_told_as_whom_to_ask(words: str, directory: int, who: str) -> None:
     def ask(told: Connection) -> None:
         os.setgroups([])
         os.setuid(1)
@@ -195,7 +196,7 @@ def test_who_may_not_open_the_socket_is_told_as_whom_to_ask(words: str, who: str
             told.send(str(error))
 
     with small(GOOD.replace("mode 600", words)) as router:
-        router.directory.chmod(0o711)
+        router.directory.chmod(directory)
         here, there = multiprocessing.Pipe()
         child = multiprocessing.get_context("fork").Process(target=ask, args=(there,))
         child.start()

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from multicloud import runtime, settings
-from multicloud.console import config, parser
+from multicloud import history, runtime, samplefile, settings
+from multicloud.console import parser, problems
 from multicloud.console.doctor import certificates, configuration, running, servers
 from multicloud.console.doctor.case import Case, ok, problem, some, unknown
 from multicloud.console.instance import Instance, ask, user_of
@@ -26,11 +26,7 @@ def examine(sources: Sources, files: Sequence[str]) -> list[Finding]:
     """All findings. `files` are HAProxy's configuration files, or none. Raises UsageError."""
     case = _case(sources, files)
     groups = AWAY if case.away else GROUPS
-    findings = [
-        problem(f"{path} is not what would be written for these settings now: run `{command}`, and reload HAProxy")
-        for path in parser.files(files)
-        if (command := config.outdated(path, files, sources))
-    ]
+    findings: list[Finding] = []
     for number, (_, look) in enumerate(groups, 1):
         findings += look(case)
         if any(finding.kind == "problem" for finding in findings):
@@ -51,8 +47,12 @@ def _case(sources: Sources, files: Sequence[str]) -> Case:
     except runtime.RuntimeAPIError as error:
         away = str(error)
     read = parser.read(files, environ, instance.version or None) if files else None
-    foreign = configuration.foreign(instance, read, values.times)
-    return Case(sources, values, instance, away, user_of(instance.pid) if instance.pid else None, read, foreign)
+    try:
+        foreign = problems.foreign(instance, history.read(values.times, 1), configuration.ours(read))
+    except samplefile.SampleFileError:
+        foreign = set()
+    user = user_of(instance.pid) if instance.pid else None
+    return Case(sources, values, instance, away, user, list(parser.files(files)), read, foreign)
 
 
 def _read_all(sources: Sources) -> None:

@@ -64,8 +64,9 @@ ACCEPTED = ok("HAProxy accepts the certificates of {names} by what their lines s
 def look(case: Case) -> Iterator[Finding]:
     """A line for each thing that HAProxy may find in certificates, with all servers that have it."""
     alike: dict[tuple[str, str, Terms], list[Server]] = {}  # one handshake does for all backends
-    for server, terms in terms_of_lines(case).values():
-        alike.setdefault((server.address, server.port, terms), []).append(server)
+    for server in case.instance.servers:
+        if server.state != MAINT and (asked := terms_of_line(server, case)):
+            alike.setdefault((server.address, server.port, asked), []).append(server)
     deadline = time.monotonic() + TIME_FOR_ALL
     findings: dict[Finding, list[str]] = {}
     for (*_, terms), servers in alike.items():
@@ -83,7 +84,7 @@ def look(case: Case) -> Iterator[Finding]:
 def cure_of_line(said: str, server: Server, terms: Terms, case: Case) -> str:
     """What to write on a line that refuses a certificate: what the check of that place accepts, as far as it does."""
     if said.startswith(EXPIRED):
-        return renewal(server, terms.ca_file) or "renew it"
+        return _renewal(server, terms.ca_file)
     place = server.address, server.port
     own = next(
         (_terms_of_check(each, case.sources) for each in case.checked if (each.address, each.port) == place), None
@@ -135,37 +136,31 @@ def name_in(server: Server, ca_file: str) -> str:
     return next((name for name in _certificate(server, ca_file).get("names", ()) if "*" not in name), "")
 
 
-def renewal(server: Server, ca_file: str) -> str:
-    """What to do where the server's certificate has expired; "" where it has not, or none is seen."""
+def _renewal(server: Server, ca_file: str) -> str:
+    """What to do where the server's certificate has expired, and when it did where that is seen."""
     seen = _certificate(server, ca_file)
-    return f"renew it: it expired on {seen['not_after'][:10]}" if seen and seen["days_left"] < 0 else ""
+    return f"renew it: it expired on {seen['not_after'][:10]}" if seen and seen["days_left"] < 0 else "renew it"
 
 
-def terms_of_lines(case: Case) -> dict[tuple[str, str], tuple[Server, Terms]]:
-    """The servers that HAProxy speaks TLS to, and what their lines ask of their certificates, as HAProxy asks them.
+def terms_of_line(server: Server, case: Case) -> Terms | None:
+    """What a server's line asks of its certificate, as HAProxy asks it; None without TLS, or where no file is seen.
 
     The name is the SNI that was sent, or else `verifyhost`.
     """
-    if case.configuration is None:
-        return {}
-    section, lines = case.configuration.global_section(), case.configuration.lines()
-    automatic = parser.order(case.instance.version) >= SNI_AUTO
-    terms = {}
-    for server in case.instance.servers:
-        words = lines.get(server.key, [])
-        if parser.is_on(words, "ssl") and server.state != MAINT:
-            verify = parser.value(words, "verify") or section.first_word("ssl-server-verify")
-            ca_file = parser.value(words, "ca-file")
-            ca_file = "" if ca_file in ("", SYSTEM) else os.path.join(section.first_word("ca-base"), ca_file)
-            sni = parser.value(words, "sni")
-            name: str | None = parser.value(words, "verifyhost") or None
-            if sni:
-                literal = re.fullmatch(r"str\((.+)\)", sni)
-                name = server.name if sni == "srv_name" else literal[1] if literal else ""
-            elif automatic and server.mode == "http" and "no-sni-auto" not in words:
-                name = ""
-            terms[server.key] = server, Terms(verify != "none", ca_file, name)
-    return terms
+    words = case.configuration.lines.get(server.key, []) if case.configuration else []
+    if case.configuration is None or not parser.is_on(words, "ssl"):
+        return None
+    section = case.configuration.global_section()
+    verify = parser.value(words, "verify") or section.first_word("ssl-server-verify")
+    ca_file, sni = parser.value(words, "ca-file"), parser.value(words, "sni")
+    ca_file = "" if ca_file in ("", SYSTEM) else os.path.join(section.first_word("ca-base"), ca_file)
+    name: str | None = parser.value(words, "verifyhost") or None
+    if sni:
+        literal = re.fullmatch(r"str\((.+)\)", sni)
+        name = server.name if sni == "srv_name" else literal[1] if literal else ""
+    elif server.mode == "http" and "no-sni-auto" not in words and parser.order(case.instance.version) >= SNI_AUTO:
+        name = ""
+    return Terms(verify != "none", ca_file, name)
 
 
 def _terms_of_check(server: Server, sources: Sources) -> Terms | None:
@@ -208,8 +203,8 @@ def cure_of_check(said: str, server: Server, target: probe.Target, case: Case) -
     said = said.removeprefix(REFUSED)
     mismatch = said.startswith(MISMATCH)
     if said.startswith(EXPIRED):
-        return renewal(server, target.ca_file) or "renew it"
-    _, line = terms_of_lines(case).get(server.key, (server, None))
+        return _renewal(server, target.ca_file)
+    line = terms_of_line(server, case)
     if line and refusal(server, line) == "":
         by, value = f"by `ca-file {line.ca_file or SYSTEM}`", f"ca_file = {line.ca_file}"
         if not line.verify:

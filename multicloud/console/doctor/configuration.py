@@ -6,16 +6,15 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
-from multicloud import history, run, runtime
-from multicloud.console import parser, problems
+from multicloud import run, runtime
+from multicloud.console import config, parser
 from multicloud.console.doctor import routes
 from multicloud.console.doctor.case import can, ok, problem, some, unknown
 from multicloud.console.instance import EXTERNAL, PASSED, REWEIGH_SERVER, user_named
 from multicloud.runtime import MAINT
-from multicloud.samplefile import SampleFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from multicloud.console.doctor.case import Case, Finding
     from multicloud.console.instance import Instance, User
@@ -35,6 +34,10 @@ REFUSAL = "Backend is using a static LB algorithm and only accepts weights '0%' 
 
 def look(case: Case) -> Iterator[Finding]:
     """Who measures the servers, and whether the files, or what HAProxy tells of them, have what that needs."""
+    for path in case.files:
+        if command := config.outdated(path, case.files, case.sources):
+            text = f"{path} is not what would be written for these settings now: run `{command}`, and reload HAProxy"
+            yield problem(text)
     yield from _measured(case)
     for name, section in routed(case).items():
         yield from _algorithm(name, section, case.instance)
@@ -57,7 +60,9 @@ def _measured(case: Case) -> Iterator[Finding]:
     instance, backends = case.instance, case.values.backends
     stopped = run.unmeasured(instance.servers, backends) if instance.servers else {}
     yield from map(problem, stopped.values())
-    idle = [each.name for each in checked_sections(case) if not any(map(_is_said, parser.options(each).values()))]
+    lines = case.configuration.lines if case.configuration else {}
+    said = {name for (name, _), words in lines.items() if {"check", "no-check"} & {*words}}
+    idle = [each.name for each in checked_sections(case) if each.name not in said]
     for name in idle:
         yield problem(f"{name} has `option external-check`, but no server of it has `check`: write that on its line")
     if not (backends or idle or case.checked or (case.away and checked_sections(case))):
@@ -66,10 +71,6 @@ def _measured(case: Case) -> Iterator[Finding]:
     for name, members in runtime.by_backend(instance.servers).items():
         if name not in idle and run.BACKEND + name not in stopped:
             yield _how_measured(name, members, case)
-
-
-def _is_said(words: Sequence[str]) -> bool:
-    return "check" in words or "no-check" in words
 
 
 def _by_nobody(case: Case) -> Iterator[Finding]:
@@ -110,25 +111,19 @@ def _how_measured(name: str, members: Sequence[Server], case: Case) -> Finding:
     return ok(f"{name}: not measured, since HAProxy does not check it")
 
 
-def foreign(instance: Instance, configuration: Configuration | None, times: str) -> Collection[str]:
-    """The backends whose external checks are not for us: as problems.foreign says, and their commands, where known."""
-    try:
-        silent = problems.silent(instance, history.read(times, 1))
-    except SampleFileError:
-        return ()
-    if configuration is None:
-        return problems.foreign(instance, silent)
-    return silent - {each.name for each in configuration.proxies() if "multicloud" in _text(each)}
+def ours(configuration: Configuration | None) -> set[str] | None:
+    """The proxies whose external checks are multicloud-check, by their commands, as far as these are seen."""
+    return {each.name for each in configuration.proxies() if _is_ours(each)} if configuration else None
 
 
-def _text(section: Section) -> str:
-    """The name of the command of its checks and, of a script, what it says; "multicloud" where there is none."""
-    program = _program(section)
+def _is_ours(section: Section) -> bool:
+    """Whether the command of its checks is multicloud-check, or a script that names it; one that is missing may be."""
+    program = _program(section) or ""
     try:
-        with open(program or "", "rb") as file:
-            return f"{program} {file.read(1 << 16).decode(errors='replace')}"
+        with open(program, "rb") as file:
+            return b"multicloud" in program.encode() + file.read(1 << 16)
     except OSError:
-        return "multicloud"
+        return True
 
 
 def _program(section: Section) -> str | None:
@@ -222,10 +217,8 @@ def programs(case: Case) -> Iterator[Finding]:
         if not command:
             yield problem(f"{section.name}: `external-check command` is missing")
         elif program is None:
-            hint = (
-                "" if "/" in command else f" in the `external-check path` {path!r}: write its whole path, or set that"
-            )
-            yield problem(f"{section.name}: there is no {command}{hint}")
+            where = f" in the `external-check path` {path!r}: write its whole path, or set that" * ("/" not in command)
+            yield problem(f"{section.name}: there is no {command}{where}")
         elif user is None:
             yield unknown(f"{section.name}: it is not known which user HAProxy runs {program} as")
         else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from multicloud import runtime
 from multicloud.console import parser
 from multicloud.console.doctor.case import problem, some, unknown
 from multicloud.console.problems import LAST_RESORT
@@ -24,6 +23,9 @@ FIRST = "upstream"
 
 STICKY = {"cookie": "`maxidle 10m maxlife 1h`", "stick": "`expire 10m` of its table"}
 """What keeps users with a server whatever its weight is, and what lets them go in time."""
+
+ALONE = re.compile(r"(if|unless) \{ (method|nbsrv\(\S*\)) [^{}]*\}")
+"""The conditions of an application that has a frontend to itself: by the method, or by how many servers it has left."""
 
 ONCE_ONLY = ("frontend", "backend", "listen", "defaults", "resolvers")
 """The sections of which each name stands once."""
@@ -49,15 +51,14 @@ def _companions(backend: str) -> list[str]:
 
 def _lists(case: Case, routed: Mapping[str, Section | None]) -> Iterator[Finding]:
     """Whether the lists of servers differ that `multicloud config` writes alike."""
-    lists = {
-        name: [each.name for each in servers] for name, servers in runtime.by_backend(case.instance.servers).items()
-    }
-    if case.away and case.configuration:
-        lists = {each.name: list(parser.options(each)) for each in case.configuration.proxies()}
+    keys = [server.key for server in case.instance.servers] or (case.configuration.lines if case.configuration else ())
+    lists: dict[str, set[str]] = {}
+    for name, server in keys:
+        lists.setdefault(name, set()).add(server)
     for backend in routed:
         for companion in _companions(backend):
-            differing = {*lists.get(backend, ())} ^ {*lists.get(companion, ())}
-            if companion in lists and differing:
+            here, there = lists.get(backend, set()), lists.get(companion, set())
+            if here & there and (differing := here ^ there):  # with none in common it is for something else
                 yield problem(
                     f"{backend} and {companion} have not the same servers: {some(sorted(differing))} stands in one of "
                     "them only: write the same names into both"
@@ -67,9 +68,8 @@ def _lists(case: Case, routed: Mapping[str, Section | None]) -> Iterator[Finding
 def _sticky(case: Case, routed: Mapping[str, Section | None]) -> Iterator[Finding]:
     """Whether users stay with a server whatever its weight is."""
     for backend, section in routed.items():
-        use = case.instance.uses.get((backend, "BACKEND"))
         stick = section is not None and any(line[0] == "stick" for line in section.lines)
-        for word in ["cookie"] * bool(use and use.cookie) + ["stick"] * stick:
+        for word in ["cookie"] * (backend in case.instance.sticky) + ["stick"] * stick:
             yield unknown(
                 f"{backend}: `{word}` keeps users with their server, also one of weight 0, so it is not known how many "
                 f"go where the weights say; to have them follow the weights, remove it, or let it end: {STICKY[word]}"
@@ -133,8 +133,7 @@ def _first_rules(configuration: Configuration, routed: Mapping[str, Section | No
     for section in configuration.sections:
         rules = [line for line in section.lines if line[0] == "use_backend" and len(line) > 1]
         for number, (_, name, *condition) in enumerate(rules):
-            # Written for an application that is alone: by the method, or by how many servers it has left.
-            general = not condition or (condition.count("{") == 1 and re.match(r"method$|nbsrv\(", condition[2]))
+            general = not condition or ALONE.fullmatch(" ".join(condition))
             ours = application.get(name, "")
             later = next((line[1] for line in rules[number:] if application.get(line[1]) != ours), "")
             if ours and general and later:

@@ -172,12 +172,12 @@ def checks(case: Case) -> Iterator[Finding]:
     if checked and all(server.check == PASSED for server in checked):
         yield ok(f"the checks of all {len(checked)} servers pass")
     yield from _other_ways(checked, case)
-    own, lines = case.instance.own_checked(case.values.backends), certificates.terms_of_lines(case)
+    own = case.instance.own_checked(case.values.backends)
     for server in own:
         if server.check in haproxy_checks.FAILED_STATUSES and server.state != MAINT:
             code = f" {server.code}" if server.code not in ("", "0") else ""
             remedy = next(text for start, text in OWN_REMEDIES if server.check.startswith(start))
-            _, terms = lines.get(server.key, (server, None)) if server.check == "L6RSP" else (server, None)
+            terms = certificates.terms_of_line(server, case) if server.check == "L6RSP" else None
             if terms and (said := certificates.refusal(server, terms)):
                 remedy = f"{said}: {certificates.cure_of_line(said, server, terms, case)}"
             yield problem(f"HAProxy's check of {'/'.join(server.key)} fails ({server.check}{code}): {remedy}")
@@ -199,20 +199,18 @@ def _other_ways(checked: Sequence[Server], case: Case) -> Iterator[Finding]:
     for words, servers in ways.items():
         yield unknown(
             f"{some(servers)}: a check knows nothing of {words}, so it is not known whether its time is that of users; "
-            f"{_by_own_checks(servers[0].partition('/')[0], case)}"
+            f"{_by_own_checks(servers[0].partition('/')[0])}"
         )
 
 
 def _words_unknown(server: Server, case: Case, words: Sequence[str]) -> str:
     """Those of the words that are on a server's line, or in its section, as `source` may be."""
-    line = case.configuration.lines().get(server.key, []) if case.configuration else []
+    line = case.configuration.lines.get(server.key, []) if case.configuration else []
     return " and ".join(f"`{word}`" for word in dict.fromkeys(line) if word in words)
 
 
-def _by_own_checks(backend: str, case: Case) -> str:
-    return (
-        f"`multicloud run` has HAProxy's own checks, which go that way (`backends = {backend}` in {case.sources.path})"
-    )
+def _by_own_checks(backend: str) -> str:
+    return f"HAProxy's own checks go that way: for `multicloud run`, write `backends = {backend}`"
 
 
 def _failures(failing: Sequence[Server], case: Case) -> Iterator[tuple[Server, str]]:
@@ -228,11 +226,11 @@ def _failures(failing: Sequence[Server], case: Case) -> Iterator[tuple[Server, s
 
 def _why(server: Server, case: Case, *, ask: bool) -> tuple[str, str]:
     """Why an external check fails, and what to do, with {place} for a setting's section."""
-    known = case.configuration is None or server.key in case.configuration.lines()
+    known = case.configuration is None or server.key in case.configuration.lines
     if server.code in EXIT_CODES and (server.code != ADDED or known):
         return EXIT_CODES[server.code], ""
     if server.code == ADDED:
-        return "HAProxy cannot start a check of what was added while it runs (`add server`): write it there", ""
+        return "HAProxy starts no check of what was added while it runs: write it into the configuration", ""
     user = case.user if case.forks else None
     reason = f"{where_reasons_are(case.instance.pid, user)}; to see it: {_by_hand(server, user)}"
     if server.code == "2":
@@ -241,7 +239,7 @@ def _why(server: Server, case: Case, *, ask: bool) -> tuple[str, str]:
         return f"HAProxy does not tell the path of its socket, so it was not asked; {reason}", ""
     other = ""
     if words := _words_unknown(server, case, (*PLACE, *WAY)):
-        other = f"a check knows nothing of {words} on its line; {_by_own_checks(server.backend, case)}"
+        other = f"a check knows nothing of {words} on its line; {_by_own_checks(server.backend)}"
     if not ask:
         return other or reason, ""
     try:
