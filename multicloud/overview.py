@@ -73,38 +73,31 @@ def rows(
         able = ranking.candidates(members)
         total = sum(server.weight for server in able) or 1
         for server in members:
-            part = server.weight * (server in able) / total
-            shown.append(_row(server, samples, scored.get(server.source), favorite, part, now))
+            score, newest = scored.get(server.source), samples.series.get(server.source, [])
+            times = [sample.seconds for sample in score.counted if not sample.failed] if score else []
+            trend = [None if sample.failed else sample.seconds for sample in newest[:TREND]]
+            when = newest[0].time if newest else None
+            row = Row(
+                *(server.backend, server.name, server.state, server.weight),
+                favorite=server.state == runtime.UP and server.weight == favorite,
+                samples=len(times),
+                failed=score.failed if score else 0,
+                percentiles=tuple(scores.percentiles(times, PERCENTS)) if times else None,
+                last=trend[0] if trend else None,
+                time=when,
+                age=None if when is None else max(0.0, now - when),
+                trend=tuple(reversed(trend)),
+                score=score.seconds if score else None,
+                percentile=score.percentile if score else None,
+                traffic=server.weight * (server in able) / total,
+                in_flight=server.in_flight,
+            )
+            shown.append(row)
     return shown, alike
 
 
 def _seen(servers: Iterable[Server]) -> list[tuple[str, str, int]]:
     return [(server.name, server.state, server.weight) for server in servers]
-
-
-def _row(server: Server, samples: Samples, score: Score | None, favorite: int, traffic: float, now: float) -> Row:
-    newest = samples.series.get(server.source, [])
-    times = [sample.seconds for sample in score.counted if not sample.failed] if score else []
-    trend = [None if sample.failed else sample.seconds for sample in newest[:TREND]]
-    when = newest[0].time if newest else None
-    return Row(
-        server.backend,
-        server.name,
-        server.state,
-        server.weight,
-        server.state == runtime.UP and server.weight == favorite,
-        len(times),
-        score.failed if score else 0,
-        tuple(scores.percentiles(times, PERCENTS)) if times else None,
-        trend[0] if trend else None,
-        when,
-        None if when is None else max(0.0, now - when),
-        tuple(reversed(trend)),
-        score.seconds if score else None,
-        score.percentile if score else None,
-        traffic,
-        server.in_flight,
-    )
 
 
 class Switch(NamedTuple):

@@ -237,15 +237,16 @@ def rows(lines: Iterable[str], separator: str, columns: Sequence[str]) -> Iterat
 
 
 def _server(row: Row) -> Server:
-    bits = int(row["srv_admin_state"])
-    server = Server(
-        row["be_name"],
-        row["srv_name"],
-        _state(int(row["srv_op_state"]), bits),
-        int(row["srv_uweight"]),
-        # One that tracks another whose name does not resolve has inherited that maintenance, beside its own.
-        unresolved=bool(bits & UNRESOLVED_BIT and not bits & MAINT_BITS & ~INHERITED_BIT),
-    )
+    bits, op_state = int(row["srv_admin_state"]), int(row["srv_op_state"])
+    if bits & (MAINT_BITS | UNRESOLVED_BIT):
+        state = MAINT
+    elif bits & DRAIN_BITS or op_state == STOPPING:
+        state = DRAIN
+    else:
+        state = DOWN if op_state == STOPPED else UP
+    server = Server(row["be_name"], row["srv_name"], state, int(row["srv_uweight"]))
+    # One that tracks another whose name does not resolve has inherited that maintenance, beside its own.
+    server.unresolved = bool(bits & UNRESOLVED_BIT and not bits & MAINT_BITS & ~INHERITED_BIT)
     server.address, server.port, server.tls = row["srv_addr"], row["srv_port"], row["srv_use_ssl"]
     server.host = light.printable(row["srv_fqdn"].removeprefix("-"))  # which stands for none; a name server may say it
     return server
@@ -266,14 +267,6 @@ def _add_stat(server: Server, row: Row) -> None:
     server.in_flight, server.rate = int(row["scur"] or 0), int(row["rate"] or 0)
     server.total_time, server.response_time = float(row["ttime"] or 0) / 1000, float(row["rtime"] or 0) / 1000
     server.rise_left = max(int(row["check_rise"] or 0) - int(health or 0), 0)
-
-
-def _state(op_state: int, admin_state: int) -> str:
-    if admin_state & (MAINT_BITS | UNRESOLVED_BIT):
-        return MAINT
-    if admin_state & DRAIN_BITS or op_state == STOPPING:
-        return DRAIN
-    return DOWN if op_state == STOPPED else UP
 
 
 def _connect(address: str, deadline: float) -> socket.socket:

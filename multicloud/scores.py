@@ -69,14 +69,6 @@ class Score(NamedTuple):
     since: float | None
 
 
-def fresh(samples: Sequence[Sample], *, now: float, max_age: float) -> list[Sample]:
-    """The samples that are not older than `max_age` seconds.
-
-    A sample without a time counts whatever its age, and one from the future is as good as new: the clock was set back.
-    """
-    return [sample for sample in samples if sample.time is None or now - sample.time <= max_age]
-
-
 def scores(
     series: Mapping[Key, Sequence[Sample]],
     *,
@@ -89,12 +81,12 @@ def scores(
     """A score for each (backend, server) that has samples that count; `series` has them newest first.
 
     `percentile` is 0 to 100; with `min_samples` samples or fewer, and without a change, the mean scores; `now` and
-    `max_age` are seconds. A recovery as old as the window can be told only where `series` has RECOVERY_RUN samples
-    more.
+    `max_age` are seconds. A sample without a time counts whatever its age, and one from the future does: the clock was
+    set back. A recovery as old as the window can be told only where `series` has RECOVERY_RUN samples more.
     """
     by_size: dict[int, dict[Key, list[Sample]]] = {}
     for key, samples in series.items():
-        newest = fresh(samples[: window + RECOVERY_RUN], now=now, max_age=max_age)
+        newest = [each for each in samples[: window + RECOVERY_RUN] if each.time is None or now - each.time <= max_age]
         if newest:
             by_size.setdefault(len(newest), {})[key] = newest
     found: dict[Key, Score] = {}
