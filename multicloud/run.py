@@ -244,7 +244,7 @@ def unmeasured(servers: Sequence[Server], backends: Sequence[str]) -> dict[str, 
         everyone = by_backend.get(backend, [])
         able = [server for server in everyone if server.state != runtime.MAINT]
         members = [server for server in everyone if server.source == server.key]
-        bare = [server.name for server in able if server in members and not server.check]
+        bare = [server.name for server in able if server.source == server.key and not server.check]
         strangers = [server for server in able if server.source[0] not in backends and server.source not in external]
         tracked = ", ".join(dict.fromkeys(server.source[0] for server in (strangers if members else everyone)))
         if not everyone:
