@@ -109,10 +109,8 @@ def target_of(scheme: str, address: str, port: int | None, host: str, values: se
 
 def auto_scheme(environ: Mapping[str, str]) -> str:
     """What HAProxy itself speaks to the server: TLS unless it says no, HTTP unless in `mode tcp`."""
-    tls = environ.get("HAPROXY_SERVER_SSL") != "0"
-    if environ.get("HAPROXY_SERVER_PROTO") == "tcp":
-        return "tls" if tls else "tcp"
-    return "https" if tls else "http"
+    plain, tls = ("tcp", "tls") if environ.get("HAPROXY_SERVER_PROTO") == "tcp" else ("http", "https")
+    return plain if environ.get("HAPROXY_SERVER_SSL") == "0" else tls
 
 
 def record(environ: Mapping[str, str], path: str, seconds: float | None, allowed: float) -> bool:

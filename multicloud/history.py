@@ -87,10 +87,7 @@ def read(path: str, newest: int) -> Samples:
 
 
 def _newest(fd: int, end: int, newest: int, oldest: float = 0.0) -> tuple[Samples, list[bytes]]:
-    """The `newest` samples of each server since `oldest`, and their lines in the order of the file.
-
-    What lies before these is not looked at.
-    """
+    """The `newest` samples of each server since `oldest`, and their lines in the order of the file."""
     samples = Samples()
     known: dict[bytes, list[Sample]] = {}
     kept: list[bytes] = []
@@ -148,8 +145,7 @@ def trim(path: str, keep: int, oldest: float = 0.0) -> int:
     """Leave the `keep` newest samples of each server and no garbage; return how many lines were dropped.
 
     Samples from before the UNIX time `oldest` are dropped, too, so that servers that are no more go in the end. Nothing
-    is dropped where somebody truncated or replaced the file meanwhile, as another trim does. Raises SampleFileError,
-    also where the file belongs to somebody else.
+    is dropped where somebody truncated or replaced the file meanwhile. Raises SampleFileError.
     """
     try:
         if os.geteuid() not in (0, os.lstat(path).st_uid):

@@ -21,39 +21,33 @@ TREND = 30  # samples that a row has for a trend, whatever the window
 
 
 class Row(NamedTuple):
-    """One server. Times are seconds, `time` is the newest sample's; `percentiles` are those of PERCENTS.
-
-    `samples` and `failed` are how many checks count that succeeded, and that failed. `trend` has the newest ones,
-    oldest first. A check that failed has no time: it is None in `trend`, and `last` where it was the last. `score` is
-    what the server is ranked by, and `percentile` which one that is; None: the mean. `traffic` is its part of the
-    weights of those that can get any, 0 to 1, and `in_flight` are the requests that it has.
-    """
+    """One server. Times are seconds; a check that failed has no time, and is None where its time would be."""
 
     backend: str
     server: str
     state: str
     weight: int
     favorite: bool
-    samples: int
-    failed: int
-    percentiles: tuple[float, ...] | None
-    last: float | None
-    time: float | None
+    samples: int  # checks that count and succeeded
+    failed: int  # checks that count and failed
+    percentiles: tuple[float, ...] | None  # those of PERCENTS
+    last: float | None  # the newest sample
+    time: float | None  # when that was taken, UNIX time
     age: float | None
-    trend: tuple[float | None, ...]
-    score: float | None = None
-    percentile: float | None = None
-    traffic: float = 0.0
-    in_flight: int = 0
+    trend: tuple[float | None, ...]  # the newest samples, oldest first
+    score: float | None = None  # what the server is ranked by
+    percentile: float | None = None  # and which one that is; None: the mean
+    traffic: float = 0.0  # its part of the weights of those that can get any, 0 to 1
+    in_flight: int = 0  # requests that it has
 
 
 def rows(
     servers: Iterable[Server], samples: Samples, scored: Mapping[tuple[str, str], Score], sources: Sources, now: float
 ) -> tuple[list[Row], dict[str, str]]:
-    """A row for each server of each backend that has samples, and the backends that need none.
+    """A row for each server of each backend that has samples. Raises SettingError.
 
-    Those are backends whose servers track others and have the same states and weights: the one that they track, by
-    their names. Raises SettingError.
+    The backends that need none, since their servers track others and have the same states and weights, are told beside:
+    the one that they track, by their names.
     """
     backends = {
         backend: members
@@ -101,16 +95,13 @@ def _seen(servers: Iterable[Server]) -> list[tuple[str, str, int]]:
 
 
 class Switch(NamedTuple):
-    """A change of favourite at a UNIX time; `before` is "" where nobody led.
+    """A change of favourite."""
 
-    `why` is the decision that is the reason: of the one that leads now, or of the one that cannot lead any more.
-    """
-
-    time: float
+    time: float  # UNIX time
     backend: str
-    before: str
+    before: str  # "" where nobody led
     after: str
-    why: Decision
+    why: Decision  # of the one that leads now, or of the one that cannot lead any more
 
     def words(self) -> str:
         """The reason with its figures."""

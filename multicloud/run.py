@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from multicloud import haproxy_checks, history, light, overview, reweigh, runtime, samplefile, scrape, settings
 from multicloud.light import UsageError
@@ -81,14 +81,6 @@ def run(sources: Sources, address: str = "", log: str = LOGS[0]) -> int:
             return 0
 
 
-class _Round(NamedTuple):
-    """What the last round leaves to scrapers, who may come during the next one."""
-
-    servers: list[Server]
-    outcome: Outcome | None
-    sources: Sources
-
-
 class Rounds:
     """What is kept from one round to the next. `problems` are texts by what they are of."""
 
@@ -99,7 +91,8 @@ class Rounds:
         self.checks = haproxy_checks.Checks()
         self.samples = history.Samples()
         self.totals = scrape.Totals()
-        self._last = _Round([], None, sources)
+        # What the last round leaves to scrapers, who may come during the next one.
+        self._last: tuple[list[Server], Outcome | None, Sources] = [], None, sources
         self._page = -1, b""  # and after how many rounds it was made
         self._use(sources)
 
@@ -107,10 +100,8 @@ class Rounds:
         """Work with these settings from now on. Raises UsageError, and then nothing has changed."""
         values = sources.read(settings.RUN)
         if not values.backends:
-            raise UsageError(
-                "no backends to measure; name them: MULTICLOUD_BACKENDS=app,api, "
-                f"or `backends = app,api` in {sources.path}"
-            )
+            places = f"MULTICLOUD_BACKENDS=app,api, or `backends = app,api` in {sources.path}"
+            raise UsageError(f"no backends to measure; name them: {places}")
         newest = reweigh.samples_needed(sources)
         self.sources, self.values, self.newest = sources, values, newest
 
@@ -137,22 +128,19 @@ class Rounds:
         except samplefile.SampleFileError as error:
             problems["file"] = f"samples are kept in memory only: {error}"
         try:
-            self._last = self._reweigh(problems)
+            self._last = *self._reweigh(problems), self.sources
         except settings.SettingError as error:  # of two sections of which each is right by itself
             problems["settings"] = f"no weights are set: {error}"
         except (runtime.RuntimeAPIError, OSError) as error:
-            self._last = _Round([], None, self.sources)
+            self._last = [], None, self.sources
             problems["haproxy"] = str(error)
             # Where none is set, HAProxy may come back at another one of the usual places.
             self.values.socket = str(settings.SOCKET.parse(self.sources.text(settings.SOCKET)))
         self._tell(problems)
         self.totals.round(time.monotonic() - began, up="haproxy" not in problems)
 
-    def _reweigh(self, problems: dict[str, str]) -> _Round:
-        """HAProxy's servers, with the weights that they have now, and what was decided of them.
-
-        Raises RuntimeAPIError, SettingError and OSError.
-        """
+    def _reweigh(self, problems: dict[str, str]) -> tuple[list[Server], Outcome]:
+        """Look at HAProxy's servers, decide and set weights. Raises RuntimeAPIError, SettingError and OSError."""
         lines: list[bytes] = []
         try:
             with runtime.RuntimeAPI(self.values.socket) as api:
@@ -162,8 +150,7 @@ class Rounds:
                     del problems[name]
                 problems |= unmeasured(servers, self.values.backends)
                 lines = self._take(servers)
-                elapsed = self.values.interval
-                outcome = reweigh.weigh(api, servers, self.samples, self.sources, elapsed=elapsed)
+                outcome = reweigh.weigh(api, servers, self.samples, self.sources, elapsed=self.values.interval)
         finally:
             self._record(lines, problems)  # last, since no weight should wait for it
         problems.pop("settings", None)
@@ -178,7 +165,7 @@ class Rounds:
             text = reweigh.words(change, outcome.scores)
             self._say(light.print_line, text, **facts, reason=change.reason.name.lower())
             by_key[server.key].weight = weight
-        return _Round(servers, outcome, self.sources)
+        return servers, outcome
 
     def _take(self, servers: Sequence[Server]) -> list[bytes]:
         """Add the checks that have ended to the samples; return their lines for the file."""
@@ -189,8 +176,7 @@ class Rounds:
         ]
         self.own = {server.key for server in measured}
         now = round(time.time(), 3)  # as in the file
-        interval = self.values.interval
-        ended = self.checks.ended(measured, self.samples.series, now=time.monotonic(), interval=interval)
+        ended = self.checks.ended(measured, self.samples.series, now=time.monotonic(), interval=self.values.interval)
         lines = []
         for server, seconds, failed in ended:
             self.totals.check(server.key, seconds, failed=failed)
@@ -226,11 +212,12 @@ class Rounds:
 
     def page(self) -> bytes:
         """What a scraper reads of the last round, made when the first one asks for it."""
-        last, count = self._last, self.totals.rounds
+        count = self.totals.rounds
         if self._page[0] != count:
             rows: list[overview.Row] = []
-            if seen := last.outcome:
-                rows, _ = overview.rows(last.servers, seen.samples, seen.scores, last.sources, time.time())
+            servers, seen, sources = self._last
+            if seen:
+                rows, _ = overview.rows(servers, seen.samples, seen.scores, sources, time.time())
             self._page = count, (scrape.prometheus(rows, len(self.problems)) + self.totals.text()).encode()
         return self._page[1]
 

@@ -115,10 +115,7 @@ class RuntimeAPI:
         return "\n".join(self.lines(command)).strip("\n")
 
     def lines(self, command: str) -> Iterator[str]:
-        """The lines of the answer to one command, as they come: a long one takes HAProxy a while.
-
-        No other command may be sent before the last line. Raises RuntimeAPIError.
-        """
+        """The lines of the answer to one command, as they come: no other may be sent before. Raises RuntimeAPIError."""
         rest = b""
         try:
             self._socket.settimeout(light.time_left(self._deadline))
@@ -159,13 +156,9 @@ class RuntimeAPI:
                 if row["tracked"]:
                     backend, _, name = row["tracked"].partition("/")
                     tracked[key] = backend, name
-            for server in servers if tracked else ():
-                followed = 0
-                while server.source in tracked:  # which may track another in turn
-                    server.source = tracked[server.source]
-                    followed += 1
-                    if followed > len(tracked):
-                        raise ValueError(f"{server.backend}/{server.name} tracks itself")
+        for server in servers:
+            while server.source in tracked:  # which may track another in turn, and HAProxy allows no circle
+                server.source = tracked[server.source]
         return servers
 
     def set_weights(self, changes: Iterable[Decision]) -> tuple[list[Decision], list[str]]:

@@ -80,9 +80,9 @@ def append_lines(path: str, lines: bytes, wait: float = LOCK_WAIT) -> tuple[os.s
 
 
 def lock(path: str, wait: float, *, create: bool) -> int:
-    """Open the file at `path` for appending and lock it. Raises LockedError after `wait` seconds.
+    """Open the file at `path` for appending and lock it, in `wait` seconds.
 
-    Raises FileNotFoundError unless `create`, and SampleFileError, too.
+    Raises LockedError, SampleFileError and, unless `create`, FileNotFoundError.
     """
     deadline = time.monotonic() + wait
     while True:

@@ -55,18 +55,13 @@ CHANGE = 0.75  # one time is clearly faster than another if it is less than this
 
 
 class Score(NamedTuple):
-    """What a server's users wait, in `seconds`, and what that was made of.
-
-    `percentile` says which percentile `seconds` is; None: the mean. `counted` are the samples that count, newest first,
-    and `failed` is how many of them failed. `since` is the UNIX time of the oldest of them where the window ends at a
-    change, and None where it does not, or where that sample has no time.
-    """
+    """What a server's users wait, and what that was made of."""
 
     seconds: float
-    percentile: float | None
-    counted: Sequence[Sample]
-    failed: int
-    since: float | None
+    percentile: float | None  # which one `seconds` is; None: the mean
+    counted: Sequence[Sample]  # the samples that count, newest first
+    failed: int  # how many of them failed
+    since: float | None  # UNIX time of the oldest of them where the window ends at a change, if it has one
 
 
 def scores(

@@ -322,13 +322,9 @@ SCHEME = Setting(
 )
 PATH = Setting("path", "/", (_path, "a path that starts with / and has no blanks"), "the path that a check asks for")
 EXPECT = Setting("expect", "200", STATUSES, "the status codes of a server that is up: 200, or 200,204, or 200-399")
-HOST = Setting(
-    "host", "", (_word, "a host name"), "the name in Host header, SNI and certificate; where unset, the server's name"
-)
+HOST = Setting("host", "", (_word, "a host name"), "name for Host header, SNI and certificate; none: the server's name")
 USER_AGENT = Setting("user_agent", "multicloud-check", WORDS, "the User-Agent header with which a check asks")
-CLOCK = Setting(
-    "clock", "request", CLOCKS, "when the clock of http and https starts: with the request, or with the connection"
-)
+CLOCK = Setting("clock", "request", CLOCKS, "where the clock of http and https starts: request or connection")
 TIMEOUT = Setting("timeout", "10", _between(0.001, 3600.0, "seconds, 0.001 to 3600"), "seconds that a check may take")
 CA_FILE = Setting("ca_file", "", FILE, "the CA bundle that certificates are verified with; where unset, the system's")
 INSECURE = Setting("insecure", "0", SWITCH, "1: do not verify the certificate")
@@ -338,16 +334,10 @@ WINDOW = Setting("window", "30", _between(1, 10_000), "how many of a server's ne
 MAX_AGE = Setting("max_age", "300", _between(0.001, 1e9, "seconds, above 0"), "seconds for which a sample counts")
 FAVORITE = Setting("favorite", "256", _between(1, 256), "the weight of the favourite, which is the fastest server")
 BACKUP = Setting("backup", "1", _between(0, 256), "the weight of the backup, which is the second fastest")
-HYSTERESIS = Setting(
-    "hysteresis", "10", _between(0.0, 100.0), "percent by which another must be faster to take the favourite's place"
-)
-TOLERANCE = Setting(
-    "tolerance", "0", MILLISECONDS, "milliseconds: servers this close to the fastest share the favourite's weight"
-)
+HYSTERESIS = Setting("hysteresis", "10", _between(0.0, 100.0), "percent by which another must beat the favourite")
+TOLERANCE = Setting("tolerance", "0", MILLISECONDS, "milliseconds: servers this close to the fastest share its weight")
 BACKENDS = Setting("backends", "", NAMES, "`multicloud run`: the backends whose own checks are the samples: app,api")
-INTERVAL = Setting(
-    "interval", "1", _between(0.1, 3600.0, "seconds, 0.1 to 3600"), "`multicloud run`: seconds between two reweighs"
-)
+INTERVAL = Setting("interval", "1", _between(0.1, 3600.0), "`multicloud run`: seconds between two reweighs")
 SERVERS = Setting("servers", "", SERVER_LIST, "`multicloud config`: the servers, separated by blanks")
 BIND = Setting(
     "bind", ":8080", BIND_LINE, "`multicloud config`: where users come in, as after HAProxy's `bind`; none: no frontend"

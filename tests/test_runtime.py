@@ -384,8 +384,6 @@ def test_a_host_that_cannot_be_looked_up_is_an_error() -> None:
 PROMPT = b"\n> "
 HEADER = b"1\n# be_name srv_name srv_use_ssl srv_addr srv_port srv_fqdn "
 HEADER += b"srv_op_state srv_admin_state srv_uweight\n"
-CIRCLE = "# pxname,svname,tracked," + ",".join(runtime.STAT_COLUMNS[3:])
-CIRCLE += "".join(f"\nb,{name},b/{other}" + "," * len(runtime.STAT_COLUMNS[3:]) for name, other in ("ac", "ca"))
 
 
 def script(*answers: bytes) -> Callable[[socket.socket], None]:
@@ -438,10 +436,6 @@ def never_stop(connection: socket.socket) -> None:
         (
             script(PROMPT, HEADER + PROMPT, b"x" + PROMPT),
             "no statistics in the answer: 'x'",
-        ),
-        (
-            script(PROMPT, HEADER + b"b a - - - - 2 0 1\nb c - - - - 2 0 1" + PROMPT, CIRCLE.encode() + PROMPT),
-            "no statistics in the answer: 'b/a tracks itself'",
         ),
         (script(PROMPT, bytes(range(256)) + PROMPT), "no server states in the answer: '"),
         (script(b"HTTP/1.1 400 Bad request\r\n\r\n"), "HAProxy closed the connection at 'prompt'"),
