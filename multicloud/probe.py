@@ -83,10 +83,7 @@ class Probe:
         self.connection: _Connection | None = None
 
     def close(self) -> None:
-        """Read the rest of an answer as far as it is short and comes soon, and close the connection.
-
-        A connection that is closed before would be reset by what the server still sends. Takes DRAIN_TIME at most.
-        """
+        """Close the connection, after DRAIN_TIME at most for the rest of the answer, which else would reset it."""
         if self.connection is None:
             return
         left = 0 if self.status is None else DRAIN_BYTES
@@ -154,22 +151,17 @@ class _Connection:
         self.socket.settimeout(light.time_left(self.deadline))
         self.socket.sendall(data)
 
-    def receive(self) -> bytes:
-        """What comes next; b"" at the end."""
-        self.socket.settimeout(light.time_left(self.deadline))
-        received = self.socket.recv(CHUNK)
+    def receive(self, *, wait: bool = True) -> bytes:
+        """What comes next, or without `wait` has come already; b"" at the end, and where nothing has."""
+        self.socket.settimeout(light.time_left(self.deadline) if wait else 0)
+        try:
+            received = self.socket.recv(CHUNK)
+        except BlockingIOError:
+            return b""
         self.left -= len(received)
         if self.left < 0:
             raise ProbeError(f"sent more than {MAX_BYTES // 1024} KiB")
         return received
-
-    def received(self) -> bytes:
-        """What has come already; b"" where nothing has."""
-        self.socket.settimeout(0)
-        try:
-            return self.socket.recv(CHUNK)
-        except BlockingIOError:
-            return b""
 
     def close(self) -> None:
         self.socket.close()
@@ -205,17 +197,13 @@ class _TLS(_Connection):
     def send(self, data: bytes) -> None:
         self._until_done(self.object.write, data)
 
-    def receive(self) -> bytes:
+    def receive(self, *, wait: bool = True) -> bytes:
         try:
-            return self._until_done(self.object.read, CHUNK)
-        except self.ssl.SSLEOFError:  # without a goodbye
-            return b""
-
-    def received(self) -> bytes:
-        self.incoming.write(super().received())
-        try:
+            if wait:
+                return self._until_done(self.object.read, CHUNK)
+            self.incoming.write(super().receive(wait=False))
             return self.object.read(CHUNK)
-        except self.ssl.SSLWantReadError:  # session tickets, if anything
+        except (self.ssl.SSLEOFError, self.ssl.SSLWantReadError):  # no goodbye; or session tickets, if anything
             return b""
 
     def close(self) -> None:
@@ -248,7 +236,7 @@ class _TLS(_Connection):
 
 def _ask(connection: _Connection, target: Target, result: Probe) -> None:
     """Send the request, time the answer and judge its status."""
-    if early := connection.received():
+    if early := connection.receive(wait=False):
         raise ProbeError(f"answered before it was asked: {_excerpt(early)}")
     start = monotonic()
     connection.send(

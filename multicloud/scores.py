@@ -27,9 +27,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from multicloud.light import CommandError
 
 # One BLAS thread: starting more costs as much CPU time as the rest of the program, and percentiles use none.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-os.environ.setdefault("MKL_NUM_THREADS", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+for library in ("OPENBLAS", "MKL", "OMP"):
+    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 try:
     import numpy as np
