@@ -62,8 +62,10 @@ def run_in_child(work: Callable[[], int], timeout: float) -> None:
     child = os.fork()
     if child == 0:
         _signal.alarm(CHILD_TIME)
-        exit_code(work)
-        os._exit(0)
+        try:
+            exit_code(work)
+        finally:
+            os._exit(0)
     os.close(running)
     if select.select([ended], [], [], timeout)[0]:
         try:
