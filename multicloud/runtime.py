@@ -156,9 +156,11 @@ class RuntimeAPI:
                 if row["tracked"]:
                     backend, _, name = row["tracked"].partition("/")
                     tracked[key] = backend, name
-        for server in servers:
-            while server.source in tracked:  # which may track another in turn, and HAProxy allows no circle
-                server.source = tracked[server.source]
+        for server in servers if tracked else ():
+            for _ in range(len(tracked) + 1):  # which may track another in turn
+                server.source = tracked.get(server.source, server.source)
+            if server.source in tracked:
+                raise RuntimeAPIError(f"{self.address}: {server.backend}/{server.name} tracks itself")
         return servers
 
     def set_weights(self, changes: Iterable[Decision]) -> tuple[list[Decision], list[str]]:

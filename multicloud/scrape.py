@@ -1,4 +1,4 @@
-"""What a scraper reads: Prometheus' text format, and the small server that `multicloud run` has for it.
+"""What a scraper reads: Prometheus' text format or OpenMetrics, and the small server that `multicloud run` has for it.
 
 The server trusts nobody. It serves one client at a time, each for a second at most, and reads no more than a request's
 head. It runs in a thread of its own, which rests after each client, so that scrapers never slow down the rounds.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import os
+import re
 import socket
 import time
 from collections import Counter
@@ -40,6 +41,8 @@ COUNTERS = {  # by what each counts, beside the backend, and what
 }
 
 PATHS = (b"/metrics", b"/")
+TEXT = b"text/plain; version=0.0.4; charset=utf-8"
+OPEN_METRICS = b"application/openmetrics-text; version=1.0.0; charset=utf-8"
 TIMEOUT = 1.0  # seconds that a scraper may take for all
 MAX_HEAD = 8192  # bytes of a request
 PAUSE = 0.01  # seconds of rest after each client
@@ -205,13 +208,16 @@ def _serve_one(connection: socket.socket, page: Callable[[], bytes], deadline: f
 def _answer(request: bytes, page: Callable[[], bytes]) -> bytes:
     method, _, rest = request.partition(b" ")
     path = rest.partition(b" ")[0].partition(b"?")[0]
-    status, body = b"200 OK", b""
+    status, body, kind = b"200 OK", b"", TEXT
     if method not in (b"GET", b"HEAD"):
         status = b"405 Method Not Allowed"
     elif path not in PATHS:
         status = b"404 Not Found"
     else:
         body = page()
-    head = b"HTTP/1.1 %b\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n" % status
+        if re.search(rb"\r\naccept:[^\r]*application/openmetrics-text", request, re.IGNORECASE):
+            # There the name of a counter has no `_total`, which only its samples have.
+            kind, body = OPEN_METRICS, re.sub(rb"(\n# (?:HELP|TYPE) \w+)_total ", rb"\1 ", body) + b"# EOF\n"
+    head = b"HTTP/1.1 %b\r\nContent-Type: %b\r\n" % (status, kind)
     head += b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(body)
     return head + (b"" if method == b"HEAD" else body)

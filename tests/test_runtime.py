@@ -384,6 +384,8 @@ def test_a_host_that_cannot_be_looked_up_is_an_error() -> None:
 PROMPT = b"\n> "
 HEADER = b"1\n# be_name srv_name srv_use_ssl srv_addr srv_port srv_fqdn "
 HEADER += b"srv_op_state srv_admin_state srv_uweight\n"
+CIRCLE = "# pxname,svname,tracked," + ",".join(runtime.STAT_COLUMNS[3:])
+CIRCLE += "".join(f"\nb,{name},b/{other}" + "," * len(runtime.STAT_COLUMNS[3:]) for name, other in ("ac", "ca"))
 
 
 def script(*answers: bytes) -> Callable[[socket.socket], None]:
@@ -432,6 +434,10 @@ def never_stop(connection: socket.socket) -> None:
         (
             script(PROMPT, HEADER + b"upstream eu - - - - 2 0 many" + PROMPT),
             "no server states in the answer: .*'many'",
+        ),
+        (
+            script(PROMPT, HEADER + b"b a 0 - - - 2 0 1\nb c 0 - - - 2 0 1" + PROMPT, CIRCLE.encode() + PROMPT),
+            "b/a tracks itself",
         ),
         (
             script(PROMPT, HEADER + PROMPT, b"x" + PROMPT),
