@@ -14,14 +14,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud import installed, runtime
 from multicloud.settings import digits
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection
 
     from multicloud.runtime import RuntimeAPI, Server
 
@@ -69,7 +68,7 @@ class Instance(NamedTuple):
     """A running HAProxy.
 
     `algorithms` are the balance algorithms by backend, empty where the level is `user`. `sticky` are the backends that
-    have a cookie, and `waits` the seconds that a server's last users have waited for an answer, on average, if any.
+    have a cookie.
     """
 
     version: str
@@ -79,7 +78,6 @@ class Instance(NamedTuple):
     algorithms: dict[str, str]
     name_servers: tuple[NameServer, ...] = ()
     sticky: Collection[str] = ()
-    waits: Mapping[tuple[str, str], float] = MappingProxyType({})
 
     def checked(self) -> list[Server]:
         """The servers that have an external check other than the reweigh."""
@@ -107,12 +105,11 @@ def ask(api: RuntimeAPI) -> Instance:
     with api.expecting("version and process"):
         version, pid = info["Version"], digits(info["Pid"])
     with api.expecting("statistics"):
-        rows = [*runtime.rows(api.lines("show stat -1 6 -1"), ",", ("pxname", "svname", "algo", "cookie", "rtime"))]
-        waits = {(row["pxname"], row["svname"]): int(row["rtime"]) / 1000 for row in rows if row["rtime"]}
+        rows = [*runtime.rows(api.lines("show stat -1 2 -1"), ",", ("pxname", "algo", "cookie"))]
     algorithms = {row["pxname"]: row["algo"] for row in rows if row["algo"]}
     sticky = {row["pxname"] for row in rows if row["algo"] and row["cookie"]}
     level = api.ask("show cli level")
-    return Instance(version, pid, level, api.servers(), algorithms, name_servers(api), sticky, waits)
+    return Instance(version, pid, level, api.servers(), algorithms, name_servers(api), sticky)
 
 
 def name_servers(api: RuntimeAPI) -> tuple[NameServer, ...]:

@@ -289,7 +289,7 @@ def notes(seen: Seen) -> list[str]:
             )
         for server in members:
             times = [each.seconds for each in seen.samples.series.get(server.source, ()) if not each.failed]
-            median, wait = scores.percentiles(times or [inf], (50,))[0], seen.instance.waits.get(server.key, 0.0)
+            median, wait = scores.percentiles(times or [inf], (50,))[0], server.response_time
             if wait > max(SLOWER * median, median + LONGER):
                 lines.append(
                     f"users of {'/'.join(server.key)} wait {wait * 1000:.0f} ms for an answer (`rtime`, the mean of "

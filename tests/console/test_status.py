@@ -97,14 +97,14 @@ STATES = f"1\n# {' '.join(runtime.STATE_COLUMNS)}".encode()
 @pytest.mark.parametrize(
     ("info", "stat", "said"),
     [
-        (b"Pid: 7", b"# pxname,svname,algo,cookie,rtime", "no version and process in the answer: "),
+        (b"Pid: 7", b"# pxname,algo,cookie", "no version and process in the answer: "),
         (
             b"Version: 2.8.25\nPid: me",
-            b"# pxname,svname,algo,cookie,rtime",
+            b"# pxname,algo,cookie",
             "no version and process in the answer: ",
         ),
         (INFO, b"# pxname,al", "no statistics in the answer: '# pxname,al'"),
-        (INFO, b"# pxname,svname,algo,cookie,rtime\nb", "no statistics in the answer: 'b'"),
+        (INFO, b"# pxname,algo,cookie\nb", "no statistics in the answer: 'b'"),
     ],
 )
 def test_an_answer_that_is_cut_is_one_line(info: bytes, stat: bytes, said: str) -> None:
