@@ -29,12 +29,16 @@ def explain(outcome: Outcome, sources: Sources) -> list[str]:
     backends: dict[str, list[Decision]] = {}
     for decision in outcome.decisions:
         backends.setdefault(decision.server.backend, []).append(decision)
+    weights = {
+        name: [(each.server.name, each.server.weight, each.weight) for each in members]
+        for name, members in backends.items()
+    }
     lines = []
     for backend, members in backends.items():
         if not any(decision.server.source in outcome.samples.series for decision in members):
             continue
         tracked = members[0].server.source[0]
-        if tracked != backend and _weights(members) == _weights(backends.get(tracked, [])):
+        if tracked != backend and weights[backend] == weights.get(tracked):
             lines.append(f"{backend}: the same, since its servers track those of {tracked}")
         else:
             lines.append(f"{backend}:")
@@ -50,11 +54,6 @@ def explain(outcome: Outcome, sources: Sources) -> list[str]:
                 lines.append(f"  {'  '.join(cells)}".rstrip())
     times = sources.read((TIMES,)).times
     return lines or [f"{times} has no samples of any server that HAProxy knows: weights stay as they are"]
-
-
-def _weights(decisions: list[Decision]) -> list[tuple[str, int, int]]:
-    """The name of each server with its weight, and what that becomes."""
-    return [(decision.server.name, decision.server.weight, decision.weight) for decision in decisions]
 
 
 def _score(decision: Decision, outcome: Outcome, values: Settings) -> str:

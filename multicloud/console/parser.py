@@ -65,12 +65,6 @@ class Section(NamedTuple):
         """The first word of what `last` gives, or "" without one."""
         return (self.last(*words) or [""])[0]
 
-    @property
-    def disabled(self) -> bool:
-        """Whether HAProxy leaves this proxy out."""
-        said = [line[0] for line in self.lines if line[0] in ("enabled", "disabled")]
-        return self.kind in PROXIES and said[-1:] == ["disabled"]
-
 
 class Configuration(NamedTuple):
     """The sections of the files, in order, and the conditions (`.if …`) that were not decided: all branches count.
@@ -120,9 +114,15 @@ def read(paths: Sequence[str], environ: Mapping[str, str], version: str | None =
                 _set_variables(words, environ)
     if not sections:
         raise ConfigurationError(f"{', '.join(paths)}: no section of a HAProxy configuration")
-    read = Configuration([each for each in sections if not each.disabled], undecided)
-    words_of = ((each.name, name, words) for each in read.proxies() for name, words in options(each).items())
-    return read._replace(lines={(section, name): words for section, name, words in words_of})
+    read = Configuration([each for each in sections if not _is_disabled(each)], undecided)
+    return read._replace(
+        lines={(each.name, name): words for each in read.proxies() for name, words in options(each).items()}
+    )
+
+
+def _is_disabled(section: Section) -> bool:
+    said = [line[0] for line in section.lines if line[0] in ("enabled", "disabled")]
+    return section.kind in PROXIES and said[-1:] == ["disabled"]
 
 
 def files(paths: Iterable[str]) -> Iterator[str]:

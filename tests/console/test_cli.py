@@ -245,21 +245,6 @@ def test_with_haproxys_environment_and_record_it_does_what_haproxys_call_does(
         assert [line.endswith(" failed") for line in lines] == [code == 1] * recorded
 
 
-@pytest.mark.root("make a file that is in the way")
-def test_root_makes_no_sample_file_where_haproxys_user_would(router: Edge, tmp_path: Path) -> None:
-    tmp_path.chmod(0o1777)
-    times = tmp_path / "times.txt"
-    done = run("check", "--record", environ=haproxy(router, "eu", MULTICLOUD_TIMES=str(times)))
-    assert done.returncode == 0
-    assert done.stderr.startswith(f"warning: not recorded: {times}: not there yet, ")
-    assert not times.exists()
-    times.touch()
-    os.chown(times, 65534, 65534)
-    done = run("check", "--record", environ=haproxy(router, "eu", MULTICLOUD_TIMES=str(times)))
-    assert (done.returncode, done.stderr) == (0, "")
-    assert (times.stat().st_uid, len(times.read_text().splitlines())) == (65534, 1)
-
-
 def test_without_a_server_a_person_is_told_what_to_give() -> None:
     for environ in ({}, {"HAPROXY_SERVER_NAME": "eu"}):
         done = run("check", environ=environ)
