@@ -119,8 +119,8 @@ def resolve(url: str, connect: str | None, values: Settings) -> tuple[probe.Targ
     try:
         address = str(socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0][4][0])
     except (OSError, UnicodeError) as error:
-        reason = light.reason(error)
-        raise light.CommandError(f"{name}: {reason}; --connect ADDR goes to an address of your choice") from None
+        hint = "--connect ADDR goes to an address of your choice"
+        raise light.CommandError(f"{name}: {light.reason(error)}; {hint}") from None
     seconds = time.monotonic() - start
     target = checks.target_of(scheme, address, port, values.host or host, values)
     target.path = path

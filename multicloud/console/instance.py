@@ -143,18 +143,16 @@ def let_in(address: str) -> str:
 
 def cannot_append(user: User, path: str) -> str | None:
     """Why the user's checks cannot append to the sample file, and what to do; None where they can, or none can tell."""
-    if not os.path.exists(path):
-        if may(user, "wx", os.path.dirname(os.path.abspath(path))) is False:
-            return (
-                f"HAProxy's user {user.name} cannot make the sample file {path}: "
-                "let it write there, or name another file in MULTICLOUD_TIMES"
-            )
-        return None
-    if may(user, "w", path) is False:
-        owner = _name(os.stat(path).st_uid)
+    exists = os.path.exists(path)
+    if not exists and may(user, "wx", os.path.dirname(os.path.abspath(path))) is False:
         return (
-            f"HAProxy's user {user.name} cannot write the sample file {path}, which is {owner}'s: "
-            f"chown {user.name} {path}, and if `multicloud run` writes it, too, let that run as {user.name}"
+            f"HAProxy's user {user.name} cannot make the sample file {path}: "
+            "let it write there, or name another file in MULTICLOUD_TIMES"
+        )
+    if exists and may(user, "w", path) is False:
+        return (
+            f"HAProxy's user {user.name} cannot write the sample file {path}, which is {_name(os.stat(path).st_uid)}'s"
+            f": chown {user.name} {path}, and if `multicloud run` writes it, too, let that run as {user.name}"
         )
     return None
 

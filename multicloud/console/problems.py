@@ -38,9 +38,6 @@ STEP = 5.0
 SLOWER, LONGER = 3, 0.1
 """Users wait longer than samples say if it is so many times their median, and so many seconds more."""
 
-LAST_RESORT = "last-resort"
-"""The backend of haproxy.cfg that is asked when no server of `upstream` is left; for `app` it is `app-last-resort`."""
-
 
 class Seen(NamedTuple):
     """What is judged: a running HAProxy and the samples, as both were at `now`, a UNIX time.
@@ -163,15 +160,14 @@ def cannot_serve(seen: Seen) -> list[str]:
                 "run `multicloud reweigh`, and give the servers `weight 1` in the configuration"
             )
         else:
-            states = ", ".join(sorted({server.state for server in members}))
-            lines.append(f"no server of {backend} is UP ({states}), {lost}")
+            lines.append(f"no server of {backend} is UP ({', '.join(sorted({one.state for one in members}))}), {lost}")
     return lines
 
 
 def _last_resort(backend: str, servers: Sequence[Server]) -> str:
-    """The backend that is asked when no server of this one is left; "" where none is there or UP."""
+    """The backend of haproxy.cfg that is asked when no server of this one is left; "" where none is there or UP."""
     up = {server.backend for server in servers if server.state == UP and server.backend != backend}
-    return next((name for name in (f"{backend}-{LAST_RESORT}", LAST_RESORT) if name in up), "")
+    return next((name for name in (f"{backend}-last-resort", "last-resort") if name in up), "")
 
 
 def nobody_records(seen: Seen) -> list[str]:

@@ -12,11 +12,10 @@ from multicloud import run, runtime
 from multicloud.console import config, parser
 from multicloud.console.doctor.case import can, ok, problem, some, unknown
 from multicloud.console.instance import EXTERNAL, PASSED, REWEIGH_SERVER, User
-from multicloud.console.problems import LAST_RESORT
 from multicloud.runtime import MAINT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from multicloud.console.doctor.case import Case, Finding
     from multicloud.console.instance import Instance
@@ -41,10 +40,8 @@ def look(case: Case) -> Iterator[Finding]:
             text = f"{path} is not what would be written for these settings now: run `{command}`, and reload HAProxy"
             yield problem(text)
     yield from _measured(case)
-    ways = routed(case)
-    for name, section in ways.items():
+    for name, section in routed(case).items():
         yield from _algorithm(name, section, case.instance)
-    yield from _lists(case, ways)
     if not case.files:
         yield unknown("the configuration was not looked at: name it with -f haproxy.cfg")
         return
@@ -231,28 +228,6 @@ def _begin(program: str, size: int) -> bytes:
             return file.read(size)
     except OSError:
         return b""
-
-
-def _companions(backend: str) -> list[str]:
-    """The names of the backends that have the same servers for other requests."""
-    own = "" if backend == "upstream" else f"{backend}-"  # the one whose companions bear no name
-    return [f"{backend}-once", f"{own}choice", f"{own}{LAST_RESORT}"]
-
-
-def _lists(case: Case, routed: Mapping[str, Section | None]) -> Iterator[Finding]:
-    """Whether the lists of servers differ that `multicloud config` writes alike."""
-    keys = [server.key for server in case.instance.servers] or case.configuration.lines
-    lists: dict[str, set[str]] = {}
-    for name, server in keys:
-        lists.setdefault(name, set()).add(server)
-    for backend in routed:
-        for companion in _companions(backend):
-            here, there = lists.get(backend, set()), lists.get(companion, set())
-            if here & there and (differing := here ^ there):  # with none in common it is for something else
-                yield problem(
-                    f"{backend} and {companion} have not the same servers: {some(sorted(differing))} stands in one of "
-                    "them only: write the same names into both"
-                )
 
 
 def _targets(configuration: Configuration) -> Iterator[Finding]:

@@ -27,8 +27,8 @@ UNCONFINED = ("", "unconfined", "kernel")
 
 WAY = "`chmod a+x` each directory of the way"
 
-MANY_FILES, NO_END = 1_000_000, 1_000_000_000
-"""Soft limits of open files with which a check costs 10 ms more than it should, and with which none ends in time."""
+MANY_FILES = 1_000_000
+"""The soft limit of open files with which a check costs 10 ms more than it should; with a billion none ends in time."""
 
 
 def away(case: Case) -> Iterator[Finding]:
@@ -40,8 +40,8 @@ def away(case: Case) -> Iterator[Finding]:
         cure = f"Run this {who}"
     elif there and address not in there:
         by_hand = case.sources.where(settings.SOCKET) == settings.SOCKET.variable
-        name = f"write `socket = {there[0]}` into {case.sources.path}"
-        name = f"set MULTICLOUD_SOCKET={there[0]}" if by_hand else name
+        file = f"write `socket = {there[0]}` into {case.sources.path}"
+        name = f"set MULTICLOUD_SOCKET={there[0]}" if by_hand else file
         start = "" if os.path.lexists(there[0]) else ", and start HAProxy"
         cure = f"HAProxy's configuration has its socket elsewhere: {name}{start}"
     else:
@@ -132,10 +132,9 @@ def _open_files(pid: int) -> Iterator[Finding]:
         return
     limit = int(match[1]) if match else 0
     if limit >= MANY_FILES:
-        cost = "no check ends in time" if limit >= NO_END else "each check costs 10 ms of CPU more"
         yield problem(
-            f"HAProxy's process may have {limit:,} files open, and before a check it closes each of these numbers: "
-            f"{cost}. Write `maxconn 8000` into `global`, and start HAProxy with a soft limit of 1024: "
+            f"HAProxy's process may have {limit:,} files open, and before a check it closes each of these numbers: a "
+            "million cost 10 ms. Write `maxconn 8000` into `global`, and start HAProxy with a soft limit of 1024: "
             "`LimitNOFILE=1024:524288` in its unit, or `ulimit -Sn 1024` before it"
         )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from multicloud import haproxy_checks, history, probe, reweigh, runtime, samplefile
 from multicloud.console import problems
 from multicloud.console.doctor import certificates
-from multicloud.console.doctor.case import ok, problem, some, unknown
+from multicloud.console.doctor.case import ok, problem, unknown
 from multicloud.console.instance import EXIT_CODES, PASSED, REASON, REWEIGH_SERVER, TIMED_OUT
 from multicloud.light import UsageError
 from multicloud.runtime import MAINT
@@ -37,12 +37,11 @@ ANSWERED_BADLY = {
 }
 """What name servers do, by HAProxy's counters."""
 
-PLACE = ("port", "addr")
-WAY = ("source", "usesrc", "socks4", "namespace", "crt", "alpn", "send-proxy", "send-proxy-v2", "send-proxy-v2-ssl")
-"""Words of a `server` line of which an external check knows nothing: where else HAProxy's own checks go, and what
-way they and users go."""
-
-BY_OWN_CHECKS = "HAProxy's own checks go that way: for `multicloud run`, write `backends = "
+UNKNOWN = (
+    *("port", "addr", "source", "usesrc", "socks4", "namespace", "crt", "alpn"),
+    *("send-proxy", "send-proxy-v2", "send-proxy-v2-ssl"),
+)
+"""Words of a `server` line of which an external check knows nothing, but HAProxy's own checks do."""
 
 REMEDIES = (
     ("mismatch", "`host`"),
@@ -134,7 +133,6 @@ def checks(case: Case) -> Iterator[Finding]:
         yield problem(f"the check of {'/'.join(server.key)} fails with exit code {server.code}: {text}")
     if checked and all(server.check == PASSED for server in checked):
         yield ok(f"the checks of all {len(checked)} servers pass")
-    yield from _other_ways(checked, case)
     own = case.instance.own_checked(case.values.backends)
     for server in own:
         if server.check in haproxy_checks.FAILED_STATUSES and server.state != MAINT:
@@ -148,25 +146,6 @@ def checks(case: Case) -> Iterator[Finding]:
             yield problem(f"HAProxy's check of {'/'.join(server.key)} fails ({server.check}{code}): {remedy}")
     if own and all(server.check in haproxy_checks.PASSED_STATUSES for server in own):
         yield ok(f"HAProxy's own checks of all {len(own)} servers pass")
-
-
-def _other_ways(checked: Sequence[Server], case: Case) -> Iterator[Finding]:
-    """Servers that users reach on another way than checks do, whose time need not be theirs."""
-    ways: dict[str, list[str]] = {}
-    for server in checked:
-        if server.check == PASSED and (words := _words_unknown(server, case, WAY)):
-            ways.setdefault(words, []).append("/".join(server.key))
-    for words, servers in ways.items():
-        yield unknown(
-            f"{some(servers)}: a check knows nothing of {words}, so it is not known whether its time is that of users; "
-            f"{BY_OWN_CHECKS}{servers[0].partition('/')[0]}`"
-        )
-
-
-def _words_unknown(server: Server, case: Case, words: Sequence[str]) -> str:
-    """Those of the words that are on a server's line, or in its section, as `source` may be."""
-    line = dict.fromkeys(case.configuration.lines.get(server.key, []))
-    return " and ".join(f"`{word}`" for word in line if word in words)
 
 
 def _failures(failing: Sequence[Server], case: Case) -> Iterator[tuple[Server, str]]:
@@ -194,8 +173,11 @@ def _why(server: Server, case: Case, *, ask: bool) -> tuple[str, str]:
         return f"wrong settings, in its environment or a wrapper script, since those here can be read: {reason}", ""
     if server.address == "-":
         return f"HAProxy does not tell the path of its socket, so it was not asked; {reason}", ""
-    words = _words_unknown(server, case, (*PLACE, *WAY))
-    other = f"a check knows nothing of {words} on its line; {BY_OWN_CHECKS}{server.backend}`" if words else ""
+    line = dict.fromkeys(case.configuration.lines.get(server.key, []))
+    other = " and ".join(f"`{word}`" for word in line if word in UNKNOWN)
+    if other:
+        own = f"HAProxy's own checks go that way: for `multicloud run`, write `backends = {server.backend}`"
+        other = f"a check knows nothing of {other} on its line; {own}"
     if not ask:
         return other or reason, ""
     try:
