@@ -14,6 +14,7 @@ from multicloud.console.doctor import running
 from multicloud.console.doctor.case import Case
 from multicloud.console.instance import Instance
 from multicloud.console.parser import Configuration
+from multicloud.demo.router import haproxy_binary
 from tests.command import Terminal, run
 from tests.console.patient import AS_ROOT, GOOD, VERSION, examine, look, one, rewrite, say, small, told, well
 from tests.edge import Edge, edge, wait_until
@@ -104,10 +105,15 @@ def test_the_socket_that_the_configuration_has_is_named_and_then_answers() -> No
 
 
 def test_a_written_file_is_told_where_the_settings_say_something_else_by_now_until_it_is_written_again(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     conf, path = tmp_path / "multicloud.conf", tmp_path / "haproxy.cfg"
-    environ = {"MULTICLOUD_CONF": str(conf), "MULTICLOUD_SOCKET": "/none.sock"}
+    monkeypatch.setenv("HAPROXY_BINARY", haproxy_binary())
+    environ = {
+        "MULTICLOUD_CONF": str(conf),
+        "MULTICLOUD_SOCKET": "/none.sock",
+        "HAPROXY_BINARY": haproxy_binary(),
+    }
     conf.write_text("bind = 127.0.0.1:1\nservers = eu=127.0.0.1:1\n")
     words = ["config", "--output", str(path)]
     assert run(*words, environ=environ).stderr == ""
