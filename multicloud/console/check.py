@@ -57,38 +57,35 @@ def check(url: str | None, connect: str | None, sources: Sources, *, count: int,
         result = probe.probe(target, values.timeout, values.clock)
         result.close()
         results.append(result)
-        if form == "text" and count > 1:
-            click.echo(one_line(number, result))
-        elif form == "text":
-            _show(result, resolved)
+        if form == "text":
+            _show(result, resolved, number if count > 1 else 0)
         if record:
             try:
-                _not_for_root(values.times)
                 checks.record(os.environ, values.times, result.seconds, values.timeout)
             except SampleFileError as error:
                 light.warn(f"warning: not recorded: {error}")
     if form == "json":
         click.echo(as_json(target, resolved, results))
     elif count > 1:
-        _sum_up(results)
+        up = sum(result.seconds is not None for result in results)
+        figures = "  ".join(f"{name} {seconds * 1000:.1f}" for name, seconds in (summary(results) or {}).items())
+        line = f"{up} of {len(results)} up" + (f": {figures} ms" if figures else "")
+        click.secho(line, fg="green" if up == len(results) else None, color=terminal.colorful())
     for result in results:
         if result.seconds is None:
             raise light.CommandError(f"{target}: {result.error}")
 
 
-def _not_for_root(path: str) -> None:
-    """Raise SampleFileError where root would make the sample file: HAProxy's user, who may, could not write root's."""
-    if os.geteuid() != 0 or os.path.lexists(path):
+def _show(result: probe.Probe, resolved: float | None, number: int) -> None:
+    """One probe: a line where it is one of several, with a number."""
+    if number:
+        click.echo(one_line(number, result))
         return
-    try:
-        directory = os.stat(os.path.dirname(path) or ".")
-    except OSError:
-        return
-    if directory.st_uid == 0 and not directory.st_mode & 0o022:  # nobody but root can make a file there
-        return
-    raise SampleFileError(
-        f"{path}: not there yet, and HAProxy's user could not write one of root's; run this as that user"
-    )
+    phases = result.phases if resolved is None else {"resolve": resolved, **result.phases}
+    for line in (*waterfall(phases, shutil.get_terminal_size().columns), *facts(result)):
+        click.echo(line)
+    if result.seconds is not None:
+        click.secho(verdict(result), fg="green", color=terminal.colorful())
 
 
 def resolve(url: str, connect: str | None, values: Settings) -> tuple[probe.Target, float]:
@@ -122,8 +119,8 @@ def resolve(url: str, connect: str | None, values: Settings) -> tuple[probe.Targ
     try:
         address = str(socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0][4][0])
     except (OSError, UnicodeError) as error:
-        reason = light.reason(error)
-        raise light.CommandError(f"{name}: {reason}; --connect ADDR goes to an address of your choice") from None
+        hint = "--connect ADDR goes to an address of your choice"
+        raise light.CommandError(f"{name}: {light.reason(error)}; {hint}") from None
     seconds = time.monotonic() - start
     target = checks.target_of(scheme, address, port, values.host or host, values)
     target.path = path
@@ -139,30 +136,13 @@ def _host_and_port(text: str) -> tuple[str, int | None]:
     return place[1] or place[2], port
 
 
-def _show(result: probe.Probe, resolved: float | None) -> None:
-    phases = result.phases if resolved is None else {"resolve": resolved, **result.phases}
-    for line in (*waterfall(phases, shutil.get_terminal_size().columns), *facts(result)):
-        click.echo(line)
-    if result.seconds is not None:
-        click.secho(verdict(result), fg="green", color=terminal.colorful())
-
-
-def _sum_up(results: Sequence[probe.Probe]) -> None:
-    up = sum(result.seconds is not None for result in results)
-    times = summary(results) or {}
-    figures = "  ".join(f"{name} {seconds * 1000:.1f}" for name, seconds in times.items())
-    line = f"{up} of {len(results)} up" + (f": {figures} ms" if figures else "")
-    click.secho(line, fg="green" if up == len(results) else None, color=terminal.colorful())
-
-
 def waterfall(phases: Mapping[str, float], width: int) -> list[str]:
     """A line for each phase, and for their sum, with a bar where and as long as it took; `phases` are seconds."""
     total = sum(phases.values())
     if not total:
         return []
     room = max(8, min(48, width - 28))
-    lines = []
-    over = 0.0
+    lines, over = [], 0.0
     for phase, seconds in phases.items():
         start = min(room - 1, round(over / total * room))
         over += seconds
@@ -237,22 +217,13 @@ def summary(results: Sequence[probe.Probe]) -> dict[str, float] | None:
 
 def as_json(target: probe.Target, resolved: float | None, results: Sequence[probe.Probe]) -> str:
     """One JSON object: the target, whether every probe found it up, and each probe; times in seconds."""
-    return json.dumps(
-        {
-            **{name: getattr(target, name) for name in ("scheme", "host", "address", "port")},
-            "path": target.path if target.scheme in ("http", "https") else None,
-            "resolve": resolved,
-            "up": all(result.seconds is not None for result in results),
-            "rtt": summary(results),
-            "probes": [
-                {
-                    "up": result.seconds is not None,
-                    "rtt": result.seconds,
-                    **{name: getattr(result, name) for name in ("error", "phases", "status", "tls_version")},
-                    "certificate": describe(result.certificate),
-                }
-                for result in results
-            ],
-        },
-        indent=2,
-    )
+    probes = [
+        {"up": result.seconds is not None, "rtt": result.seconds}
+        | {name: getattr(result, name) for name in ("error", "phases", "status", "tls_version")}
+        | {"certificate": describe(result.certificate)}
+        for result in results
+    ]
+    told = {name: getattr(target, name) for name in ("scheme", "host", "address", "port")}
+    told["path"] = target.path if target.scheme in ("http", "https") else None
+    up = all(result.seconds is not None for result in results)
+    return json.dumps(told | {"resolve": resolved, "up": up, "rtt": summary(results), "probes": probes}, indent=2)

@@ -1,27 +1,23 @@
 """What a running HAProxy says of itself beyond its servers' weights, and what its user may do with a file.
 
-It asks the Runtime API for `show info`, `show stat`, `show resolvers` and the level of the connection (HAProxy's
-management guide, section 9.3), which change nothing.
+It asks the Runtime API for `show info`, `show stat` and the level of the connection (HAProxy's management guide,
+section 9.3), which change nothing.
 """
 
 from __future__ import annotations
 
-import contextlib
-import grp
 import os
 import pwd
 import re
 import subprocess
-import sys
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud import installed, runtime
 from multicloud.settings import digits
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection
 
     from multicloud.runtime import RuntimeAPI, Server
 
@@ -31,9 +27,6 @@ REWEIGH_SERVER = "multicloud-reweigh"
 PASSED, TIMED_OUT, EXTERNAL, NOT_YET = "PROCOK", "PROCTOUT", "PROC", ("", "INI")
 """Check statuses: two of external checks, how all of these begin, and those of a server that is not checked (yet)."""
 
-ANSWERS = ("valid", "any_err", "cname_error", "nx", "refused", "other", "invalid", "too_big", "truncated", "outdated")
-"""The counters of answers in `show resolvers`. That a name has no address of the family asked for is an `any_err`."""
-
 EXIT_CODES = {
     "126": "HAProxy's user may not execute the check's command",
     "127": "a program was not found: the check's command, or what it runs, is not in `external-check path`",
@@ -42,6 +35,12 @@ EXIT_CODES = {
     "(`add server`), whose check HAProxy cannot start",
 }
 """What the exit code of an external check says by itself: of multicloud's own commands, of a shell and of HAProxy."""
+
+REASON = (
+    "its reason is on HAProxy's standard error (`journalctl -u haproxy`), unless that is /dev/null (`haproxy -D`, or "
+    "`-q`)"
+)
+"""Where the reason is that a check or a reweigh fails."""
 
 
 class User(NamedTuple):
@@ -53,23 +52,10 @@ class User(NamedTuple):
     groups: tuple[int, ...]
 
 
-class NameServer(NamedTuple):
-    """A name server that HAProxy asks, by its name in `resolvers`, and the counters that `show resolvers` has of it."""
-
-    name: str
-    counters: dict[str, int]
-
-    @property
-    def unanswered(self) -> int:
-        """How many queries have had no answer of whatever kind."""
-        return self.counters["sent"] - sum(self.counters.get(kind, 0) for kind in ANSWERS)
-
-
 class Instance(NamedTuple):
     """A running HAProxy.
 
-    `algorithms` are the balance algorithms by backend, empty where the level is `user`. `sticky` are the backends that
-    have a cookie, and `waits` the seconds that a server's last users have waited for an answer, on average, if any.
+    `algorithms` are the balance algorithms by backend, empty where the level is `user`.
     """
 
     version: str
@@ -77,9 +63,6 @@ class Instance(NamedTuple):
     level: str
     servers: list[Server]
     algorithms: dict[str, str]
-    name_servers: tuple[NameServer, ...] = ()
-    sticky: Collection[str] = ()
-    waits: Mapping[tuple[str, str], float] = MappingProxyType({})
 
     def checked(self) -> list[Server]:
         """The servers that have an external check other than the reweigh."""
@@ -87,13 +70,8 @@ class Instance(NamedTuple):
 
     def own_checked(self, backends: Collection[str] | None = None) -> list[Server]:
         """The servers that HAProxy checks by itself, as `multicloud run` wants it; of these backends, or of all."""
-        return [
-            server
-            for server in self.servers
-            if server.check not in NOT_YET
-            and not server.check.startswith(EXTERNAL)
-            and (backends is None or server.backend in backends)
-        ]
+        own = [each for each in self.servers if each.check not in NOT_YET and not each.check.startswith(EXTERNAL)]
+        return [each for each in own if backends is None or each.backend in backends]
 
     def forks(self, backends: Collection[str]) -> bool:
         """Whether HAProxy's user runs the commands: it should, unless the checks are for `multicloud run`."""
@@ -107,43 +85,9 @@ def ask(api: RuntimeAPI) -> Instance:
     with api.expecting("version and process"):
         version, pid = info["Version"], digits(info["Pid"])
     with api.expecting("statistics"):
-        rows = [*runtime.rows(api.lines("show stat -1 6 -1"), ",", ("pxname", "svname", "algo", "cookie", "rtime"))]
-        waits = {(row["pxname"], row["svname"]): int(row["rtime"]) / 1000 for row in rows if row["rtime"]}
+        rows = [*runtime.rows(api.lines("show stat -1 2 -1"), ",", ("pxname", "algo"))]
     algorithms = {row["pxname"]: row["algo"] for row in rows if row["algo"]}
-    sticky = {row["pxname"] for row in rows if row["algo"] and row["cookie"]}
-    level = api.ask("show cli level")
-    return Instance(version, pid, level, api.servers(), algorithms, name_servers(api), sticky, waits)
-
-
-def name_servers(api: RuntimeAPI) -> tuple[NameServer, ...]:
-    """The name servers that have been asked. Raises RuntimeAPIError."""
-    servers: list[NameServer] = []
-    for line in api.lines("show resolvers"):
-        name, colon, count = line.partition(":")
-        if name.startswith(" nameserver "):
-            servers.append(NameServer(name.split()[1], {}))
-        elif colon and servers and count.strip().isdigit():
-            servers[-1].counters[name.strip()] = int(count)
-    return tuple(server for server in servers if server.counters.get("sent"))
-
-
-def soft_limit_of_files(pid: int) -> int | None:
-    """How many files a process on this machine may have open, its soft limit; None where that cannot be seen."""
-    try:
-        limits = Path(f"/proc/{pid}/limits").read_text()
-    except OSError:
-        return None
-    match = re.search(r"^Max open files +(\d+|unlimited)", limits, re.MULTILINE)
-    return None if match is None else sys.maxsize if match[1] == "unlimited" else int(match[1])
-
-
-def where_reasons_are(pid: int, user: User | None) -> str:
-    """Where the reason is that a check or a reweigh fails: it says so on HAProxy's standard error."""
-    if user is not None:
-        with contextlib.suppress(OSError):
-            if os.readlink(f"/proc/{pid}/fd/2") == os.devnull:
-                return "its reason is kept nowhere, since HAProxy's standard error is /dev/null (`haproxy -D`, or `-q`)"
-    return "its reason is on HAProxy's standard error (`journalctl -u haproxy`)"
+    return Instance(version, pid, api.ask("show cli level"), api.servers(), algorithms)
 
 
 def describe_haproxy() -> str | None:
@@ -169,16 +113,6 @@ def user_of(pid: int) -> User | None:
     return User(_name(uid), uid, gid, tuple(map(int, fields["Groups"].split())))
 
 
-def user_named(user: str, group: str) -> User | None:
-    """The user that a configuration names, by name or number, in the group that it names; "" for its own."""
-    try:
-        entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
-        gid = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid if group else entry.pw_gid
-    except (KeyError, ValueError):
-        return None
-    return User(entry.pw_name, entry.pw_uid, gid, ())
-
-
 def may(user: User, modes: str, path: str | Path) -> bool | None:
     """Whether the user may read (r), write (w) or execute (x) a file, all of `modes`; None where only root can tell.
 
@@ -198,44 +132,28 @@ def may(user: User, modes: str, path: str | Path) -> bool | None:
 def let_in(address: str) -> str:
     """As whom to run what may not open the socket of the Runtime API; "" where this process may, or it is not there."""
     try:
-        status = os.stat(address)
+        os.stat(address)
     except PermissionError:  # of a directory on the way
         return "as root (sudo)"
     except OSError:
         return ""
-    if os.access(address, os.R_OK | os.W_OK):
-        return ""
-    group = group_name(status.st_gid) if status.st_gid and status.st_mode & 0o020 else ""
-    mine = f", or let yourself in: `sudo usermod -aG {group} $USER`, and log in again"
-    return f"as root (sudo){mine * bool(group)}"
-
-
-def group_name(gid: int) -> str:
-    """The name of a group; "" where it has none."""
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return ""
+    allowed = os.access(address, os.R_OK | os.W_OK)
+    return "" if allowed else "as root (sudo), or join the socket's group: `sudo usermod -aG GROUP $USER`"
 
 
 def cannot_append(user: User, path: str) -> str | None:
     """Why the user's checks cannot append to the sample file, and what to do; None where they can, or none can tell."""
-    if not os.path.exists(path):
-        if may(user, "wx", os.path.dirname(os.path.abspath(path))) is False:
-            return (
-                f"HAProxy's user {user.name} cannot make the sample file {path}: "
-                "let it write there, or name another file in MULTICLOUD_TIMES"
-            )
-        return None
-    if may(user, "w", path) is False:
-        owner = _name(os.stat(path).st_uid)
+    exists = os.path.exists(path)
+    if not exists and may(user, "wx", os.path.dirname(os.path.abspath(path))) is False:
         return (
-            f"HAProxy's user {user.name} cannot write the sample file {path}, which is {owner}'s: "
-            f"chown {user.name} {path}, and if `multicloud run` writes it, too, let that run as {user.name}"
+            f"HAProxy's user {user.name} cannot make the sample file {path}: "
+            "let it write there, or name another file in MULTICLOUD_TIMES"
         )
-    space = os.statvfs(path)
-    if space.f_blocks and not space.f_bavail:
-        return f"no space is left for the sample file {path}: make some"
+    if exists and may(user, "w", path) is False:
+        return (
+            f"HAProxy's user {user.name} cannot write the sample file {path}, which is {_name(os.stat(path).st_uid)}'s"
+            f": chown {user.name} {path}, and if `multicloud run` writes it, too, let that run as {user.name}"
+        )
     return None
 
 

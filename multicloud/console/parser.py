@@ -26,27 +26,18 @@ SECTIONS = (
 
 PROXIES = ("frontend", "backend", "listen")
 
-ESCAPED = r"""\\x(?P<hex>[0-9a-fA-F]{2})|\\(?P<escaped>[ \\#'"nrt])|"""
-UNQUOTED = re.compile(
-    rf"""(?P<blank>\s+)|(?P<comment>\#.*)|'(?P<strong>[^']*)'?|(?P<quote>")|{ESCAPED}[^\s#'"\\]+|.""",
-    re.ASCII | re.DOTALL,
-)
-QUOTED = re.compile(
-    rf"""(?P<quote>")|{ESCAPED}\\(?P<dollar>\$)|(?P<variable>\$(?:(?P<bare>\w+)|\{{(?P<name>\w+)(?P<list>\[\*\])?"""
-    r"""(?:-(?P<default>[^}]*))?\}))|[^"\\$]+|.""",
-    re.ASCII | re.DOTALL,
-)
-"""A part of a line outside of double quotes, and between them."""
+PARTS = r"""'(?P<strong>[^']*)'?|"(?P<weak>(?:[^"\\]|\\.)*)"?|(?:[^\s#'"\\]|\\.?)+"""
+PART, WORD = (re.compile(each, re.ASCII | re.DOTALL) for each in (PARTS, f"#.*|(?:{PARTS})+"))
+ESCAPED = r"""\\(x[0-9a-fA-F]{2}|[ \\#'"nrt]"""
+UNQUOTED = re.compile(f"{ESCAPED})")
+QUOTED = re.compile(rf"{ESCAPED}|\$)|\$(?:(\w+)|\{{(\w+)(\[\*\])?(?:-([^}}]{{0,1000}}+))?\}})", re.ASCII)
+"""A word or a comment, a part of a word, and what stands for something else outside of double quotes and in them."""
 
 LINE_ENDS = {"n": "\n", "r": "\r", "t": "\t"}
 CONDITION = re.compile(r"(!*)\s*(?:(version_atleast|version_before|defined)\(\s*([^()\s]*)\s*\)|(-?\d{0,9}))")
 
 OWN = "HAPROXY_"
 """So begin the variables that HAProxy sets itself, some of them after it has read its configuration."""
-
-RELEASED = 3
-TAGS = {"dev": 1, "rc": 2, "pre": 2}
-"""Before the release of a version come its candidates, and before those what was under development."""
 
 
 class ConfigurationError(UsageError):
@@ -73,12 +64,6 @@ class Section(NamedTuple):
     def first_word(self, *words: str) -> str:
         """The first word of what `last` gives, or "" without one."""
         return (self.last(*words) or [""])[0]
-
-    @property
-    def disabled(self) -> bool:
-        """Whether HAProxy leaves this proxy out."""
-        said = [line[0] for line in self.lines if line[0] in ("enabled", "disabled")]
-        return self.kind in PROXIES and said[-1:] == ["disabled"]
 
 
 class Configuration(NamedTuple):
@@ -117,7 +102,7 @@ def read(paths: Sequence[str], environ: Mapping[str, str], version: str | None =
             raise ConfigurationError(f"{path}: {reason(error)}") from None
         blocks: list[tuple[bool, bool]] = []  # of each open one: whether its branch counts, and whether one was chosen
         for line in lines:
-            words = [word.partition("\0")[0] for word in split(line, environ)]
+            words = split(line, environ)
             if words and words[0].startswith("."):
                 undecided += _branch(words, blocks, environ, version)
             elif not words or not all(counts for counts, _ in blocks):
@@ -129,9 +114,15 @@ def read(paths: Sequence[str], environ: Mapping[str, str], version: str | None =
                 _set_variables(words, environ)
     if not sections:
         raise ConfigurationError(f"{', '.join(paths)}: no section of a HAProxy configuration")
-    read = Configuration([each for each in sections if not each.disabled], undecided)
-    words_of = ((each.name, name, words) for each in read.proxies() for name, words in options(each).items())
-    return read._replace(lines={(section, name): words for section, name, words in words_of})
+    read = Configuration([each for each in sections if not _is_disabled(each)], undecided)
+    return read._replace(
+        lines={(each.name, name): words for each in read.proxies() for name, words in options(each).items()}
+    )
+
+
+def _is_disabled(section: Section) -> bool:
+    said = [line[0] for line in section.lines if line[0] in ("enabled", "disabled")]
+    return section.kind in PROXIES and said[-1:] == ["disabled"]
 
 
 def files(paths: Iterable[str]) -> Iterator[str]:
@@ -188,7 +179,8 @@ def order(version: str) -> tuple[int, ...]:
     numbers, _, tag = version.partition("-")
     digits = [*map(int, re.findall(r"\d{1,9}", numbers)), 0, 0, 0, 0][:4]
     match = re.match(r"(dev|rc|pre)(\d{0,9})", tag)
-    return (*digits, *((TAGS[match[1]], int(match[2] or 0)) if match else (RELEASED, 0)))
+    stage = 2 if not match else 0 if match[1] == "dev" else 1
+    return (*digits, stage, int(match[2] or 0) if match else 0)
 
 
 def _inherited(words: Sequence[str], sections: Sequence[Section]) -> list[list[str]]:
@@ -206,42 +198,27 @@ def _inherited(words: Sequence[str], sections: Sequence[Section]) -> list[list[s
 def split(line: str, environ: Mapping[str, str]) -> list[str]:
     """The words of a line: quotes and backslashes taken away, and "${NAME-default}" replaced by its value.
 
-    "${NAME[*]}" is as many words as its value has.
+    "${NAME[*]}" is as many words as its value has. A null ends the line.
     """
+
+    def meant(found: re.Match[str]) -> str:
+        if escaped := found[1]:
+            return chr(int(escaped[1:], 16)) if escaped[1:] else LINE_ENDS.get(escaped, escaped)
+        _, bare, name, several, default = found.groups()
+        value = environ.get(bare or name, default or "")
+        return "\0".join(value.split()) if several else value
+
+    def read_part(part: re.Match[str]) -> str:
+        if part["strong"] is not None:
+            return part["strong"]
+        return UNQUOTED.sub(meant, part[0]) if part["weak"] is None else QUOTED.sub(meant, part["weak"])
+
     words: list[str] = []
-    word: str | None = None  # between two words there is none
-    quoted, at, last_brace = False, 0, line.rfind("}")
-    while at < len(line):
-        if line.startswith("${", at) and at > last_brace:  # never closed, and so not looked for again and again
-            word, at = word or "", at + 1
-            word += "$"
-            continue
-        part = (QUOTED if quoted else UNQUOTED).match(line, at)
-        assert part
-        kind, text, at = part.lastgroup, part[0], part.end()
-        if kind == "comment":
+    for word in WORD.finditer(line.partition("\0")[0]):
+        if word[0].startswith("#"):
             break
-        if kind == "blank":
-            words += [word] if word is not None else []
-            word = None
-            continue
-        word = "" if word is None else word
-        match kind:
-            case "quote":
-                quoted, text = not quoted, ""
-            case "hex":
-                text = chr(int(part["hex"], 16))
-            case "escaped":
-                text = LINE_ENDS.get(text[1], text[1])
-            case "strong" | "dollar":
-                text = part[kind]
-            case "variable":
-                text = environ.get(part["bare"] or part["name"], part["default"] or "")
-                if part["list"] and (several := text.split()):
-                    words += [word + several[0], *several[1:]]
-                    word, text = "", words.pop()
-        word += text  # in place
-    return [*words, word] if word is not None else words
+        words += PART.sub(read_part, word[0]).split("\0")
+    return words
 
 
 def options(section: Section) -> dict[str, list[str]]:

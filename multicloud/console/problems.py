@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from multicloud.console.instance import Instance
     from multicloud.history import Samples
     from multicloud.runtime import Server
-    from multicloud.settings import Sources
+    from multicloud.settings import Settings, Sources
 
 TOLERATED = 10.0
 """Seconds for which a sample may be missing, or a weight not be set, before that is a problem."""
@@ -38,31 +38,23 @@ STEP = 5.0
 SLOWER, LONGER = 3, 0.1
 """Users wait longer than samples say if it is so many times their median, and so many seconds more."""
 
-LAST_RESORT = "last-resort"
-"""The backend of haproxy.cfg that is asked when no server of `upstream` is left; for `app` it is `app-last-resort`."""
-
 
 class Seen(NamedTuple):
     """What is judged: a running HAProxy and the samples, as both were at `now`, a UNIX time.
 
-    `others` are the backends whose external checks are not for us (foreign), None where that is to be seen.
+    `others` are the backends whose external checks are not for us (foreign).
     """
 
     instance: Instance
     samples: Samples
     sources: Sources
     now: float
-    others: Collection[str] | None = None
+    others: Collection[str] = ()
 
     @property
-    def times(self) -> str:
-        """The sample file."""
-        return self.sources.read((TIMES,)).times
-
-    @property
-    def backends(self) -> tuple[str, ...]:
-        """Those that `multicloud run` measures."""
-        return self.sources.read((BACKENDS,)).backends
+    def values(self) -> Settings:
+        """The sample file, and the backends that `multicloud run` measures."""
+        return self.sources.read((TIMES, BACKENDS))
 
     def has_samples(self, members: Sequence[Server]) -> bool:
         """Of any of these servers."""
@@ -70,27 +62,34 @@ class Seen(NamedTuple):
 
     def routed(self) -> dict[str, list[Server]]:
         """The backends that are checked for us, or have samples, with their servers."""
-        checked = {server.backend for server in self.instance.checked() + self.instance.own_checked(self.backends)}
-        checked -= foreign(self.instance, self.samples) if self.others is None else {*self.others}
+        checked = {
+            server.backend for server in self.instance.checked() + self.instance.own_checked(self.values.backends)
+        }
+        checked -= {*self.others}
         members = runtime.by_backend(self.instance.servers)
         return {name: each for name, each in members.items() if name in checked or self.has_samples(each)}
 
 
 def problems(seen: Seen) -> list[str]:
     """A line for each problem, causes first; what follows from another one is left out."""
-    instance = seen.instance
-    user = user_of(instance.pid)
-    unwritten = cannot_append(user, seen.times) if user and instance.forks(seen.backends) else None
-    lines = [unwritten] if unwritten else []
-    lines += [*without_address(instance.servers), *run.unmeasured(instance.servers, seen.backends).values()]
+    garbage, servers, user = seen.samples.garbage, seen.instance.servers, user_of(seen.instance.pid)
+    unwritten = cannot_append(user, seen.values.times) if user and seen.instance.forks(seen.values.backends) else None
     nobody_weighs = [*reweigh_stopped(seen), *nobody_records(seen)]
-    lines += [*nobody_weighs, *cannot_serve(seen)]
-    if not unwritten:
-        lines += samples_missing(seen)
-    if not nobody_weighs:
-        lines += weights_not_set(seen)
-    lines += no_room(seen)
-    return lines + foreign_lines(seen)
+    return [
+        *([unwritten] if unwritten else []),
+        *without_address(servers),
+        *run.unmeasured(servers, seen.values.backends).values(),
+        *nobody_weighs,
+        *cannot_serve(seen),
+        *([] if unwritten else samples_missing(seen)),
+        *([] if nobody_weighs else weights_not_set(seen)),
+        *no_room(seen),
+        *(
+            [f"{seen.values.times} has lines that are no samples ({garbage}): who else writes there?"]
+            if garbage
+            else []
+        ),
+    ]
 
 
 def foreign(instance: Instance, samples: Samples, ours: Collection[str] | None = None) -> set[str]:
@@ -104,32 +103,24 @@ def foreign(instance: Instance, samples: Samples, ours: Collection[str] | None =
     return silent - {*(ours or ())}
 
 
-def foreign_lines(seen: Seen) -> list[str]:
-    """Whether the sample file has lines that are none of ours."""
-    garbage = seen.samples.garbage
-    return [f"{seen.times} has lines that are no samples ({garbage}): who else writes there?"] if garbage else []
-
-
 def without_address(servers: Sequence[Server]) -> list[str]:
     """A line for each name that gives a server no address, however many servers have it, in however many backends."""
-    lines = {}
+    lines: dict[str, str] = {}
     addressed = {(each.backend, each.host): each.name for each in reversed(servers) if not each.unresolved}
-    for server in servers:
-        name = "/".join(server.key)
-        if not server.unresolved or server.host in lines:
-            continue
-        if other := addressed.get((server.backend, server.host)):
-            lines[server.host] = (
-                f"{name} has the host name of {other}, {server.host}, and HAProxy gives an address to one of two such "
-                "servers only: write `resolve-opts allow-dup-ip` on every `server` line (from HAProxy 2.8 on, "
-                "`default-server` will do)"
+    for server in [each for each in servers if each.unresolved]:
+        name, host = "/".join(server.key), server.host
+        text = (
+            f"the name {host} does not resolve, so HAProxy has put {name} into maintenance, until it does: is it spelt "
+            "right, with its whole domain (HAProxy does not use `search` of /etc/resolv.conf), and do HAProxy's name "
+            "servers know it?"
+        )
+        if other := addressed.get((server.backend, host)):
+            text = (
+                f"{name} has the host name of {other}, {host}, and HAProxy gives an address to one of two such servers "
+                "only: write `resolve-opts allow-dup-ip` on every `server` line (from HAProxy 2.8 on, `default-server` "
+                "will do)"
             )
-        else:
-            lines[server.host] = (
-                f"the name {server.host} does not resolve, so HAProxy has put {name} into maintenance, until it does: "
-                "is it spelt right, with its whole domain (HAProxy does not use `search` of /etc/resolv.conf), and do "
-                "HAProxy's name servers know it?"
-            )
+        lines.setdefault(host, text)
     return list(lines.values())
 
 
@@ -141,7 +132,7 @@ def reweigh_stopped(seen: Seen) -> list[str]:
     for server in seen.instance.servers:
         name = "/".join(server.key)
         if server.name == REWEIGH_SERVER and server.state == DOWN:
-            says_why = f"{by_hand} says why; {instances.where_reasons_are(seen.instance.pid, user)}"
+            says_why = f"{by_hand} says why; {instances.REASON}"
             lines.append(f"{name} is DOWN, so nobody sets weights: {instances.EXIT_CODES.get(server.code, says_why)}")
         elif server.name == REWEIGH_SERVER and server.state == MAINT:
             lines.append(
@@ -169,20 +160,19 @@ def cannot_serve(seen: Seen) -> list[str]:
                 "run `multicloud reweigh`, and give the servers `weight 1` in the configuration"
             )
         else:
-            states = ", ".join(sorted({server.state for server in members}))
-            lines.append(f"no server of {backend} is UP ({states}), {lost}")
+            lines.append(f"no server of {backend} is UP ({', '.join(sorted({one.state for one in members}))}), {lost}")
     return lines
 
 
 def _last_resort(backend: str, servers: Sequence[Server]) -> str:
-    """The backend that is asked when no server of this one is left; "" where none is there or UP."""
+    """The backend of haproxy.cfg that is asked when no server of this one is left; "" where none is there or UP."""
     up = {server.backend for server in servers if server.state == UP and server.backend != backend}
-    return next((name for name in (f"{backend}-{LAST_RESORT}", LAST_RESORT) if name in up), "")
+    return next((name for name in (f"{backend}-last-resort", "last-resort") if name in up), "")
 
 
 def nobody_records(seen: Seen) -> list[str]:
     """Whether nobody records what HAProxy's own checks of any server say: then no `multicloud run` sets weights."""
-    own = seen.instance.own_checked(seen.backends)
+    own = seen.instance.own_checked(seen.values.backends)
     steady = [server for server in own if server.state == UP and server.state_age >= TOLERATED]
     if not steady or not all(_missing(server, seen) for server in steady):
         return []
@@ -190,8 +180,8 @@ def nobody_records(seen: Seen) -> list[str]:
     last = max((seen.samples.series[each.key][0].time or 0.0 for each in steady if seen.has_samples([each])), default=0)
     since = f" since {_clock(last)} ({seen.now - last:.0f} s)" if last else ""
     return [
-        f"HAProxy's own checks of {backends} have not been recorded in {seen.times}{since}: is `multicloud run` at "
-        "work, with the same `times`? Its log says what it lacks (`journalctl -u multicloud`)"
+        f"HAProxy's own checks of {backends} have not been recorded in {seen.values.times}{since}: is `multicloud run` "
+        "at work, with the same `times`? Its log says what it lacks (`journalctl -u multicloud`)"
     ]
 
 
@@ -199,12 +189,11 @@ def samples_missing(seen: Seen) -> list[str]:
     """The servers that nobody measures although they are UP, and why."""
     unrecorded = bool(nobody_records(seen))
     lines = []
-    for members in seen.routed().values():
-        for server in members:
-            beside = server.backend in seen.backends
-            explained = beside and (unrecorded or not server.check)  # by `nobody_records`, or run.unmeasured
-            if not explained and (missing := _missing(server, seen)):
-                lines.append(f"{missing}: {_why_missing(server, seen)}")
+    for server in itertools.chain.from_iterable(seen.routed().values()):
+        beside = server.backend in seen.values.backends
+        explained = beside and (unrecorded or not server.check)  # by `nobody_records`, or run.unmeasured
+        if not explained and (missing := _missing(server, seen)):
+            lines.append(f"{missing}: {_why_missing(server, seen)}")
     return lines
 
 
@@ -226,16 +215,15 @@ def _missing(server: Server, seen: Seen) -> str:
 def _why_missing(server: Server, seen: Seen) -> str:
     if not server.check:
         return "HAProxy does not check it"
-    if not server.check.startswith(EXTERNAL):
-        if server.backend in seen.backends:
-            return "HAProxy checks it by itself, but `multicloud run` does not record that: its log says why"
-        return (
-            "HAProxy checks it by itself: give it an external check, or for `multicloud run` write "
-            f"`backends = {','.join((*seen.backends, server.backend))}` into {seen.sources.path}"
-        )
     if server.check == PASSED:
-        return f"its check passes, but does not write to {seen.times}: is it multicloud-check, with the same `times`?"
-    return f"its check fails; {instances.where_reasons_are(seen.instance.pid, user_of(seen.instance.pid))}"
+        times = seen.values.times
+        return f"its check passes, but does not write to {times}: is it multicloud-check, with the same `times`?"
+    if server.check.startswith(EXTERNAL):
+        return f"its check fails; {instances.REASON}"
+    if server.backend in seen.values.backends:
+        return "HAProxy checks it by itself, but `multicloud run` does not record that: its log says why"
+    backends = f"`backends = {','.join((*seen.values.backends, server.backend))}` into {seen.sources.path}"
+    return f"HAProxy checks it by itself: give it an external check, or for `multicloud run` write {backends}"
 
 
 def weights_not_set(seen: Seen) -> list[str]:
@@ -289,7 +277,7 @@ def notes(seen: Seen) -> list[str]:
             )
         for server in members:
             times = [each.seconds for each in seen.samples.series.get(server.source, ()) if not each.failed]
-            median, wait = scores.percentiles(times or [inf], (50,))[0], seen.instance.waits.get(server.key, 0.0)
+            median, wait = scores.percentiles(times or [inf], (50,))[0], server.response_time
             if wait > max(SLOWER * median, median + LONGER):
                 lines.append(
                     f"users of {'/'.join(server.key)} wait {wait * 1000:.0f} ms for an answer (`rtime`, the mean of "

@@ -26,7 +26,6 @@ COLUMNS = f"{'state':>6}{'weight':>7}{'n':>5}{'p50':>6}{'p90':>6}{'p99':>6}{'las
 NARROW_TREND, NARROW_NAME = 8, 10
 """The least room for the trend and for a name, whatever the width."""
 
-
 SHARED = 0.01
 """Part of the traffic from which on a server shares it: a backup of weight 1 beside 256 has less."""
 
@@ -55,7 +54,7 @@ def collect(sources: Sources) -> Status:
     samples = history.read(values.times, reweigh.longest_window(sources) + problems.LOOK_BACK)
     now = time.time()
     rows, alike = overview.rows(instance.servers, samples, reweigh.score(samples.series, sources, now), sources, now)
-    seen = problems.Seen(instance, samples, sources, now)
+    seen = problems.Seen(instance, samples, sources, now, problems.foreign(instance, samples))
     return Status(rows, problems.problems(seen), problems.notes(seen), alike)
 
 
@@ -76,16 +75,12 @@ def table(status: Status, *, color: bool = False, width: int = 80) -> str:
         shown = [[seconds for seconds in row.trend[-trend:] if seconds is not None] for row in members]
         scale = max((scores.percentiles(times, (90,))[0] for times in shown if times), default=0.0)
         for row in members:
-            code = GREEN if row.favorite else RED if row.state == runtime.DOWN else DIM if not row.weight else ""
-            mark = "*" if row.favorite else " "
-            times = row.percentiles or (None,) * len(PERCENTS)
-            line = (
-                f"{mark} {_short(row.server, room - 2):<{room - 2}}{row.state:>6}{row.weight:>7}{row.samples:>5}"
-                + "".join(f"{_ms(seconds):>6}" for seconds in times)
-                + f"{'fail' if row.trend and row.trend[-1] is None else _ms(row.last):>6}"
-                + f"{_age(row.age):>5} {_sparkline(row.trend[-trend:], scale)}"
-            )
-            lines.append(paint(line, code) if code else line)
+            code = GREEN if row.favorite else RED if row.state == runtime.DOWN else DIM if not row.weight else PLAIN
+            times = [_ms(seconds) for seconds in row.percentiles or (None,) * len(PERCENTS)]
+            times.append("fail" if row.trend and row.trend[-1] is None else _ms(row.last))
+            name = f"{'*' if row.favorite else ' '} {_short(row.server, room - 2):<{room - 2}}"
+            line = f"{name}{row.state:>6}{row.weight:>7}{row.samples:>5}{''.join(f'{each:>6}' for each in times)}"
+            lines.append(paint(f"{line}{_age(row.age):>5} {_sparkline(row.trend[-trend:], scale)}", code))
         parts = [f"{row.server} {row.traffic:.0%} ({row.in_flight})" for row in members if row.traffic >= SHARED]
         if len(parts) > 1:
             lines.append(f"shared, with requests in flight: {', '.join(parts)}")
@@ -108,19 +103,12 @@ def table(status: Status, *, color: bool = False, width: int = 80) -> str:
 
 def as_json(status: Status) -> str:
     """A JSON array with an object for each server; times in seconds, null where there are none."""
-    return (
-        json.dumps(
-            [
-                {
-                    **{name: value for name, value in row._asdict().items() if name != "percentiles"},
-                    **{f"p{p}": row.percentiles[i] if row.percentiles else None for i, p in enumerate(PERCENTS)},
-                }
-                for row in status.rows
-            ],
-            indent=2,
-        )
-        + "\n"
-    )
+    shown = []
+    for row in status.rows:
+        fields = row._asdict()
+        times = fields.pop("percentiles") or (None,) * len(PERCENTS)
+        shown.append(fields | {f"p{percent}": seconds for percent, seconds in zip(PERCENTS, times, strict=True)})
+    return json.dumps(shown, indent=2) + "\n"
 
 
 def _short(text: str, room: int) -> str:
@@ -142,6 +130,5 @@ def _age(seconds: float | None) -> str:
 
 
 def _sparkline(trend: Sequence[float | None], scale: float) -> str:
-    return "".join(
-        FAILURE if seconds is None else BARS[min(len(BARS) - 1, int(seconds / scale * len(BARS)))] for seconds in trend
-    )
+    heights = (None if seconds is None else int(seconds / scale * len(BARS)) for seconds in trend)
+    return "".join(FAILURE if height is None else BARS[min(len(BARS) - 1, height)] for height in heights)

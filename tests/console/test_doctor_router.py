@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.command import run
-from tests.console.patient import GOOD, examine, one, small
+from tests.console.patient import one
 from tests.console.test_doctor import doctor
 from tests.edge import Edge, edge, wait_until
 
@@ -13,12 +13,6 @@ from tests.edge import Edge, edge, wait_until
 def status(router: Edge) -> str:
     """What status says, in one line."""
     return " ".join(run("status", environ=router.router.settings).stdout.split())
-
-
-def test_an_agent_that_may_say_weights_is_told() -> None:
-    with small(GOOD.replace("inter 300", "inter 300 agent-check agent-addr 127.0.0.1 agent-port 1")) as router:
-        wait_until(lambda: "upstream/us: if the agent" in str(examine(router)), 10, "both are asked")
-        assert one(examine(router)[1], "agent-check").startswith("unknown upstream/eu, upstream/us: if the agent of")
 
 
 def test_frozen_weights_are_an_operators_and_told_as_such() -> None:

@@ -37,23 +37,6 @@ def test_a_backup_of_haproxys_own_gets_no_request_and_that_is_said() -> None:
         assert said in notes(router)
 
 
-@pytest.mark.parametrize(
-    ("line", "word", "what"),
-    [
-        ("    cookie SRV insert indirect\n", " cookie one", "`cookie`"),
-        ("    stick-table type ip size 1k\n    stick on src\n", "", "`stick`"),
-    ],
-)
-def test_what_keeps_users_with_a_server_is_told_until_it_is_gone(line: str, word: str, what: str) -> None:
-    text = GOOD.replace("    balance", f"{line}    balance").replace("weight 256", f"weight 256{word}")
-    with small(text) as router:
-        told_of = one(examine(router)[1], f"upstream: {what} keeps users with their server, also one of weight 0")
-        assert told_of.startswith("unknown ")
-        assert "to have them follow the weights, remove it, or let it end: " in told_of
-        rewrite(router, lambda _: GOOD)
-        assert "keeps users" not in str(examine(router)[1])
-
-
 def test_users_who_wait_much_longer_than_samples_say_are_told(tmp_path: Path) -> None:
     port = free_port()
     frontend = f"frontend web\n    bind 127.0.0.1:{port}\n    default_backend app\n"
@@ -138,10 +121,6 @@ def test_a_word_of_a_line_that_a_check_does_not_know_is_named_where_it_fails(wor
         rewrite(router, lambda text: text.replace("command false", "command true"))
         wait_until(lambda: say(router, "show stat").count("PROCOK") == 2, 10, "the checks pass")
         well(router)
-        other_way = [
-            line for line in examine(router)[1] if line.startswith("unknown upstream/eu, upstream/us: a check")
-        ]
-        assert len(other_way) == (word.split()[0] in ("source", "send-proxy"))
 
 
 def test_a_server_at_a_unix_socket_is_not_probed_at_an_address_that_haproxy_does_not_tell() -> None:

@@ -97,14 +97,14 @@ STATES = f"1\n# {' '.join(runtime.STATE_COLUMNS)}".encode()
 @pytest.mark.parametrize(
     ("info", "stat", "said"),
     [
-        (b"Pid: 7", b"# pxname,svname,algo,cookie,rtime", "no version and process in the answer: "),
+        (b"Pid: 7", b"# pxname,algo", "no version and process in the answer: "),
         (
             b"Version: 2.8.25\nPid: me",
-            b"# pxname,svname,algo,cookie,rtime",
+            b"# pxname,algo",
             "no version and process in the answer: ",
         ),
         (INFO, b"# pxname,al", "no statistics in the answer: '# pxname,al'"),
-        (INFO, b"# pxname,svname,algo,cookie,rtime\nb", "no statistics in the answer: 'b'"),
+        (INFO, b"# pxname,algo\nb", "no statistics in the answer: 'b'"),
     ],
 )
 def test_an_answer_that_is_cut_is_one_line(info: bytes, stat: bytes, said: str) -> None:
@@ -341,7 +341,9 @@ def test_in_mode_tcp_a_connection_is_closed_where_a_request_would_be_a_503() -> 
 def test_a_reweigh_under_another_name_needs_no_samples() -> None:
     now = time.time()
     servers = [Server("upstream", "a", UP, 256), Server("reweigh", "other-name", UP, 1)]
-    assert problems.problems(problems.Seen(instance(*servers), measured(20, now=now), SOURCES, now)) == []
+    around, found = instance(*servers), measured(20, now=now)
+    seen = problems.Seen(around, found, SOURCES, now, problems.foreign(around, found))
+    assert problems.problems(seen) == []
 
 
 def test_problems_of_a_real_haproxy_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

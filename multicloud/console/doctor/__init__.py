@@ -46,9 +46,10 @@ def _case(sources: Sources, files: Sequence[str]) -> Case:
                 environ = dict(line.split("=", 1) for line in api.ask("show env").splitlines() if "=" in line)
     except runtime.RuntimeAPIError as error:
         away = str(error)
-    read = parser.read(files, environ, instance.version or None) if files else None
+    read = parser.read(files, environ, instance.version or None) if files else parser.Configuration([], [])
+    ours = configuration.ours(read) if files else None
     try:
-        foreign = problems.foreign(instance, history.read(values.times, 1), configuration.ours(read))
+        foreign = problems.foreign(instance, history.read(values.times, 1), ours)
     except samplefile.SampleFileError:
         foreign = set()
     user = user_of(instance.pid) if instance.pid else None
@@ -78,16 +79,13 @@ def settings_shown(case: Case) -> Iterator[Finding]:
         backend, _, name = section.partition("/")
         if section and written:
             yield ok(f"settings of {section}: {', '.join(_written(sources, section, name) for name in written)}")
+        lost, known = "", list(backends)
         if section and backends and backend not in backends:
-            yield problem(
-                f"{sources.path}: [{section}] names no backend of HAProxy's, so what stands there holds for nothing; "
-                f"backends with servers: {some(list(backends))}"
-            )
+            lost = "backend of HAProxy's, so what stands there holds for nothing; backends with servers"
         elif name and backends and name not in (known := [server.name for server in backends[backend]]):
-            yield problem(
-                f"{sources.path}: [{section}] names no server of {backend}, so what stands there holds for nothing; "
-                f"its servers: {some(known)}"
-            )
+            lost = f"server of {backend}, so what stands there holds for nothing; its servers"
+        if lost:
+            yield problem(f"{sources.path}: [{section}] names no {lost}: {some(known)}")
 
 
 def _written(sources: Sources, section: str, name: str) -> str:
@@ -107,7 +105,7 @@ GROUPS = (
     ("checks", servers.checks),
     ("certificates", certificates.look),
     ("samples, weights", servers.measured),
-    ("long connections, and whom HAProxy runs as", running.exposure),
+    ("whom HAProxy runs as", running.exposure),
 )
 AWAY = SETTINGS, ("the socket", running.away), ("the running HAProxy", lambda _: ())
 """What can be asked where HAProxy does not answer: its configuration, too, which may be why."""

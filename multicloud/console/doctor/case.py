@@ -30,7 +30,7 @@ class Case(NamedTuple):
     """A router, as far as it can be seen from here.
 
     `values` are the settings of `multicloud run`. `away` says why HAProxy does not answer, and then `instance` is
-    empty. `user` is whom HAProxy runs as, None where that cannot be seen. `configuration` is None without `files`.
+    empty, as `configuration` is without `files`. `user` is whom HAProxy runs as, None where that cannot be seen.
     `foreign` are the backends whose external checks seem to be another program.
     """
 
@@ -40,7 +40,7 @@ class Case(NamedTuple):
     away: str
     user: User | None
     files: Sequence[str]
-    configuration: Configuration | None
+    configuration: Configuration
     foreign: Collection[str] = ()
 
     @property

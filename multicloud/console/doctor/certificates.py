@@ -6,11 +6,12 @@ that the other one does not: it is UP and each request is a 503, or it serves we
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud import check, probe, settings
 from multicloud.console import parser
@@ -73,9 +74,10 @@ def look(case: Case) -> Iterator[Finding]:
         said = refusal(servers[0], terms, deadline - time.monotonic())
         finding = UNSEEN if said is None else MOVING if terms.verify and terms.name == "" else ACCEPTED
         if said:
-            cure = cure_of_line(said, servers[0], terms, case)
-            text = f"({said}), so each request to it is a 503, although its check passes: {cure}"
-            finding = problem(f"HAProxy does not accept the certificate of {{names}} {text}")
+            text = (
+                f"each request to it is a 503, although its check passes: {cure_of_line(said, servers[0], terms, case)}"
+            )
+            finding = problem(f"HAProxy does not accept the certificate of {{names}} ({said}), so {text}")
         findings.setdefault(finding, []).extend("/".join(server.key) for server in servers)
     for finding, names in findings.items():
         yield finding._replace(text=finding.text.replace("{names}", some(names)))
@@ -84,16 +86,12 @@ def look(case: Case) -> Iterator[Finding]:
 def cure_of_line(said: str, server: Server, terms: Terms, case: Case) -> str:
     """What to write on a line that refuses a certificate: what the check of that place accepts, as far as it does."""
     if said.startswith(EXPIRED):
-        return _renewal(server, terms.ca_file)
-    place = server.address, server.port
-    own = next(
-        (_terms_of_check(each, case.sources) for each in case.checked if (each.address, each.port) == place), None
-    )
-    knows = own if own and own.verify and refusal(server, own) == "" else None
+        return _seen(server, terms.ca_file)[1]
+    knows = _terms_of_check(server, case)
     if not said.startswith(MISMATCH):
         authority = f"`ca-file {knows.ca_file or SYSTEM}`" if knows else "a `ca-file` that has its authority"
         return f"write {authority} in place of `ca-file {terms.ca_file or SYSTEM}` on its `server` line"
-    name = (knows and knows.name) or name_in(server, terms.ca_file)
+    name = (knows and knows.name) or _seen(server, terms.ca_file)[0]
     return f"write {f'`sni str({name})`' if name else '`sni` with a name that it is for'} on its `server` line"
 
 
@@ -116,8 +114,11 @@ def refusal(server: Server, terms: Terms, seconds: float = TIMEOUT) -> str | Non
     return said.removeprefix(REFUSED) if said.startswith(REFUSED) else None
 
 
-def _certificate(server: Server, ca_file: str) -> dict[str, Any]:
-    """The certificate, whatever its names and its dates are, if an authority in the file signed it; empty if not."""
+def _seen(server: Server, ca_file: str) -> tuple[str, str]:
+    """A host name that the server's certificate is for, "" where none is seen, and how to renew it.
+
+    Its names and its dates may be wrong, but an authority in the file must have signed it.
+    """
     try:
         context = probe.tls_context(probe.Target("tls", server.address, None, server.name, ca_file=ca_file))
         context.check_hostname = False
@@ -126,20 +127,13 @@ def _certificate(server: Server, ca_file: str) -> dict[str, Any]:
             socket.create_connection((server.address, int(server.port)), TIMEOUT) as plain,
             context.wrap_socket(plain, server_hostname=server.name) as tls,
         ):
-            return describe(tls.getpeercert()) or {}
+            seen = describe(tls.getpeercert())
     except (OSError, ValueError, UsageError):
-        return {}
-
-
-def name_in(server: Server, ca_file: str) -> str:
-    """A host name that the server's certificate is for; "" where none is seen."""
-    return next((name for name in _certificate(server, ca_file).get("names", ()) if "*" not in name), "")
-
-
-def _renewal(server: Server, ca_file: str) -> str:
-    """What to do where the server's certificate has expired, and when it did where that is seen."""
-    seen = _certificate(server, ca_file)
-    return f"renew it: it expired on {seen['not_after'][:10]}" if seen and seen["days_left"] < 0 else "renew it"
+        seen = None
+    if not seen:
+        return "", "renew it"
+    renewal = f"renew it: it expired on {seen['not_after'][:10]}" if seen["days_left"] < 0 else "renew it"
+    return next((name for name in seen["names"] if "*" not in name), ""), renewal
 
 
 def terms_of_line(server: Server, case: Case) -> Terms | None:
@@ -147,8 +141,8 @@ def terms_of_line(server: Server, case: Case) -> Terms | None:
 
     The name is the SNI that was sent, or else `verifyhost`.
     """
-    words = case.configuration.lines.get(server.key, []) if case.configuration else []
-    if case.configuration is None or not parser.is_on(words, "ssl"):
+    words = case.configuration.lines.get(server.key, [])
+    if not parser.is_on(words, "ssl"):
         return None
     section = case.configuration.global_section()
     verify = parser.value(words, "verify") or section.first_word("ssl-server-verify")
@@ -163,13 +157,16 @@ def terms_of_line(server: Server, case: Case) -> Terms | None:
     return Terms(verify != "none", ca_file, name)
 
 
-def _terms_of_check(server: Server, sources: Sources) -> Terms | None:
-    """What a check of the server asks; None where it asks no certificate."""
-    try:
-        target, _ = as_checked(server, sources)
-    except UsageError:
-        return None
-    return Terms(not target.insecure, target.ca_file, target.host) if target.scheme in ("tls", "https") else None
+def _terms_of_check(server: Server, case: Case) -> Terms | None:
+    """What a check of that place asks of the certificate, if it accepts it."""
+    for each in case.checked:
+        if (each.address, each.port) == (server.address, server.port):
+            with contextlib.suppress(UsageError):
+                target, _ = as_checked(each, case.sources)
+                asked = Terms(not target.insecure, target.ca_file, target.host)
+                if target.scheme in ("tls", "https") and asked.verify and refusal(server, asked) == "":
+                    return asked
+    return None
 
 
 def as_checked(server: Server, sources: Sources) -> tuple[probe.Target, Settings]:
@@ -190,12 +187,6 @@ def variables_of(server: Server) -> dict[str, str]:
     }
 
 
-def place_of(server: Server, sources: Sources, *, alike: bool) -> str:
-    """The section for what mends a server's check: its backend's only where all servers there fail alike."""
-    own = "/".join(server.key)
-    return f"[{server.backend if alike and own not in sources.sections else own}]"
-
-
 def cure_of_check(said: str, server: Server, target: probe.Target, case: Case) -> str:
     """What to do about a certificate that a check refuses, with {place} for the section; "" if it is about none."""
     if not said.startswith(REFUSED):
@@ -203,7 +194,7 @@ def cure_of_check(said: str, server: Server, target: probe.Target, case: Case) -
     said = said.removeprefix(REFUSED)
     mismatch = said.startswith(MISMATCH)
     if said.startswith(EXPIRED):
-        return _renewal(server, target.ca_file)
+        return _seen(server, target.ca_file)[1]
     line = terms_of_line(server, case)
     if line and refusal(server, line) == "":
         by, value = f"by `ca-file {line.ca_file or SYSTEM}`", f"ca_file = {line.ca_file}"
@@ -212,6 +203,6 @@ def cure_of_check(said: str, server: Server, target: probe.Target, case: Case) -
         elif mismatch and line.name:
             by, value = f"as {line.name}'s", f"host = {line.name}"
         return f"HAProxy accepts it {by}, but a check does not use the `server` line; set `{value}` in {{place}}"
-    if mismatch and (name := name_in(server, target.ca_file)):
+    if mismatch and (name := _seen(server, target.ca_file)[0]):
         return f"if the server is well, set `host = {name}` in {{place}}, and write `sni str({name})` on its line"
     return ""

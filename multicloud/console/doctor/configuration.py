@@ -1,23 +1,24 @@
-"""The configuration: who measures each backend, and what external checks and weights need in it."""
+"""The configuration: who measures each backend, what checks and weights need in it, and which way requests go."""
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 import shutil
 from typing import TYPE_CHECKING
 
 from multicloud import run, runtime
 from multicloud.console import config, parser
-from multicloud.console.doctor import routes
 from multicloud.console.doctor.case import can, ok, problem, some, unknown
-from multicloud.console.instance import EXTERNAL, PASSED, REWEIGH_SERVER, user_named
+from multicloud.console.instance import EXTERNAL, PASSED, REWEIGH_SERVER, User
 from multicloud.runtime import MAINT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from multicloud.console.doctor.case import Case, Finding
-    from multicloud.console.instance import Instance, User
+    from multicloud.console.instance import Instance
     from multicloud.console.parser import Configuration, Section
     from multicloud.runtime import Server
 
@@ -41,15 +42,12 @@ def look(case: Case) -> Iterator[Finding]:
     yield from _measured(case)
     for name, section in routed(case).items():
         yield from _algorithm(name, section, case.instance)
-    yield from routes.look(case, routed(case))
-    if case.configuration is None:
+    if not case.files:
         yield unknown("the configuration was not looked at: name it with -f haproxy.cfg")
         return
-    checked = checked_sections(case)
-    if checked:
+    yield from _targets(case.configuration)
+    if checked_sections(case):
         yield from _forks(case.configuration.global_section(), case.instance)
-    for each in checked:
-        yield from _hasty(each)
     if case.configuration.undecided:
         conditions = some([f"`{condition}`" for condition in dict.fromkeys(case.configuration.undecided)])
         yield unknown(f"it was not decided which branches of the configuration count, so all do here: {conditions}")
@@ -60,8 +58,7 @@ def _measured(case: Case) -> Iterator[Finding]:
     instance, backends = case.instance, case.values.backends
     stopped = run.unmeasured(instance.servers, backends) if instance.servers else {}
     yield from map(problem, stopped.values())
-    lines = case.configuration.lines if case.configuration else {}
-    said = {name for (name, _), words in lines.items() if {"check", "no-check"} & {*words}}
+    said = {name for (name, _), words in case.configuration.lines.items() if {"check", "no-check"} & {*words}}
     idle = [each.name for each in checked_sections(case) if each.name not in said]
     for name in idle:
         yield problem(f"{name} has `option external-check`, but no server of it has `check`: write that on its line")
@@ -76,7 +73,7 @@ def _measured(case: Case) -> Iterator[Finding]:
 def _by_nobody(case: Case) -> Iterator[Finding]:
     """That no backend at all is measured."""
     own = list(dict.fromkeys(server.backend for server in case.instance.own_checked()))
-    if case.away and case.configuration:
+    if case.away and case.files:
         yield problem("no backend has `option external-check`, so nothing is measured")
     elif own:
         yield problem(
@@ -92,38 +89,34 @@ def _by_nobody(case: Case) -> Iterator[Finding]:
 
 
 def _how_measured(name: str, members: Sequence[Server], case: Case) -> Finding:
-    tracked = members[0].source[0]
-    if any(server.name == REWEIGH_SERVER for server in members):
-        return ok(f"{name}: its check sets the weights")
     if name in case.foreign:
         return unknown(
             f"{name}: its external checks have never left a sample in {case.values.times}, so nothing else of it was "
             "looked at: they are another program's, or have another `times`"
         )
-    if tracked != name:
-        return ok(f"{name}: measured with {tracked}, whose servers its own track")
-    if any(server.check.startswith(EXTERNAL) for server in members):
-        return ok(f"{name}: measured by external checks")
-    if name in case.values.backends:
-        return ok(f"{name}: measured by HAProxy's own checks, for `multicloud run`")
-    if any(server.check for server in members):
-        return ok(f"{name}: not measured, since HAProxy checks it by itself and `backends` does not name it")
-    return ok(f"{name}: not measured, since HAProxy does not check it")
+    tracked = members[0].source[0]
+    ways = (
+        (any(server.name == REWEIGH_SERVER for server in members), "its check sets the weights"),
+        (tracked != name, f"measured with {tracked}, whose servers its own track"),
+        (any(server.check.startswith(EXTERNAL) for server in members), "measured by external checks"),
+        (name in case.values.backends, "measured by HAProxy's own checks, for `multicloud run`"),
+        (
+            any(server.check for server in members),
+            "not measured, since HAProxy checks it by itself and `backends` does not name it",
+        ),
+        (True, "not measured, since HAProxy does not check it"),
+    )
+    return ok(f"{name}: {next(text for holds, text in ways if holds)}")
 
 
-def ours(configuration: Configuration | None) -> set[str] | None:
-    """The proxies whose external checks are multicloud-check, by their commands, as far as these are seen."""
-    return {each.name for each in configuration.proxies() if _is_ours(each)} if configuration else None
+def ours(configuration: Configuration) -> set[str]:
+    """The proxies whose external checks are multicloud-check, by their commands, as far as these are seen.
 
-
-def _is_ours(section: Section) -> bool:
-    """Whether the command of its checks is multicloud-check, or a script that names it; one that is missing may be."""
-    program = _program(section) or ""
-    try:
-        with open(program, "rb") as file:
-            return b"multicloud" in program.encode() + file.read(1 << 16)
-    except OSError:
-        return True
+    The command is it, or a script that names it; one that cannot be read may be.
+    """
+    programs = {each.name: _program(each) or "" for each in configuration.proxies()}
+    mark = b"multicloud"
+    return {name for name, path in programs.items() if mark in path.encode() + (_begin(path, 1 << 16) or mark)}
 
 
 def _program(section: Section) -> str | None:
@@ -136,7 +129,7 @@ def routed(case: Case) -> dict[str, Section | None]:
     measured = case.checked + case.instance.own_checked(case.values.backends)
     sections: dict[str, Section | None] = dict.fromkeys(server.backend for server in measured)
     checked = {each.name for each in checked_sections(case) if list(parser.options(each)) != [REWEIGH_SERVER]}
-    for each in case.configuration.proxies() if case.configuration else ():
+    for each in case.configuration.proxies():
         if each.name in checked or each.name in sections or each.name in case.values.backends:
             sections[each.name] = each
     return sections
@@ -147,13 +140,11 @@ def _algorithm(name: str, section: Section | None, instance: Instance) -> Iterat
     told = instance.algorithms.get(name, "")
     if section:
         told = told.replace("unknown", "") or (section.last("balance") or ["roundrobin"])[0]
-    if section and len(parser.options(section)) < 2:
-        return
+        if len(parser.options(section)) < 2:
+            return
     algorithm = told.partition("(")[0].partition(" ")[0]
     consistent = section is not None and section.first_word("hash-type") == "consistent"
-    if not told:
-        yield unknown(f"{name}: a socket of level user does not show the balance algorithm")
-    elif told == "unknown":  # so HAProxy 3.3 calls its default
+    if told == "unknown":  # so HAProxy 3.3 calls its default
         yield unknown(f"{name}: HAProxy does not name its balance algorithm; -f shows it")
     elif algorithm in DYNAMIC or (algorithm in HASHED and consistent):
         yield ok(f"{name}: `balance {told}` takes weights while HAProxy runs")
@@ -171,10 +162,8 @@ def _algorithm(name: str, section: Section | None, instance: Instance) -> Iterat
 
 def checked_sections(case: Case) -> list[Section]:
     """The proxies whose servers have external checks that are ours."""
-    sections = case.configuration.proxies() if case.configuration else []
-    return [
-        each for each in sections if each.last("option", "external-check") is not None and each.name not in case.foreign
-    ]
+    sections = [each for each in case.configuration.proxies() if each.name not in case.foreign]
+    return [each for each in sections if each.last("option", "external-check") is not None]
 
 
 def _forks(section: Section, instance: Instance) -> Iterator[Finding]:
@@ -185,27 +174,21 @@ def _forks(section: Section, instance: Instance) -> Iterator[Finding]:
     for word in ("external-check", "insecure-fork-wanted"):
         if section.last(word) is None:
             yield problem(f"`{word}` is missing in `global`, without which HAProxy runs no check: write it there")
-        else:
-            yield ok(f"`global` has `{word}`")
     if section.first_word("chroot") not in ("", "/"):
         yield problem(f"`chroot` hides the checks from HAProxy: {REMOVE_CHROOT}")
 
 
-def _hasty(section: Section) -> Iterator[Finding]:
-    """Whether HAProxy keeps to `fastinter`, as it does with external checks once `observe` has seen errors."""
-    for name, words in parser.options(section).items():
-        if parser.is_on(words, "check") and {"fastinter", "observe"} <= {*words}:
-            yield problem(
-                f"{section.name}/{name}: `fastinter` beside `observe`: after an outage HAProxy checks that often "
-                "until it is restarted (2.6 crashes); take `fastinter` out"
-            )
-
-
-def user_in(configuration: Configuration | None, otherwise: str) -> User | None:
-    """The user that `global` names, or else another one; None where there is no such user."""
-    section = configuration.global_section() if configuration else parser.Section("global", "", [])
-    name = section.first_word("user") or section.first_word("uid") or otherwise
-    return user_named(name, section.first_word("group") or section.first_word("gid"))
+def user_in(configuration: Configuration, otherwise: str) -> User | None:
+    """The user that `global` names, by name or number, or else another one; None where there is no such user."""
+    section = configuration.global_section()
+    user = section.first_word("user") or section.first_word("uid") or otherwise
+    group = section.first_word("group") or section.first_word("gid")
+    try:
+        entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
+        gid = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid if group else entry.pw_gid
+    except (KeyError, ValueError):
+        return None
+    return User(entry.pw_name, entry.pw_uid, gid, ())
 
 
 def programs(case: Case) -> Iterator[Finding]:
@@ -228,7 +211,9 @@ def programs(case: Case) -> Iterator[Finding]:
 def _executable(backend: str, program: str, user: User) -> Finding:
     """Whether the user can execute a command, and what that begins with where it is a script."""
     cure = "so no check runs: `chmod a+x` it and every directory on the way, or install it elsewhere, such as in /opt"
-    for needed in filter(None, (_interpreter(program), program)):
+    first = _begin(program, 256).partition(b"\n")[0].decode(errors="replace")
+    interpreter = first.removeprefix("#!").split()[:1] if first.startswith("#!") else []
+    for needed in (*interpreter, program):
         target = os.path.realpath(needed)  # where it is a symbolic link, as a virtual environment's Python is
         finding = can(user, "x", needed, "execute", f"which is {target}, {cure}" if target != needed else cure)
         if finding.kind != "ok":
@@ -236,12 +221,30 @@ def _executable(backend: str, program: str, user: User) -> Finding:
     return finding._replace(text=f"{backend}: {finding.text}")
 
 
-def _interpreter(program: str) -> str | None:
-    """The program that a script begins with, or None."""
+def _begin(program: str, size: int) -> bytes:
+    """The first bytes of a file; none where it cannot be read."""
     try:
         with open(program, "rb") as file:
-            first = file.readline(256).decode(errors="replace")
+            return file.read(size)
     except OSError:
-        return None
-    words = first.removeprefix("#!").split() if first.startswith("#!") else []
-    return words[0] if words else None
+        return b""
+
+
+def _targets(configuration: Configuration) -> Iterator[Finding]:
+    """Whether a request can name another host than the one that `http-send-name-header` writes (RFC 9112, 3.2)."""
+    bare = []
+    for section in configuration.proxies():
+        if section.first_word("http-send-name-header") == "Host" and not _guarded(section):
+            leads = ["use_backend", section.name], ["default_backend", section.name]
+            before = [each for each in configuration.sections if any(line[:2] in leads for line in each.lines)]
+            bare += [section.name] if not before or not all(map(_guarded, before)) else []
+    if bare:
+        yield problem(
+            f"{some(bare)}: `GET http://other.example.com/` reaches that host at a region, past `http-send-name-header "
+            "Host`: write `http-request set-uri %[pathq] if { url -m beg -i http:// https:// }` into the backend or "
+            "its frontend"
+        )
+
+
+def _guarded(section: Section) -> bool:
+    return any(line[:2] == ["http-request", "set-uri"] for line in section.lines)

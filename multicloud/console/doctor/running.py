@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import grp
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from multicloud import settings
-from multicloud.console.doctor import configuration, routes
+from multicloud.console.doctor import configuration
 from multicloud.console.doctor.case import can, ok, problem, unknown
-from multicloud.console.instance import EXTERNAL, cannot_append, group_name, let_in, may, soft_limit_of_files
+from multicloud.console.instance import EXTERNAL, cannot_append, let_in, may
 from multicloud.light import reason
 
 if TYPE_CHECKING:
@@ -25,20 +27,21 @@ UNCONFINED = ("", "unconfined", "kernel")
 
 WAY = "`chmod a+x` each directory of the way"
 
-MANY_FILES, NO_END = 1_000_000, 1_000_000_000
-"""Soft limits of open files with which a check costs 10 ms more than it should, and with which none ends in time."""
+MANY_FILES = 1_000_000
+"""The soft limit of open files with which a check costs 10 ms more than it should; with a billion none ends in time."""
 
 
 def away(case: Case) -> Iterator[Finding]:
     """That no HAProxy answers, and what its configuration shows, which may be why."""
-    address, there = case.values.socket, _sockets(case)
+    address, section = case.values.socket, case.configuration.global_section()
+    sockets = [line for line in section.lines if line[:2] == ["stats", "socket"] and len(line) > 2]
+    there = [line[2].removeprefix("unix@") for line in sorted(sockets, key=lambda line: "admin" not in line)]
     if case.away.startswith(address) and (who := let_in(address)):
         cure = f"Run this {who}"
     elif there and address not in there:
         by_hand = case.sources.where(settings.SOCKET) == settings.SOCKET.variable
-        name = (
-            f"set MULTICLOUD_SOCKET={there[0]}" if by_hand else f"write `socket = {there[0]}` into {case.sources.path}"
-        )
+        file = f"write `socket = {there[0]}` into {case.sources.path}"
+        name = f"set MULTICLOUD_SOCKET={there[0]}" if by_hand else file
         start = "" if os.path.lexists(there[0]) else ", and start HAProxy"
         cure = f"HAProxy's configuration has its socket elsewhere: {name}{start}"
     else:
@@ -47,39 +50,32 @@ def away(case: Case) -> Iterator[Finding]:
         words = f"`stats socket {address}{owner} level admin`"
         cure = f"Put {words} into `global`, start HAProxy, or name its socket in MULTICLOUD_SOCKET"
     yield problem(f"{case.away} {cure}")
-    if case.configuration:
+    if case.files:
         yield from configuration.programs(case)
-        section = case.configuration.global_section()
-        if not any(line[at : at + 2] == ["level", "admin"] for line in section.lines for at in range(len(line))):
+        if not any("level admin" in " ".join(line) for line in sockets):
             yield problem("no `stats socket … level admin` in `global`: a reweigh cannot set weights")
     yield from configuration.look(case)
-    yield from routes.tunnels(configuration.routed(case))
-
-
-def _sockets(case: Case) -> list[str]:
-    """The addresses of the sockets that the configuration has, those of level admin first."""
-    lines = case.configuration.global_section().lines if case.configuration else []
-    sockets = [line for line in lines if line[:2] == ["stats", "socket"] and len(line) > 2]
-    return [line[2].removeprefix("unix@") for line in sorted(sockets, key=lambda line: "admin" not in line)]
 
 
 def _let(user: User) -> str:
     """Words of a `stats socket` line with which the user, who runs the reweigh, can open the socket."""
-    return f"user {user.name}{f' group {name}' if (name := group_name(user.gid)) else ''} mode 660"
+    with contextlib.suppress(KeyError):
+        return f"user {user.name} group {grp.getgrgid(user.gid).gr_name} mode 660"
+    return f"user {user.name} mode 660"
 
 
 def answers(case: Case) -> Iterator[Finding]:
     """What answers at the socket, and whether it lets weights be set."""
-    address, instance = case.values.socket, case.instance
-    if instance.version.split("-")[0] == "3.4.0":
+    address, version, level = case.values.socket, case.instance.version, case.instance.level
+    if version.split("-")[0] == "3.4.0" and not case.values.backends:
         yield problem("HAProxy 3.4.0 crashes on external checks: upgrade to 3.4.1")
     else:
-        yield ok(f"HAProxy {instance.version} answers at {address}")
-    if instance.level == "admin":
+        yield ok(f"HAProxy {version} answers at {address}")
+    if level == "admin":
         yield ok("its socket has the level admin")
     else:
         yield problem(
-            f"the socket {address} has the level {instance.level}, so that HAProxy refuses `set server`: "
+            f"the socket {address} has the level {level}, so that HAProxy refuses `set server`: "
             "write `level admin` at the end of its `stats socket` line"
         )
 
@@ -96,7 +92,7 @@ def permissions(case: Case) -> Iterator[Finding]:
         yield from _open_files(case.instance.pid)
         if case.sources.path != os.devnull and os.path.exists(case.sources.path):
             yield from _settings_file(case.sources, case.user)
-        yield from _sample_file(case.values.times, case.user)
+        yield _sample_file(case.values.times, case.user)
     yield from configuration.programs(case)
 
 
@@ -130,12 +126,15 @@ def _surroundings(pid: int, directory: str) -> Iterator[Finding]:
 
 def _open_files(pid: int) -> Iterator[Finding]:
     """Before it starts a check, HAProxy closes every descriptor that it may have, one after the other."""
-    limit = soft_limit_of_files(pid)
-    if limit and limit >= MANY_FILES:
-        cost = "no check ends in time" if limit >= NO_END else "each check costs 10 ms of CPU more"
+    try:
+        match = re.search(r"^Max open files +(\d+)", Path(f"/proc/{pid}/limits").read_text(), re.MULTILINE)
+    except OSError:
+        return
+    limit = int(match[1]) if match else 0
+    if limit >= MANY_FILES:
         yield problem(
-            f"HAProxy's process may have {limit:,} files open, and before a check it closes each of these numbers: "
-            f"{cost}. Write `maxconn 8000` into `global`, and start HAProxy with a soft limit of 1024: "
+            f"HAProxy's process may have {limit:,} files open, and before a check it closes each of these numbers: a "
+            "million cost 10 ms. Write `maxconn 8000` into `global`, and start HAProxy with a soft limit of 1024: "
             "`LimitNOFILE=1024:524288` in its unit, or `ulimit -Sn 1024` before it"
         )
 
@@ -153,24 +152,22 @@ def _settings_file(sources: Sources, user: User) -> Iterator[Finding]:
             )
 
 
-def _sample_file(path: str, user: User) -> Iterator[Finding]:
+def _sample_file(path: str, user: User) -> Finding:
     """Whether the user can write the file and, when it grows too long, shorten it."""
     if refused := cannot_append(user, path):
-        yield problem(refused)
-    elif may(user, "r", "/") is None:
-        yield unknown(f"only root sees whether HAProxy's user {user.name} can write {path}")
-    elif os.path.exists(path) and user.uid not in (0, os.stat(path).st_uid):
-        yield problem(
+        return problem(refused)
+    if may(user, "r", "/") is None:
+        return unknown(f"only root sees whether HAProxy's user {user.name} can write {path}")
+    if os.path.exists(path) and user.uid not in (0, os.stat(path).st_uid):
+        return problem(
             f"HAProxy's user {user.name} can write the sample file {path}, but not shorten it, since it is somebody "
             f"else's: chown {user.name} {path}"
         )
-    else:
-        yield ok(f"HAProxy's user {user.name} can write the sample file {path}")
+    return ok(f"HAProxy's user {user.name} can write the sample file {path}")
 
 
 def exposure(case: Case) -> Iterator[Finding]:
-    """What explains nothing else: whether long connections are cut, and whether HAProxy runs as root."""
-    yield from routes.tunnels(configuration.routed(case))
+    """What explains nothing else: whether HAProxy runs as root."""
     if case.user and case.user.uid == 0:
         also = ", and each check with it" * case.forks
         fork = ", with `insecure-fork-wanted`" * case.forks
