@@ -133,7 +133,6 @@ def weigh(
         users=users,
         again=count_again,
         connect=lambda server: time_to(server.address, server.port),
-        now=time.time(),
     )
     decisions = decide(servers, scored, sources, functools.partial(share, elapsed=elapsed))
     changes = ranking.changes(decisions)
