@@ -15,17 +15,9 @@ def configuration(*plans: Plan) -> str:
     """The text: the sections that stand there once for all applications, then those of each application."""
     first = plans[0]
     sections = [_global(first), RESOLVERS.format(first.shared("default")), *dict.fromkeys(map(_common, plans))]
-    sections += [_reweigh(first) * (not first.beside), *dict.fromkeys(plan.relayed(_choices(plan)) for plan in plans)]
-    for plan in plans:
-        sections += [
-            _router(plan),
-            plan.relayed(_relay(plan)),
-            _regions(plan),
-            _upstream(plan),
-            _once(plan) * plan.http,
-            plan.relayed(_choice(plan)),
-            _last_resort(plan),
-        ]
+    sections += [_reweigh(first) * (not first.beside), *dict.fromkeys(map(_choices, plans))]
+    parts = _router, _relay, _regions, _upstream, _once, _choice, _last_resort
+    sections += [part(plan) for plan in plans for part in parts]
     sections.append(STATS.replace("common", first.common) * (not first.blocks))
     return "\n\n".join(filter(None, sections)) + "\n"
 
@@ -36,11 +28,10 @@ def _text(lines: str) -> str:
 
 
 def _global(plan: Plan) -> str:
-    socket = plan.variable("MULTICLOUD_SOCKET", "/var/run/haproxy.sock")
     alone = f"""\
     log {plan.variable("LOG_ADDRESS", "stdout")} format raw local0
     # The weights are set here, which takes the level admin. A reload hands the ports on, losing nobody.
-    stats socket {socket} mode 600 level admin expose-fd listeners
+    stats socket {plan.variable("MULTICLOUD_SOCKET", "/var/run/haproxy.sock")} mode 600 level admin expose-fd listeners
     # Where root starts it, HAProxy and all checks stay root but for these lines, and `user haproxy` in the one above.
     # user haproxy
     # group haproxy"""
@@ -59,9 +50,9 @@ def _global(plan: Plan) -> str:
     insecure-fork-wanted
 {plan.since((2, 8, 25), preserve, "    external-check")}"""
     return _text(f"""\
-{once if plan.blocks else ""}
+{once * plan.blocks}
 global
-{"" if plan.blocks else alone}
+{alone * (not plan.blocks)}
 {limit * plan.maxconn}
 {plan.since((3, 2), "    dns-accept-family auto # IPv6 where this machine has it")}
 {forks * (not plan.beside)}
@@ -115,12 +106,13 @@ backend reweigh from {plan.common}
 
 
 FORWARDED = """\
-    # A region is told the client's address, Host and scheme. Names that CGI cannot tell from these do not come in.
+    # A region is told the client's address, Host and scheme. `Forwarded`, and what CGI takes for these, stays out.
     option forwardfor
-    http-request del-header ^x(_forwarded[-_]|-forwarded_)(for|host|proto)$ -m reg
+    http-request del-header ^(forwarded|x(_forwarded[-_]|-forwarded_)(for|host|proto))$ -m reg
     http-request set-header X-Forwarded-Host %[req.hdr(host)]
     http-request set-header X-Forwarded-Proto http unless { var(txn.region) -m found }
-    http-request set-header X-Forwarded-Proto https if { ssl_fc } || { dst_port 443 }"""
+    # The last condition is for a frontend that trusts a proxy before it, which took TLS away.
+    http-request set-header X-Forwarded-Proto https if { ssl_fc } || { dst_port 443 } || { var(txn.https) -m found }"""
 
 
 SMALL = "{ req.hdr_val(content-length) gt 0 } { req.hdr_val(content-length) lt 8192 }"
@@ -128,7 +120,7 @@ WHOLE = f"    http-request wait-for-body time 29s if {SMALL}"
 
 
 def _choices(plan: Plan) -> str:
-    return f"""\
+    return plan.relayed(f"""\
 # HAProxy no longer gives each server its own Host header by itself, so a region is chosen here, and its name handed to
 # `relay`, which puts it in place. Each line is the region's name with the address of `relay`, and tracks the region.
 defaults {plan.shared("choices")} from {plan.common}
@@ -144,11 +136,11 @@ defaults {plan.shared("choices")} from {plan.common}
 {WHOLE}
     http-response return status 503 default-errorfiles if {{ status 425 }}
     http-send-name-header X-Upstream
-    default-server weight 1"""
+    default-server weight 1""")
 
 
 def _relay(plan: Plan) -> str:
-    return f"""\
+    return plan.relayed(f"""\
 frontend {plan.name("relay")} from {plan.common}
     # An abstract socket, which a chroot does not hide: no port, and it leads to this application alone.
     bind {plan.relay}
@@ -157,7 +149,7 @@ frontend {plan.name("relay")} from {plan.common}
     http-request del-header X-Upstream
     http-response set-var({plan.answered}) var(txn.region)
     use_backend {plan.backend}-once unless {SAFE}
-    default_backend {plan.backend}"""
+    default_backend {plan.backend}""")
 
 
 def _routes(plan: Plan, acl: str = "") -> str:
@@ -219,14 +211,11 @@ def _regions(plan: Plan) -> str:
     retries 3
     option redispatch 1"""
     host = f"http-request set-header Host {plan.host}" if plan.host else "http-send-name-header Host"
-    direct_http = (
-        f"""
+    direct_http = f"""
     # So is it for a request whose connection was cut before any answer.
     retry-on conn-failure empty-response
     # Cloud platforms find the application by its Host header; each server gets its own name there, on retries too.
     {host}"""
-        * plan.http
-    )
     http = f"""\
     # A request that is not idempotent is tried again only where it cannot have been received.
     http-request disable-l7-retry unless {SAFE}
@@ -245,7 +234,7 @@ defaults {plan.name("regions")} from {plan.common}
     # Of two servers, drawn by their weights, the one with fewer requests in flight: it evens out between two reweighs.
     balance random(2)
 {FORWARDED * plan.http}
-{plan.relayed(relayed, direct + direct_http)}
+{plan.relayed(relayed, direct + direct_http * plan.http)}
 {http * plan.http}
     # TLS to each server, whose certificate must be for its name; addresses are looked up again as DNS changes.
     default-server {"ssl " * plan.tls}verify {"none" if plan.insecure else required} sni {plan.sni}
@@ -314,33 +303,33 @@ def _checks(plan: Plan) -> str:
 def _servers(plan: Plan, *, checked: bool = False, tracking: bool = False, relayed: bool = False) -> str:
     """A list of the servers: with checks, tracking those that have them, or at the address of `relay`."""
     lines = []
+    old = plan.version is not None and plan.version < (2, 8)
     for server in plan.servers or EXAMPLES:
-        address = plan.relay if relayed else f"{server.address}:{server.port}"
         # Not `no-ssl`: of a server with that, HAProxy tells an external check that it speaks TLS.
-        ssl = " ssl" * (server.tls and not plan.tls and not relayed)
-        words = f" {server.words}" * (server.words != "" and not relayed)
-        sni = f" check-sni {plan.host or server.name}" * (checked and plan.beside and plan.http and server.tls)
-        names = f" {SHARED} {IPV4}" * (plan.version is not None and plan.version < (2, 8) and not relayed)
-        track = f" track {plan.backend}/{server.name}" * tracking
-        lines.append(f"    {'# ' * (not plan.servers)}server {server.name} {address}{ssl}{words}{names}{track}{sni}")
+        own = [f"{server.address}:{server.port}", "ssl" * (server.tls and not plan.tls), server.words]
+        own.append(f"{SHARED} {IPV4}" * old)
+        if relayed:
+            own = [plan.relay]
+        own.append(f"track {plan.backend}/{server.name}" * tracking)
+        own.append(f"check-sni {plan.host or server.name}" * (checked and plan.beside and plan.http and server.tls))
+        lines.append(" ".join(filter(None, ["    #" if not plan.servers else "   ", "server", server.name, *own])))
     return "\n".join(lines)
 
 
 def _once(plan: Plan) -> str:
-    return _text(f"""\
+    once = f"""\
 # For requests that must not be sent twice, such as POST: a server may close a kept connection just as one is sent, so
 # each gets a connection of its own. These servers track those of `{plan.backend}`, and are scored by their samples.
 backend {plan.backend}-once from {plan.name("regions")}
 {CLOSING}
 {plan.relayed(CHOSEN)}
-{_servers(plan, tracking=True)}
-""")
+{_servers(plan, tracking=True)}"""
+    return _text(once) * plan.http
 
 
 def _choice(plan: Plan) -> str:
-    return f"""\
-backend {plan.name("choice")} from {plan.shared("choices")}
-{_servers(plan, tracking=True, relayed=True)}"""
+    head = f"backend {plan.name('choice')} from {plan.shared('choices')}"
+    return plan.relayed(f"{head}\n{_servers(plan, tracking=True, relayed=True)}")
 
 
 def _last_resort(plan: Plan) -> str:

@@ -58,6 +58,10 @@ class Plan(NamedTuple):
     expect: str = "200"
     maxconn: bool = True
 
+    def name(self, section: str) -> str:
+        """The name of a section of this application."""
+        return section if self.backend == "upstream" else f"{self.backend}-{section}"
+
     def shared(self, section: str) -> str:
         """The name of a section that all applications share; in blocks it is not one of the operator's."""
         return f"multicloud-{section}" if self.blocks else section
@@ -77,10 +81,6 @@ class Plan(NamedTuple):
         """The name that a server's certificate must be for, as a sample expression."""
         return f"str({self.host})" if self.host else "srv_name"
 
-    def name(self, section: str) -> str:
-        """The name of a section of this application."""
-        return section if self.backend == "upstream" else f"{self.backend}-{section}"
-
     def variable(self, name: str, default: str, *, before: str = "") -> str:
         """A word that ends with a value, which an environment variable overrides, but in blocks."""
         return escaped(before + default) if self.blocks else f'"{before}${{{name}-{default}}}"'
@@ -89,8 +89,9 @@ class Plan(NamedTuple):
         """`new` for HAProxy `version` and newer, `old` for those before; both where it is not known which it is."""
         if self.version:
             return new if self.version >= version else old
-        condition, number = "version_atleast" if new else "version_before", ".".join(map(str, version))
-        return f".if {condition}({number})\n" + "\n.else\n".join(filter(None, (new, old))) + "\n.endif"
+        condition = "version_atleast" if new else "version_before"
+        branches = "\n.else\n".join(filter(None, (new, old)))
+        return f".if {condition}({'.'.join(map(str, version))})\n{branches}\n.endif"
 
     def relayed(self, new: str, old: str = "") -> str:
         """`new` where requests go through `relay`, `old` where they need not."""

@@ -24,7 +24,8 @@ from tests.servers import server_context
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterator, Sequence
+    import ssl
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from multiprocessing.connection import Connection
     from typing import Self
 
@@ -71,7 +72,7 @@ class Regions:
         pem = self.authority.issue_cert(*names).private_key_and_cert_chain_pem.bytes() if tls else None
         self._here, self._there = multiprocessing.Pipe()
         network = f"/proc/{os.getpid()}/task/{threading.get_native_id()}/ns/net"
-        self._process = PROCESSES.Process(target=_serve, args=(self._there, network, list(names), pem), daemon=True)
+        self._process = PROCESSES.Process(target=_run, args=(self._there, network, list(names), pem), daemon=True)
         self._regions = [Region(name, self._ask) for name in names]
 
     def __enter__(self) -> Self:
@@ -107,20 +108,80 @@ class Regions:
         return self._here.recv()
 
 
-def _serve(there: Connection, network: str, names: Sequence[str], pem: bytes | None) -> None:
+def _run(there: Connection, network: str, names: Sequence[str], pem: bytes | None) -> None:
     """Do what is asked for until the other end is closed, in the network of who asks."""
     enter_network(network)
     with contextlib.suppress(PermissionError):
         os.nice(-10)
-    with _Breakables(names, pem) as regions, contextlib.suppress(EOFError):
-        by_name = {region.name: region for region in regions}
-        while True:
-            what, name, *values = there.recv()
-            do = {"get": getattr, "set": setattr}.get(what) or getattr(regions, what)
-            there.send(do(by_name[name], *values))
+    asyncio.run(_serve(there, {name: _Breakable(name) for name in names}, pem))
 
 
-class _Breakable(simulated.Region):
+async def _serve(there: Connection, regions: Mapping[str, _Breakable], pem: bytes | None) -> None:
+    context = server_context(trustme.Blob(pem)) if pem else None
+    for region in regions.values():
+        await region.start(context)
+    with contextlib.suppress(EOFError):
+        await _obey(there, regions, context)
+    for region in regions.values():
+        await region.stop()
+
+
+async def _obey(there: Connection, regions: Mapping[str, _Breakable], context: ssl.SSLContext | None) -> None:
+    while True:
+        what, name, *values = await asyncio.to_thread(there.recv)
+        region, answer = regions[name], None
+        match what:
+            case "get":
+                answer = getattr(region, *values)
+            case "set":
+                setattr(region, *values)
+            case "start":
+                await region.start(context)
+            case "present":
+                await region.stop()
+                await region.start(server_context(trustme.Blob(*values)))
+            case _:
+                await getattr(region, what)()
+        there.send(answer)
+
+
+class Mortal(simulated.Region):
+    """A region that can die."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.StreamWriter] = set()
+
+    async def start(self, context: ssl.SSLContext | None) -> asyncio.Server:
+        self._server = await super().start(context)
+        return self._server
+
+    async def stop(self) -> None:
+        """Stop listening and cut all connections, as a process that dies does."""
+        await self.close()
+        await asyncio.sleep(0)  # the last ones begin to be served
+        for writer in self._connections:
+            writer.transport.abort()
+
+    async def close(self) -> None:
+        """Stop listening as soon as no connection is half accepted, since asyncio forgets those."""
+        if self._server:
+            for listening in self._server.sockets:
+                asyncio.get_running_loop().remove_reader(listening)
+            await asyncio.sleep(0)
+            self._server.close()
+            self._server = None
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections.add(writer)
+        await super().serve(reader, writer)
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+        self._connections.remove(writer)
+
+
+class _Breakable(Mortal):
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.port = free_port()  # nobody takes it while the region is stopped
@@ -146,13 +207,13 @@ class _Breakable(simulated.Region):
         self.delay = math.inf
         if self._server:
             self._frozen = [listening.dup() for listening in self._server.sockets]
-            await simulated.close(self._server)
+            await self.close()
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
-        super()._accept(reader, writer)
+        await super().serve(reader, writer)
 
-    async def _work(self, reader: asyncio.StreamReader) -> None:
+    async def work(self, reader: asyncio.StreamReader) -> None:
         if reader in self._used:
             self._kept += 1
             if self.stale and self._kept % self.stale == 0:
@@ -166,18 +227,4 @@ class _Breakable(simulated.Region):
         if self.workers and not self._places:
             self._places = asyncio.Semaphore(self.workers)
         async with (self.workers and self._places) or contextlib.nullcontext():
-            await super()._work(reader)
-
-
-class _Breakables(simulated.Regions):
-    def __init__(self, names: Sequence[str], pem: bytes | None) -> None:
-        super().__init__(names)
-        self._regions: Sequence[_Breakable] = [_Breakable(name) for name in names]
-        self._context = server_context(trustme.Blob(pem)) if pem else None
-
-    def freeze(self, region: _Breakable) -> None:
-        self.run(region.freeze())
-
-    def present(self, region: _Breakable, pem: bytes) -> None:
-        self.stop(region)
-        self.run(region.start(server_context(trustme.Blob(pem))))
+            await super().work(reader)

@@ -275,6 +275,7 @@ def test_a_region_learns_the_clients_host_scheme_and_address_and_nothing_that_a_
     configure: Callable[[str], str],
 ) -> None:
     forged = [f"{name}: forged" for name in ("X-Forwarded-Host", "X-Forwarded-Proto", "Fly-Extra", "Fly_Extra")]
+    forged.append("Forwarded: for=forged;host=forged;proto=https")
     forged += [f"X{a}Forwarded{b}{name}: forged" for a, b in ("__", "_-", "-_") for name in ("For", "Host", "Proto")]
     head = "\n".join(["{} / HTTP/1.1", "Host: www.example.com", "X-Forwarded-For: 192.0.2.1", *forged, ""])
     with edge({"eu.demo": 0.0}, interval="600s", configure=configure) as running:

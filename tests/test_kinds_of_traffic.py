@@ -109,7 +109,7 @@ class Application(http.server.BaseHTTPRequestHandler):
             return
         size = sum(len(part) for part in iter(lambda: self.rfile.read(min(self.left(), 65536)), b""))
         time.sleep(float(self.headers["x-work"] or 0))
-        self.answer({"region": self.region, "size": size})
+        self.answer({"region": self.region, **self.asked(), "size": size})
 
     def left(self) -> int:
         self.unread = getattr(self, "unread", int(self.headers["content-length"]))
@@ -561,6 +561,16 @@ def test_a_redirect_to_the_region_is_one_to_the_router(location: str, goes_to: s
         assert answer.headers["location"] == goes_to
         assert answer.headers["set-cookie"] == "id=1; Path=/; Secure"
         assert said["host"] == "eu.demo"
+
+
+@pytest.mark.parametrize("proxy", ["10.0.0.0/8", "127.0.0.0/8"])
+def test_that_tls_ended_before_haproxy_is_believed_of_the_proxy_that_is_named_alone(proxy: str) -> None:
+    [piece] = shown("What if TLS ends before HAProxy?")
+    with routed(piece.replace("10.0.0.0/8", proxy)) as running:
+        for scheme in ("https", "http"):
+            believed = scheme if proxy == "127.0.0.0/8" else "http"
+            for body in (None, b"a"):
+                assert running.ask("/", body, x_forwarded_proto=scheme)[1]["x-forwarded-proto"] == believed
 
 
 def test_nobody_sees_where_the_regions_are() -> None:

@@ -354,7 +354,7 @@ def test_an_answer_of_one_byte_a_piece_costs_no_more_than_another(ca_file: str) 
 
 def test_endless_1xx_is_an_endless_head() -> None:
     result, _ = probed_server("http", servers.endless(b"", INTERIM * 50))
-    assert result.error == "headers of more than 64 KiB"
+    assert result.error in ("headers of more than 64 KiB", "headers in more than 4096 pieces")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
 import os
@@ -17,24 +16,13 @@ from multicloud.console import terminal
 from multicloud.console.config import config
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     Command = Callable[..., None]
 
-WATCH = 2.0
-"""Seconds between two tables of `status --watch`: as often as HAProxy checks."""
 
-
-@contextlib.contextmanager
-def extra(name: str) -> Iterator[None]:
-    """Import within it what needs an optional dependency. Raises UsageError where that is missing."""
-    try:
-        yield
-    except ImportError as error:
-        # Debian's packages of these modules have their names.
-        pip, apt = f"pip install '.[{name}]'", f"apt install python3-{error.name}"
-        missing = f"{error.name} is missing; in the project's directory: {pip}, or with the Debian package: {apt}"
-        raise light.UsageError(missing) from None
+EXTRAS = {"matplotlib": "plot", "trustme": "demo"}
+"""The optional dependencies, and the extras of the package that have them."""
 
 
 def with_settings(group: Sequence[settings.Setting]) -> Callable[[Command], Command]:
@@ -49,16 +37,12 @@ def with_settings(group: Sequence[settings.Setting]) -> Callable[[Command], Comm
 
         decorated: Command = with_sources
         for setting in reversed(group):
-            switch = setting.accepts == "0 or 1"
-            decorated = click.option(
-                f"--{setting.name.replace('_', '-')}",
-                setting.name,
-                is_flag=switch,
-                flag_value="1" if switch else None,
-                default=None,
-                metavar=None if switch else "VALUE",
-                help=f"{setting.meaning}  [{setting.variable}; default: {setting.default or 'none'}]",
-            )(decorated)
+            option = f"--{setting.name.replace('_', '-')}"
+            kind: dict[str, Any] = {"metavar": "VALUE"}
+            if setting.accepts == "0 or 1":
+                kind = {"is_flag": True, "flag_value": "1", "default": None}
+            meaning = f"{setting.meaning}  [{setting.variable}; default: {setting.default or 'none'}]"
+            decorated = click.option(option, setting.name, help=meaning, **kind)(decorated)
         return decorated
 
     return decorate
@@ -76,7 +60,7 @@ def _say_versions(context: click.Context, _: click.Parameter, wanted: bool) -> N
         context.exit()
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120, "show_default": True})
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_say_versions, help="Show the versions."
 )
@@ -100,7 +84,7 @@ def cli() -> None:
 @click.option("--connect", metavar="ADDR[:PORT]", help="Go to this address, but ask for the URL's host. Needs a URL.")
 @click.option("--count", type=click.IntRange(1), default=1, metavar="N", help="Probe N times and sum them up.")
 @click.option("--record", is_flag=True, help="Append to the sample file, for the server that HAProxy's variables name.")
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text")
 @with_settings(settings.CHECK)
 def check(url: str | None, connect: str | None, count: int, record: bool, form: str, sources: settings.Sources) -> None:
     """Probe a server and show where the time goes.
@@ -113,8 +97,6 @@ def check(url: str | None, connect: str | None, count: int, record: bool, form: 
       multicloud check https://eu.example.com/healthz --count 20
       multicloud check eu.example.com --connect 203.0.113.7
       multicloud check tcp://db.example.com:5432 --timeout 1
-      HAPROXY_SERVER_NAME=eu.example.com HAPROXY_SERVER_ADDR=203.0.113.7 \\
-          HAPROXY_SERVER_PORT=443 HAPROXY_PROXY_NAME=upstream multicloud check
 
     Exit code: 0 up, every time; 1 down, at least once; 2 wrong settings.
     """
@@ -128,9 +110,7 @@ def check(url: str | None, connect: str | None, count: int, record: bool, form: 
 @click.option("-v", "--verbose", is_flag=True, help="With --dry-run: explain every decision on standard error.")
 @with_settings(settings.REWEIGH)
 def reweigh(dry_run: bool, verbose: bool, sources: settings.Sources) -> None:
-    """Set the weights once, and explain every decision.
-
-    It is what HAProxy's fake backend does.
+    """Set the weights once, as HAProxy's fake backend does, and explain every decision.
 
     \b
     Examples:
@@ -163,13 +143,11 @@ def reweigh(dry_run: bool, verbose: bool, sources: settings.Sources) -> None:
     "--watch",
     type=click.FloatRange(0.1, 3600),
     is_flag=False,
-    flag_value=WATCH,
+    flag_value=2.0,  # as often as HAProxy checks
     metavar="[SECONDS]",
-    help=f"Redraw every SECONDS, {WATCH:g} where not given, until Ctrl-C.",
+    help="Redraw every SECONDS, 2 where not given, until Ctrl-C.",
 )
-@click.option(
-    "--format", "form", type=click.Choice(["table", "json", "prometheus"]), default="table", show_default=True
-)
+@click.option("--format", "form", type=click.Choice(["table", "json", "prometheus"]), default="table")
 @with_settings(settings.REWEIGH)
 def status(watch: float | None, form: str, sources: settings.Sources) -> None:
     """Show where traffic goes, and what is wrong.
@@ -221,10 +199,8 @@ def _status(sources: settings.Sources, form: str) -> str:
 
 
 @cli.command()
-@click.option("--metrics", default="", metavar="[ADDR:]PORT", help="Serve Prometheus' metrics there.")
-@click.option(
-    "--log", type=click.Choice(["text", "json"]), default="text", show_default=True, help="json: an object a line."
-)
+@click.option("--metrics", default="", show_default=False, metavar="[ADDR:]PORT", help="Serve metrics for Prometheus.")
+@click.option("--log", type=click.Choice(["text", "json"]), default="text", help="json: an object a line.")
 @with_settings(settings.RUN)
 def run(metrics: str, log: str, sources: settings.Sources) -> None:
     """Set the weights again and again, beside HAProxy, by its own checks.
@@ -245,9 +221,7 @@ def run(metrics: str, log: str, sources: settings.Sources) -> None:
 
 
 @cli.command()
-@click.option(
-    "-f", "files", multiple=True, metavar="haproxy.cfg", help="HAProxy's configuration; several as it has them."
-)
+@click.option("-f", "files", multiple=True, metavar="haproxy.cfg", help="HAProxy's configuration, each file of it.")
 @with_settings(tuple(dict.fromkeys((*settings.REWEIGH, *settings.CHECK))))
 def doctor(files: tuple[str, ...], sources: settings.Sources) -> None:
     """Find what usually goes wrong, and say how to mend it.
@@ -278,9 +252,7 @@ def doctor(files: tuple[str, ...], sources: settings.Sources) -> None:
 
 
 @cli.command()
-@click.option(
-    "--since", default="1h", show_default=True, metavar="WHEN", help="So long ago (90s, 15m, 1h), or a time: 08:30."
-)
+@click.option("--since", default="1h", metavar="WHEN", help="So long ago (90s, 15m, 1h), or a time: 08:30.")
 @with_settings(settings.REWEIGH)
 def history(since: str, sources: settings.Sources) -> None:
     """Show who led when, and why that changed.
@@ -302,23 +274,14 @@ def history(since: str, sources: settings.Sources) -> None:
 
 
 @cli.command()
-@click.option(
-    "-o",
-    "--output",
-    default="latency.png",
-    show_default=True,
-    type=click.Path(dir_okay=False),
-    metavar="FILE",
-    help="Where to draw: a .png or .svg file.",
-)
-@click.option("--from", "begin", default="", metavar="WHEN", help="Not what was before: 15m ago, or a time: 08:30.")
-@click.option("--to", "end", default="", metavar="WHEN", help="Not what came after.")
+@click.option("-o", "--output", default="latency.png", metavar="FILE", help="Where to draw: a .png or .svg file.")
+@click.option("--from", "begin", metavar="WHEN", help="Not what was before: 15m ago, or a time: 08:30.")
+@click.option("--to", "end", metavar="WHEN", help="Not what came after.")
 @with_settings(settings.REWEIGH)
-def plot(output: str, begin: str, end: str, sources: settings.Sources) -> None:
+def plot(output: str, begin: str | None, end: str | None, sources: settings.Sources) -> None:
     """Draw the round-trip times over time, with the score that decides and the changes of favourite.
 
-    Needs matplotlib: pip install '.[plot]' in the project's directory, or, beside the Debian package,
-    apt install python3-matplotlib.
+    Needs matplotlib, and says how to get it.
 
     \b
     Examples:
@@ -330,8 +293,8 @@ def plot(output: str, begin: str, end: str, sources: settings.Sources) -> None:
     """
     if not output.endswith((".png", ".svg")):
         raise light.UsageError(f"cannot draw {output!r}; give a name that ends with .png or .svg")
-    with extra("plot"):
-        from multicloud.console import plot as plots
+    from multicloud.console import plot as plots
+
     plots.draw(sources, output, begin, end)
 
 
@@ -340,17 +303,14 @@ cli.add_command(config)
 
 @cli.command()
 @click.option("--duration", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Stop after S seconds.")
-@click.option("--port", type=click.IntRange(1, 65535), default=8080, show_default=True, help="Port of the application.")
-@click.option(
-    "--stats-port", type=click.IntRange(1, 65535), default=9000, show_default=True, help="Port of the stats page."
-)
+@click.option("--port", type=click.IntRange(1, 65535), default=8080, help="Port of the application.")
+@click.option("--stats-port", type=click.IntRange(1, 65535), default=9000, help="Port of the stats page.")
 @click.option("--beside", is_flag=True, help="With `multicloud run` beside HAProxy in place of external checks.")
 def demo(duration: float | None, port: int, stats_port: int, beside: bool) -> None:
     """Run it all on this machine, with simulated regions.
 
-    Four cloud regions take turns in being the fastest, with a real HAProxy in front. Needs trustme:
-    pip install '.[demo]' in the project's directory, or, beside the Debian package, apt install python3-trustme.
-    HAPROXY_BINARY names another HAProxy.
+    Four cloud regions take turns in being the fastest, with a real HAProxy in front; HAPROXY_BINARY names another one.
+    Needs trustme, and says how to get it.
 
     \b
     Examples:
@@ -358,10 +318,10 @@ def demo(duration: float | None, port: int, stats_port: int, beside: bool) -> No
       multicloud demo --duration 60 --port 8088 --stats-port 9088
       multicloud demo --beside
     """
-    with extra("demo"):
-        from multicloud import demo as demos
+    from multicloud import demo as demos
+
     with demos.running(port, stats_port, beside=beside) as running:
-        sources = settings.Sources(os.environ | running.router.settings)
+        sources = settings.Sources(os.environ | running.settings)
         watch_status(sources, interval=1.0, duration=duration, heading=running.heading)
 
 
@@ -386,5 +346,12 @@ def _run() -> int:
         raise light.UsageError(f"{error.format_message()}; see {command} --help") from None
     except click.Abort:
         return 130
+    except ImportError as error:
+        if error.name not in EXTRAS:
+            raise
+        # Debian's packages of these modules have their names.
+        pip, apt = f"pip install '.[{EXTRAS[error.name]}]'", f"apt install python3-{error.name}"
+        missing = f"{error.name} is missing; in the project's directory: {pip}, or with the Debian package: {apt}"
+        raise light.UsageError(missing) from None
     except OSError as error:
         raise light.CommandError(light.reason(error)) from None

@@ -53,9 +53,7 @@ class Wanted(NamedTuple):
 @click.option("--blocks", is_flag=True, help="Only what stands beside a configuration that is there.")
 @click.option("--beside", is_flag=True, help="For `multicloud run`: HAProxy's own checks in place of external ones.")
 @click.option("-o", "--output", metavar="FILE", help="Write it there, whole or not at all, if HAProxy accepts it.")
-@click.option(
-    "--with", "others", multiple=True, metavar="FILE", help="What HAProxy reads before it, if it does not run."
-)
+@click.option("--with", "others", multiple=True, metavar="FILE", help="What HAProxy reads before it, if none runs.")
 def config(**arguments: Any) -> None:
     """Write an haproxy.cfg for these servers, or for those in the settings file.
 
@@ -92,9 +90,8 @@ def _with_others(wanted: Wanted, sources: Sources, here: Sequence[str] = ()) -> 
     if not (wanted.blocks and (wanted.output or wanted.others)):
         return wanted._replace(others=())
     own = os.path.realpath(wanted.output or "")
-    found = [Path(each) for each in wanted.others or running(sources) or here]
-    files = [file for each in found for file in (sorted(each.glob("*.cfg")) if each.is_dir() else [each])]
-    return wanted._replace(others=[str(file) for file in files if os.path.realpath(file) != own])
+    files = parser.files(wanted.others or running(sources) or here)
+    return wanted._replace(others=[file for file in files if os.path.realpath(file) != own])
 
 
 def running(sources: Sources) -> list[str]:
@@ -102,7 +99,7 @@ def running(sources: Sources) -> list[str]:
     try:
         with runtime.RuntimeAPI(sources.read((settings.SOCKET,)).socket) as api:
             pid = api.ask("show info").partition("\nPid: ")[2].partition("\n")[0]
-        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
     except (runtime.RuntimeAPIError, OSError):
         return []
     return [file for option, file in itertools.pairwise(words) if option == "-f" and os.path.exists(file)]
@@ -117,13 +114,15 @@ def outdated(path: str, here: Sequence[str], sources: Sources) -> str:
     try:
         text = Path(path).read_text(errors="replace")
         command = text.partition("\n")[0].removeprefix("# ")
-        program, name, *words = [*shlex.split(command), "", ""]
-        context = config.make_context(name, words[:-2]) if (program, name) == ("multicloud", "config") else None
+        multicloud, *words = shlex.split(command)
+        if [multicloud, *words[:1]] != ["multicloud", "config"]:
+            return ""
+        wanted = Wanted(**config.make_context("config", words[1:]).params)
     except (OSError, ValueError, click.ClickException):
         return ""
-    if context is None or not context.params["output"]:
+    if not wanted.output:
         return ""
-    now, _ = write(command, sources, _with_others(Wanted(**context.params), sources, here))
+    now, _ = write(command, sources, _with_others(wanted, sources, here))
     lines = iter(text.splitlines())
     same = all(line in lines for line in now.splitlines()) and now.count("\n    server ") == text.count("\n    server ")
     return "" if same else command
@@ -156,23 +155,22 @@ def servers(texts: Iterable[str], *, http: bool = True) -> list[Server]:
     found: dict[str, Server] = {}
     for text in texts:
         name, equals, place = text.partition("=")
-        if "://" in text:
-            raise UsageError(f"{text!r}: a URL is no server; accepted: its host, HOST or HOST:PORT")
-        address, colon, number = (place if equals else name).rpartition(":")
+        place = place if equals else name
+        address, colon, number = place.rpartition(":")
         if not colon or number.endswith("]"):
-            address, number = place if equals else name, "443"
-        if not equals:
-            name = address
-        if not settings.is_name(name):
-            raise UsageError(f"{text!r}: {name!r} cannot be a server's name; accepted: letters, digits and . : _ -")
-        if name in found:
-            raise UsageError(f"{text!r}: there is a server {name} already; accepted: another NAME=ADDRESS:PORT")
-        if not _is_address(address):
-            accepted = "a host name, an IPv4 address, or an IPv6 address in brackets"
-            raise UsageError(f"{text!r}: {address!r} is no address; accepted: {accepted}")
+            address, number = place, "443"
+        name = name if equals else address
         port = int(number) if re.fullmatch("[0-9]{1,5}", number) else 0
-        if not 0 < port < 65536:
-            raise UsageError(f"{text!r}: {number!r} is no port; accepted: 1 to 65535")
+        places = "a host name, an IPv4 address, or an IPv6 address in brackets"
+        refusals = {
+            "a URL is no server; accepted: its host, HOST or HOST:PORT": "://" in text,
+            f"{name!r} cannot be a server's name; accepted: letters, digits and . : _ -": not settings.is_name(name),
+            f"there is a server {name} already; accepted: another NAME=ADDRESS:PORT": name in found,
+            f"{address!r} is no address; accepted: {places}": not _is_address(address),
+            f"{number!r} is no port; accepted: 1 to 65535": not 0 < port < 65536,
+        }
+        if why := next((why for why, refused in refusals.items() if refused), ""):
+            raise UsageError(f"{text!r}: {why}")
         found[name] = Server(name, address, port, tls=port != 80 if http else port == 443)
     return list(found.values())
 
@@ -187,26 +185,15 @@ def _is_address(text: str) -> bool:
         return HOST.fullmatch(text) is not None and ".." not in text and re.search("[^0-9.]", text) is not None
 
 
-def _directory(name: str) -> str:
-    """Where HAProxy finds a command that is not where it looks by itself; "" for one that is.
-
-    Raises UsageError where the path cannot stand in a configuration.
-    """
-    path = installed.command(name)
-    if not path or os.path.dirname(path) in ("/usr/bin", "/usr/local/bin"):
-        return ""
-    if re.search(r'["$}\\\n]', path):
-        raise UsageError(f"{path!r}: HAProxy cannot be told that; install multicloud elsewhere, such as in /opt")
-    return path.removesuffix(name)
-
-
 def write(command: str, sources: Sources, wanted: Wanted) -> tuple[str, list[str]]:
     """What `command` writes, which wants this, and what else its user has to do. Raises UsageError."""
     version = installed.version(wanted.haproxy) if wanted.haproxy else installed.haproxy_version(os.environ)
     number = ".".join(map(str, version)).removesuffix(".0")  # as one writes it
     there = parser.read(wanted.others, os.environ, number).sections if wanted.others else []
     own = parser.Configuration(there, []).global_section()
-    machine = Plan(version=version, directory=_directory("multicloud-check"), maxconn=own.last("maxconn") is None)
+    place = os.path.dirname(installed.command("multicloud-check") or "")
+    directory = "" if place in ("", "/usr/bin", "/usr/local/bin") else f"{place}/"
+    machine = Plan(version=version, directory=directory, maxconn=own.last("maxconn") is None)
     plans = [_plan(sources, wanted, *listed, machine) for listed in _listed(sources, wanted).items()]
     _check_addresses(plans, there, sources.path)
     text = haproxy_cfg.configuration(*plans)
@@ -236,7 +223,7 @@ def _listed(sources: Sources, wanted: Wanted) -> dict[str, Sequence[str]]:
     if wanted.servers or sources.environ.get(settings.SERVERS.variable):
         backends = [wanted.backend or "upstream"]
     found = {name: wanted.servers or sources.read((settings.SERVERS,), name).servers for name in backends}
-    listed = {name: found[name] for name in found if found[name] and wanted.backend in (None, name)}
+    listed = {name: texts for name, texts in found.items() if texts and wanted.backend in (None, name)}
     if not listed:
         accepted = f"SERVER[=ADDRESS[:PORT]], one or more, or `servers` in {sources.path}"
         raise UsageError(f"no server named; accepted: {accepted}")
@@ -290,30 +277,26 @@ def _with_words(sources: Sources, wanted: Wanted, backend: str, server: Server, 
 
 def _check_addresses(plans: Sequence[Plan], sections: Iterable[parser.Section], path: str) -> None:
     """That no two frontends have one address. Raises UsageError."""
-    binds = ((each, line) for each in sections for line in each.lines if line[0] == "bind")
-    theirs = ((f"{each.kind} {each.name}", "".join(line[1:2])) for each, line in binds)
-    ours = ((f"[{plan.backend}]", (plan.bind or USUAL).split()[0]) for plan in plans)
+    there = [(f"{each.kind} {each.name}", line) for each in sections for line in each.lines]
+    binds = [(whose, line) for whose, line in there if line[0] == "bind" and line[1:]]
+    binds += [(f"[{plan.backend}]", ["bind", *(plan.bind or USUAL).split()]) for plan in plans if plan.bind != NONE]
     taken: dict[str, str] = {}
-    for whose, addresses in (*theirs, *ours):
-        for address in addresses.split(","):
-            address = re.sub(r"^(ipv4@)?(\*|0\.0\.0\.0)?:", ":", address)
+    for whose, (_, addresses, *_) in binds:
+        for address in re.sub(r"(^|,)(ipv4@)?(\*|0\.0\.0\.0)?:", r"\1:", addresses).split(","):
             if address in taken and whose.startswith("["):
                 raise UsageError(
                     f"{whose} would bind {address}, as {taken[address]} does, and each get some of the users; "
                     f"accepted: another `bind` in {path}, or `bind = none` for a frontend of your own"
                 )
-            if address != NONE:
-                taken[address] = whose
+            taken[address] = whose
 
 
 def _notes(sources: Sources, wanted: Wanted, plans: Sequence[Plan]) -> list[str]:
     """What the settings file lacks for what is written."""
+    if not wanted.beside:
+        other = ((plan.backend, plan.path) for plan in plans if plan.path != sources.text(settings.PATH, plan.backend))
+        return [f"the checks need `[{name}]` and, below it, `path = {path}` in {sources.path}" for name, path in other]
     names = [plan.backend for plan in plans]
-    if wanted.beside:
-        needed = f"`backends = {','.join(names)}` in {sources.path}, beside those that are there"
-        lacking = set(names) - set(sources.read((settings.BACKENDS,)).backends)
-        return [f"`multicloud run` needs {needed}"] if lacking else []
-    other = {each.backend: each.path for each in plans if sources.text(settings.PATH, each.backend) != each.path}
-    return [
-        f"the checks need `[{name}]` and, below it, `path = {path}` in {sources.path}" for name, path in other.items()
-    ]
+    if {*names} <= {*sources.read((settings.BACKENDS,)).backends}:
+        return []
+    return [f"`multicloud run` needs `backends = {','.join(names)}` in {sources.path}, beside those that are there"]

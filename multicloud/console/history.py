@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import datetime
 import math
 import re
@@ -11,11 +12,10 @@ from typing import TYPE_CHECKING
 from multicloud import history, light, overview, reweigh, runtime, settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from multicloud.history import Sample
     from multicloud.overview import Switch
-    from multicloud.runtime import Server
     from multicloud.settings import Sources
 
     Key = tuple[str, str]
@@ -61,31 +61,22 @@ def moment(text: str, now: float) -> float:
 
 
 def switches(series: Mapping[Key, Sequence[Sample]], sources: Sources) -> Iterator[Switch]:
-    """The changes of favourite of each backend, one backend after the other; the samples are newest first."""
+    """The changes of favourite of each backend, one backend after the other; the samples are newest first.
+
+    There is a reweigh in each second that has samples.
+    """
     needed = reweigh.samples_needed(sources)
-    servers = [runtime.Server(*key, runtime.UP, 1) for key in series]
-    for members in runtime.by_backend(servers).values():
-        yield from _replay(members, series, needed, sources)
-
-
-def _replay(
-    members: Iterable[Server], series: Mapping[Key, Sequence[Sample]], needed: int, sources: Sources
-) -> Iterator[Switch]:
-    """Of one backend: a reweigh in each second that has samples."""
-    places = {server: len(series[server.key]) for server in members}
-    favorites = overview.Favorites()
-    for now in sorted({math.ceil(sample.time or 0.0) for server in places for sample in series[server.key]}):
-        known: dict[Key, Sequence[Sample]] = {}
-        for server, place in places.items():
-            samples = series[server.key]
-            while place and (samples[place - 1].time or 0.0) <= now:
-                place -= 1
-            places[server] = place
-            if newest := samples[place : place + needed]:
-                known[server.key] = newest
-            failed = [sample.failed for sample in newest[:FALL]]
-            server.state = runtime.DOWN if len(failed) == FALL and all(failed) else runtime.UP
-        decisions = reweigh.decide(places, reweigh.score(known, sources, now), sources)
-        yield from favorites.follow(decisions, now)
-        for decision in decisions:
-            decision.server.weight = decision.weight
+    for members in runtime.by_backend(runtime.Server(*key, runtime.UP, 1) for key in series).values():
+        favorites = overview.Favorites()
+        for now in sorted({math.ceil(sample.time or 0.0) for server in members for sample in series[server.key]}):
+            known: dict[Key, Sequence[Sample]] = {}
+            for server in members:
+                samples = series[server.key]
+                first = bisect.bisect_left(samples, True, key=lambda sample: (sample.time or 0.0) <= now)
+                known[server.key] = newest = samples[first : first + needed]
+                failed = [sample.failed for sample in newest[:FALL]]
+                server.state = runtime.DOWN if len(failed) == FALL and all(failed) else runtime.UP
+            decisions = reweigh.decide(members, reweigh.score(known, sources, now), sources)
+            yield from favorites.follow(decisions, now)
+            for decision in decisions:
+                decision.server.weight = decision.weight

