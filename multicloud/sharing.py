@@ -3,8 +3,7 @@
 Assumes that a server's usual time is the median of its last samples, and that what comes on top is a line of users,
 which more traffic makes longer. By Little's law the requests in flight are their rate times what each of them takes.
 
-    wait  = newest samples - usual time, or, where a crowd is in flight, requests in flight / rate - usual time, but no
-            more than the newest of these samples
+    wait  = newest samples - usual time, or, where a line is in flight, requests in flight / rate - usual time
     price = usual time + TOLL * wait
     part  = part * (lowest price / price) ** (seconds / SETTLE); what this frees goes to those below the average price,
             in proportion to how far
@@ -15,20 +14,21 @@ other well-behaved evolutionary dynamics", 2005), which find servers that have n
 prices nothing moves, near them little does, and no step is faster than the samples are old: by such smooth steps
 routers with stale information do not swing (Fischer and Voecking, "Adaptive routing with stale information", 2005).
 
-It begins with a crowd at the favourite whose newest sample waited, too, or where ranking would leave one whose samples
-vary as those of a line do. It ends when one server has nearly all again, soon after nobody waits any more. The weights
-are its only memory. Who is slow for another reason is left at once: its samples are slow but steady, or a new
-connection to it takes longer than its requests did. The latter is far, not full, and shows before two checks have; so
-who is to lead is asked, too.
+It begins with a line of requests at the favourite, or where ranking would leave one whose samples vary as those of a
+line do. It ends when one server has nearly all again, soon after nobody waits any more. The weights are its only
+memory. Who is slow for another reason is left at once: its samples are slow but steady, or a new connection to it takes
+longer than its requests did. The latter is far, not full, and shows before two checks have; so who is to lead is asked,
+too.
 
 It helps where regions can be full, with any number of HAProxys that know nothing of each other. It acts once a reweigh:
-between two of them `balance random(2)` evens out. Who opens requests that stay (WebSockets, slow downloads), on purpose
-or not, makes a crowd, but no line: checks beside them are quick. So no crowd counts for more than the newest sample
-waited; in TCP mode, where all may stay, only the samples show a line.
+between two of them `balance random(2)` evens out. Requests that stay (WebSockets, slow downloads, on purpose or not)
+are a crowd, but no line: it does not grow, and checks beside it are quick. In TCP mode, where all may stay, only the
+samples show a line.
 """
 
 from __future__ import annotations
 
+from math import sqrt
 from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud.ranking import Decision, Reason, candidates
@@ -51,6 +51,10 @@ RECENT = 3
 
 CROWD, SPARE = 1.5, 3
 """More than so many times the expected requests in flight, and so many more, are a crowd: chance alone has less."""
+
+CHANCE = 2
+"""Standard deviations of how much a number of requests that are in no line (Poisson's) differs from one look to the
+next. With 3 a line is seen too late; more than 2 are there at one look in fifty."""
 
 VARIES = 1.15
 """Of two samples the longer is so many times the shorter: a line does not stand still, a slow answer is slow again."""
@@ -97,11 +101,13 @@ NOBODY = Load()
 
 
 class _View(NamedTuple):
-    """What is known of a server: its usual seconds, its samples, newest first, and its users."""
+    """What is known of a server: its usual seconds, its samples, newest first, its users, and how many more requests of
+    theirs are in flight than a moment before."""
 
     usual: float
     samples: Sequence[Sample]
     load: Load
+    growth: int = 0
 
     def is_slow(self, seconds: float) -> bool:
         return seconds * CHANGE > self.usual
@@ -113,12 +119,16 @@ class _View(NamedTuple):
         return self.load.crowd(self.usual)
 
     def line(self) -> float:
-        """The seconds that each user waits by the requests in flight, but no more than the newest sample waited.
+        """The seconds that each user waits by the requests in flight; 0 where these are no crowd, or such as stay.
 
-        0 where either is as usual: then it is a sample that was slow by chance, or requests that stay.
+        A line grows by more than chance, or else the newest sample has waited in it, and it is no longer than that.
         """
         newest = self.samples[0].seconds
-        return min(self.crowd() / self.load.rate, newest - self.usual) if self.crowd() and self.is_slow(newest) else 0.0
+        if not self.crowd():
+            return 0.0
+        if self.growth > max(SPARE, CHANCE * sqrt(2 * self.load.expected(self.usual))):
+            return self.crowd() / self.load.rate
+        return min(self.crowd() / self.load.rate, newest - self.usual) if self.is_slow(newest) else 0.0
 
     def price(self) -> float:
         newest = self.newest(RECENT)
@@ -152,12 +162,12 @@ def _together(one: Load, other: Load) -> Load:
 
 
 def full(servers: Iterable[Server], samples: Mapping[Key, Sequence[Sample]], users: Mapping[Key, Load]) -> list[Server]:
-    """Those of the servers that are used and have a line, by the requests in flight or by all of the newest samples."""
+    """Those of the servers that are used and have a crowd, or a line by all of the newest samples."""
     views = _views(servers, samples, users)
     return [
         server
         for server, view in views.items()
-        if view.load.expected(view.usual) > USED and (view.line() or all(map(view.is_slow, view.newest(RECENT))))
+        if view.load.expected(view.usual) > USED and (view.crowd() or all(map(view.is_slow, view.newest(RECENT))))
     ]
 
 
@@ -188,7 +198,7 @@ def share(
         return decisions  # so that nothing more is worked out of most backends
     views = _views(parts, samples, users)
     if any(view.crowd() for view in views.values()):
-        views = _views(parts, samples, again())  # a burst is gone by then
+        views = _views(parts, samples, again(), users)  # a burst is gone by then
     if not leader or not {leader, largest} <= views.keys():
         return decisions
     if alone and (whole := _whole(decisions, largest, leader, views, connect)):
@@ -218,15 +228,20 @@ def _parts(decisions: Sequence[Decision], favorite: int, backup: int) -> dict[Se
 
 
 def _views(
-    servers: Iterable[Server], samples: Mapping[Key, Sequence[Sample]], users: Mapping[Key, Load]
+    servers: Iterable[Server],
+    samples: Mapping[Key, Sequence[Sample]],
+    users: Mapping[Key, Load],
+    before: Mapping[Key, Load] | None = None,
 ) -> dict[Server, _View]:
-    """Of those that have a sample that succeeded."""
+    """Of those that have a sample that succeeded; `before` are the users of a moment before."""
     views = {}
     for server in servers:
         newest = samples.get(server.source, ())[:USUAL]
         good = [sample.seconds for sample in newest if not sample.failed]
         if good:
-            views[server] = _View(percentiles(good, [50])[0], newest, users.get(server.source, NOBODY))
+            load = users.get(server.source, NOBODY)
+            growth = load.in_flight - (before or users).get(server.source, NOBODY).in_flight
+            views[server] = _View(percentiles(good, [50])[0], newest, load, growth)
     return views
 
 

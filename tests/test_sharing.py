@@ -167,6 +167,13 @@ def test_requests_that_stay_beside_quick_checks_are_no_line(in_flight: int) -> N
     assert weights(share(servers(a=256, b=80, c=40), users))[0] == 256
 
 
+@pytest.mark.parametrize(("later", "begins"), [(41, False), (46, False), (51, True)])
+def test_what_grows_by_more_than_chance_is_a_line_that_no_check_has_seen_yet(later: int, *, begins: bool) -> None:
+    looks = [{"a": Load(in_flight, 60, 0.2)} for in_flight in (41, later)]
+    decisions = shared(ranked(servers(a=256, b=1, c=0)), looks[0], again=looks[1])
+    assert (weights(decisions) != [256, 1, 0]) == begins
+
+
 def test_a_sample_that_was_slow_by_chance_makes_no_long_line_of_requests_that_stay() -> None:
     a, b, c = weights(shared(ranked(servers(a=256, b=1, c=0)), {"a": Load(5000, 40, 0.1)}, {"a": [0.14]}))
     assert a == 256 > 2 * b > 2 * c
