@@ -6,7 +6,7 @@ which more traffic makes longer. By Little's law the requests in flight are thei
     wait  = newest samples - usual time, or, where a line is in flight, requests in flight / rate - usual time
     price = usual time + TOLL * wait
     part  = part * (lowest price / price) ** (seconds / SETTLE); what this frees goes to those below the average price,
-            in proportion to how far
+            in proportion to how far, over price squared, so that the nearest come first
 
 Who joins a line delays all behind him, too: users wait least where these marginal costs, not the times, are equal
 (Pigou, The Economics of Welfare, 1920). Gains are those of Brown and von Neumann (Sandholm, "Excess payoff dynamics and
@@ -294,7 +294,7 @@ def _step(
     for server in price:
         settle = QUICK if calm or price[server] > STEEP * lowest else SETTLE
         kept[server] = parts[server] * (lowest / price[server]) ** (elapsed / settle)
-    cheaper = {server: max(0.0, average - price[server]) for server in price}
+    cheaper = {server: max(0.0, average - price[server]) / price[server] ** 2 for server in price}  # the nearest first
     freed = (1 - sum(kept.values())) / (sum(cheaper.values()) or 1.0)
     new = {server: kept[server] + freed * cheaper[server] for server in price}
     largest = max(new.values())
