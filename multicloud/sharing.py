@@ -66,7 +66,8 @@ TOLL = 8
 """How often a wait counts. From 4 to 16 it hardly matters; with 1, everybody's own wait, the lines stay."""
 
 SETTLE = 15.0
-"""Seconds: samples and two reweighs are as old. With 5 the parts swing, with 30 a line lasts."""
+"""Seconds: samples and two reweighs are as old. With 5 the parts swing, with 30 a line lasts. No step is for longer: of
+rounds a minute apart each would take all from one and give it to another."""
 
 QUICK = 7.0
 """The same where a step cannot be too long: from a server that is STEEP times as dear, and when nobody waits."""
@@ -293,7 +294,7 @@ def _step(
     kept = {}
     for server in price:
         settle = QUICK if calm or price[server] > STEEP * lowest else SETTLE
-        kept[server] = parts[server] * (lowest / price[server]) ** (elapsed / settle)
+        kept[server] = parts[server] * (lowest / price[server]) ** (min(elapsed, SETTLE) / settle)
     cheaper = {server: max(0.0, average - price[server]) / price[server] ** 2 for server in price}  # the nearest first
     freed = (1 - sum(kept.values())) / (sum(cheaper.values()) or 1.0)
     new = {server: kept[server] + freed * cheaper[server] for server in price}

@@ -272,6 +272,11 @@ def test_a_small_step_is_the_begin_of_sharing_too() -> None:
     assert a == 256 > b >= c > 1
 
 
+def test_rounds_that_are_far_apart_make_no_larger_steps() -> None:
+    steps = [weights(share(servers(a=256, b=1, c=0), {"a": FULL}, elapsed=elapsed)) for elapsed in (15.0, 3600.0)]
+    assert steps[0] == steps[1]
+
+
 def test_a_favourite_keeps_all_where_the_step_is_too_small_for_another() -> None:
     assert weights(shared(left(), {"a": Load(4, 40, 0.1)}, {"a": [0.101, 0.12]}, elapsed=0.01)) == [256, 1]
 
