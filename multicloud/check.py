@@ -21,12 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 USAGE = "multicloud-check [proxy_addr proxy_port server_addr server_port]"
-LOCK_TIME, RECORD_TIME = 0.1, 0.2
-"""Seconds that a check waits for the sample file's lock, and that the verdict waits for the child which records.
-
-Whoever finds the file locked has ended before the verdict, and only who waits for a frozen disk itself is left alone.
-"""
-
+LOCK_TIME = 0.1  # seconds that a check waits for the sample file's lock
+RECORD_TIME = 0.2  # and that the verdict waits for the child: then only one that a frozen disk holds is left alone
 DEFAULT_PORTS = {"http": 80, "https": 443, "tls": 443}
 
 
@@ -40,14 +36,13 @@ def main() -> int:
     allowed = time.monotonic() - began if result.stopped else values.timeout
     result.close()
 
-    def work() -> None:
+    def work() -> int:
         try:
-            failed_before = record(os.environ, values.times, result.seconds, allowed)
+            if bool(error) != record(os.environ, values.times, result.seconds, allowed):  # else it was told before
+                light.warn(error or f"{target}: up again")
         except samplefile.SampleFileError as problem:
             light.warn(error or f"warning: not recorded: {problem}")
-            return
-        if bool(error) != failed_before:  # else it was told when it began
-            light.warn(error or f"{target}: up again")
+        return 0
 
     try:
         light.run_in_child(work, RECORD_TIME)
@@ -114,10 +109,8 @@ def target_of(scheme: str, address: str, port: int | None, host: str, values: se
 
 def auto_scheme(environ: Mapping[str, str]) -> str:
     """What HAProxy itself speaks to the server: TLS unless it says no, HTTP unless in `mode tcp`."""
-    tls = environ.get("HAPROXY_SERVER_SSL") != "0"
-    if environ.get("HAPROXY_SERVER_PROTO") == "tcp":
-        return "tls" if tls else "tcp"
-    return "https" if tls else "http"
+    plain, tls = ("tcp", "tls") if environ.get("HAPROXY_SERVER_PROTO") == "tcp" else ("http", "https")
+    return plain if environ.get("HAPROXY_SERVER_SSL") == "0" else tls
 
 
 def record(environ: Mapping[str, str], path: str, seconds: float | None, allowed: float) -> bool:

@@ -6,18 +6,15 @@ failures, the server's health, the check's words, or that one was under way and 
 for as long as the server's checks usually are apart, another one has ended the same way.
 
 - The check after a failed one comes sooner (`fastinter`), so both may end between two looks, and only the last one is
-  seen. HAProxy counts those that failed while the server is UP, so the other one counts, too.
-- That does not hold where checks are so close together, or looks so far apart, that good ones are passed over as well:
-  then the last one before each look stands for all.
+  seen. HAProxy counts those that failed while the server is UP, so the other one counts, unless checks are so close
+  together that good ones are passed over as well: then the last one before each look stands for all.
 - Of a server that is DOWN, HAProxy says how many checks in a row it has passed: those unseen took as long as the last.
-- While a server is in maintenance, HAProxy says nothing of its last check, and afterwards says the same of it as
-  before: it is not counted a second time.
+- After maintenance HAProxy says the same of the last check as before: it is not counted a second time.
 
 The words are what the configuration says (`on-success` of `http-check expect`). With a number at their end that always
 differs, `%[date(0,ms)]`, nothing is left to guess. With `%[date(0,us),sub(check.begun)]us@` before it, they have the
-microseconds from the request to its answer. These are the sample then, and not the duration, which has the connection
-and its TLS handshake in it; but no answer comes sooner than a round trip. In `mode tcp`, words with a code are not
-believed: of `option smtpchk` they are the server's.
+microseconds from the request to its answer: the sample, then, and not the duration, in which are the connection and its
+TLS handshake. In `mode tcp`, words with a code are not believed: of `option smtpchk` they are the server's.
 """
 
 from __future__ import annotations
@@ -29,11 +26,11 @@ if TYPE_CHECKING:
 
     from multicloud.runtime import Server
 
+# Check statuses (HAProxy's management guide, section 9.1). The others are of no check, or of one that could not begin
+# for want of something on this side, or of an external one, whose command records it.
 PASSED_STATUSES = ("L4OK", "L6OK", "L7OK")
 TIMED_OUT_STATUSES = ("L4TOUT", "L6TOUT", "L7TOUT")
 FAILED_STATUSES = (*TIMED_OUT_STATUSES, "L4CON", "L6RSP", "L7RSP", "L7STS")
-"""Check statuses (HAProxy's management guide, section 9.1). The others are of no check, or of one that could not begin
-for want of something on this side, or of an external one, whose command records it."""
 
 LEAST = 0.0005  # seconds of a check that HAProxy says took 0 ms
 INTER = 2.0  # seconds between checks where the configuration does not say (`inter`), and what a check may take then
@@ -89,13 +86,9 @@ class CheckHistory:
         return not is_under_way(server) and (self.busy or self.last.last_chk != server.last_chk)
 
     def took(self, server: Server) -> float:
-        """Seconds of a check that passed: from the request to its answer where the words say that, else all of it.
-
-        Where the next check has already begun, the words are gone, which with rounds as far apart as checks may be so
-        each time. Then it is the duration less what was not the last request's that was known.
-        """
+        """Seconds of a check that passed: from the request to its answer where the words say that, else all of it."""
         whole = max(server.check_seconds or 0.0, LEAST)
-        if is_under_way(server):
+        if is_under_way(server):  # the next one, so that the words are gone, perhaps each time
             seconds = whole - self.overhead
         else:
             request = request_seconds(server)
@@ -121,10 +114,9 @@ class Checks:
     ) -> list[tuple[Server, float, bool]]:
         """The checks that have ended since the last call: the server, seconds, and whether it failed.
 
-        Of a server that is seen for the first time the last check counts, unless it is under way. It does not count
-        where the server is in `measured`: whoever measured it may have counted that check. `now` is seconds of any
-        clock that never steps, and `interval` the seconds between two calls. A failed check has the seconds that it was
-        allowed, as far as HAProxy tells. Those that ended between two calls come before the last one.
+        Of a server that is seen for the first time the last check counts, unless it is under way, or in `measured`:
+        whoever measured it may have counted that check. `now` is seconds of any clock that never steps, and `interval`
+        the seconds between two calls. A failed check has the seconds that it was allowed, as far as HAProxy tells.
         """
         ended = []
         seen = {}

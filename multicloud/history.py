@@ -5,8 +5,7 @@ is no sample is skipped and counted.
 
 A trim puts a shorter file in the place of the file with a rename, so that a process killed at any moment leaves either
 the old file or the new one. Where there is no space or no right for that, it moves the lines that stay to the front of
-the file instead. Lines only move forward in the file then: a killed trim can duplicate one, never lose one. One that
-reads in the very moment in which lines move may see some of them twice.
+the file: a killed trim, or who reads just then, can see one twice, and never loses one.
 """
 
 from __future__ import annotations
@@ -26,15 +25,11 @@ if TYPE_CHECKING:
 
     Stamp = tuple[int, int, int, int]
 
-KEEP, KEEP_IN_ALL = 100, 10_000
-"""Samples that a trim leaves in the file: of each server, and in all where that is more, for who asks what happened in
-the last hour."""
-
-MIN_SECONDS, MAX_SECONDS = 1e-6, 3600.0
-MAX_TIME = 1e11
+KEEP = 100  # samples of each server that a trim leaves in the file
+KEEP_IN_ALL = 10_000  # and in all where that is more, for who asks what happened in the last hour
+MIN_SECONDS, MAX_SECONDS, MAX_TIME = 1e-6, 3600.0, 1e11
 MAX_SERVERS = 20_000
-MAX_LINES = 1_000_000  # how many lines are read, which takes about as long as numpy does to be loaded five times over
-MAX_GARBAGE = 100_000
+MAX_LINES = 500_000  # how many lines are read: a reweigh that also trims has time for twice as many that are no samples
 BLOCK = 256 << 10
 
 
@@ -73,40 +68,49 @@ class Samples:
 def read(path: str, newest: int) -> Samples:
     """The `newest` samples of each server, and none where there is no file. Raises SampleFileError.
 
-    What lies before these is not looked at. Of a file larger than MAX_BYTES, or of more lines than MAX_LINES, only the
-    end is read, of its servers no more than MAX_SERVERS, and nothing more once MAX_GARBAGE lines were no samples: a
-    reweigh must come to its end however much there is.
+    Of a file larger than MAX_BYTES, or of more lines than MAX_LINES, only the end is read, and of its servers no more
+    than MAX_SERVERS: a reweigh must come to its end however much there is.
     """
-    samples = Samples()
     try:
         fd = samplefile.open_file(path, os.O_RDONLY)
     except FileNotFoundError:
-        return samples
-    known: dict[bytes, list[Sample]] = {}
+        return Samples()
     try:
         found = os.fstat(fd)
-        samples.size, samples.stamp = found.st_size, _stamp(found)
-        for lines in _blocks(fd, _end_of_lines(fd)):
-            if samples.garbage > MAX_GARBAGE or samples.lines > MAX_LINES:
-                break
-            samples.lines += len(lines)
-            for line in reversed(lines):
-                full = known.get(b" ".join(line.split(None, 2)[:2]))
-                if full and len(full) >= newest:  # most lines, so nothing more is done with them
-                    continue
-                names, sample = _parse(line)
-                if sample is None or (names not in known and len(known) >= MAX_SERVERS):
-                    samples.garbage += 1
-                elif len(kept := known.setdefault(names, [])) < newest:
-                    kept.append(sample)
+        samples, _ = _newest(fd, _end_of_lines(fd), newest)
     except OSError as error:
         raise samplefile.unusable(path, error) from None
     finally:
         os.close(fd)
-    for names, kept in known.items():
-        backend, server = names.decode().split()
-        samples.series[backend, server] = kept
+    samples.size, samples.stamp = found.st_size, _stamp(found)
     return samples
+
+
+def _newest(fd: int, end: int, newest: int, oldest: float = 0.0) -> tuple[Samples, list[bytes]]:
+    """The `newest` samples of each server since `oldest`, and their lines in the order of the file."""
+    samples = Samples()
+    known: dict[bytes, list[Sample]] = {}
+    kept: list[bytes] = []
+    for lines in _blocks(fd, end):
+        if samples.lines > MAX_LINES:
+            break
+        samples.lines += len(lines)
+        for line in reversed(lines):
+            full = known.get(b" ".join(line.split(None, 2)[:2]))
+            if full and len(full) >= newest:  # most lines, so nothing more is done with them
+                continue
+            names, sample = _parse(line)
+            if sample is None or (names not in known and len(known) >= MAX_SERVERS):
+                samples.garbage += 1
+            elif sample.time is None or sample.time >= oldest:
+                of_server = known.setdefault(names, [])
+                if len(of_server) < newest:
+                    of_server.append(sample)
+                    kept.append(line + b"\n")
+    for names, of_server in known.items():
+        backend, server = names.decode().split()
+        samples.series[backend, server] = of_server
+    return samples, kept[::-1]
 
 
 def follow(path: str, newest: int, samples: Samples, own: Iterable[tuple[str, str]]) -> Samples:
@@ -141,8 +145,7 @@ def trim(path: str, keep: int, oldest: float = 0.0) -> int:
     """Leave the `keep` newest samples of each server and no garbage; return how many lines were dropped.
 
     Samples from before the UNIX time `oldest` are dropped, too, so that servers that are no more go in the end. Nothing
-    is dropped where somebody truncated or replaced the file meanwhile, as another trim does. Raises SampleFileError,
-    also where the file belongs to somebody else.
+    is dropped where somebody truncated or replaced the file meanwhile. Raises SampleFileError.
     """
     try:
         if os.geteuid() not in (0, os.lstat(path).st_uid):
@@ -151,7 +154,8 @@ def trim(path: str, keep: int, oldest: float = 0.0) -> int:
         try:
             end = _end_of_lines(fd)
             last = os.pread(fd, min(end, 4096), max(0, end - 4096))
-            kept, dropped = _newest_lines(fd, end, keep, oldest)
+            samples, kept = _newest(fd, end, keep, oldest)
+            dropped = samples.lines - len(kept) + (end > MAX_BYTES)  # what lies before, whatever it is
             return dropped if dropped and _leave(path, os.fstat(fd), end, last, b"".join(kept)) else 0
         finally:
             os.close(fd)
@@ -208,31 +212,6 @@ def _write(fd: int, lines: bytes) -> None:
     os.ftruncate(fd, done)
 
 
-def _newest_lines(fd: int, end: int, keep: int, oldest: float) -> tuple[list[bytes], int]:
-    """The lines to keep, in the order of the file and with their newlines, and the number of all the others."""
-    counts: dict[bytes, int] = {}
-    kept: list[bytes] = []
-    dropped = garbage = 0
-    for lines in _blocks(fd, end):
-        if garbage > MAX_GARBAGE or dropped + len(kept) > MAX_LINES:  # what lies before is dropped with it
-            dropped += 1
-            break
-        for line in reversed(lines):
-            names, sample = _parse(line)
-            garbage += sample is None
-            count = counts.get(names, 0)
-            is_old = sample is None or (sample.time is not None and sample.time < oldest)
-            if is_old or count >= keep or (not count and len(counts) >= MAX_SERVERS):
-                dropped += 1
-            else:
-                counts[names] = count + 1
-                kept.append(line + b"\n")
-    if end > MAX_BYTES:
-        dropped += 1  # what lies before, whatever it is
-    kept.reverse()
-    return kept, dropped
-
-
 def _parse(line: bytes) -> tuple[bytes, Sample | None]:
     """`backend server` of a line, and its sample; None for a line that is none."""
     fields = line.split()
@@ -251,16 +230,11 @@ def _parse(line: bytes) -> tuple[bytes, Sample | None]:
 
 
 def _end_of_lines(fd: int) -> int:
-    """The offset behind the last newline; 0 where there is none, the end where the last MAX_BYTES have none."""
-    size = end = os.fstat(fd).st_size
-    first = max(0, end - MAX_BYTES)
-    while end > first:
-        start = max(first, end - 4096)
-        newline = os.pread(fd, end - start, start).rfind(b"\n")
-        if newline >= 0:
-            return start + newline + 1
-        end = start
-    return size if first else 0
+    """The offset behind the last newline; 0 where there is none, the end where the last 4 KiB of more have none."""
+    size = os.fstat(fd).st_size
+    start = max(0, size - 4096)
+    newline = os.pread(fd, 4096, start).rfind(b"\n")
+    return size if start and newline < 0 else start + newline + 1
 
 
 def _blocks(fd: int, end: int) -> Iterator[list[bytes]]:

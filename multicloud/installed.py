@@ -21,7 +21,7 @@ CRASHES = (3, 4, 0)  # it does at start, on any external check
 
 def find_haproxy(environ: Mapping[str, str]) -> str | None:
     """HAPROXY_BINARY or, where that is not set, the `haproxy` on PATH or among the system's programs, if any."""
-    path = os.pathsep.join((environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin"))
+    path = f"{environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin"
     return environ.get("HAPROXY_BINARY") or shutil.which("haproxy", path=path)
 
 

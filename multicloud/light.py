@@ -52,7 +52,7 @@ def exit_code(main: Callable[[], int]) -> int:
         return 1
 
 
-def run_in_child(work: Callable[[], None], timeout: float) -> None:
+def run_in_child(work: Callable[[], int], timeout: float) -> None:
     """Do `work` in a child process, and wait for its end for at most `timeout` seconds. Raises OSError without a child.
 
     A child that is not done by then goes on alone, and becomes a zombie where process 1 does not reap. After CHILD_TIME
@@ -63,9 +63,7 @@ def run_in_child(work: Callable[[], None], timeout: float) -> None:
     if child == 0:
         _signal.alarm(CHILD_TIME)
         try:
-            work()
-        except Exception as error:
-            report_bug(error)
+            exit_code(work)
         finally:
             os._exit(0)
     os.close(running)
@@ -109,13 +107,16 @@ def reason(error: Exception) -> str:
 
 
 def warn(line: str) -> None:
-    """Write a line to standard error. That nobody can read it changes no exit code."""
-    _write(line, sys.stderr)
+    """Write a line to standard error, as `print_line` does."""
+    print_line(line, sys.stderr)
 
 
-def print_line(line: str) -> None:
-    """Write a line to standard output. That nobody can read it changes no exit code."""
-    _write(line, sys.stdout)
+def print_line(line: str, stream: TextIO | None = None) -> None:
+    """Write a line, to standard output if it is not said. That nobody can read it changes no exit code."""
+    try:
+        print(printable(line), file=stream, flush=True)
+    except OSError:  # a file on a full disk, or a pipe whose reader has gone
+        return
 
 
 def printable(text: str) -> str:
@@ -123,13 +124,6 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
-
-
-def _write(line: str, stream: TextIO) -> None:
-    try:
-        print(printable(line), file=stream, flush=True)
-    except OSError:  # a file on a full disk, or a pipe whose reader has gone
-        return
 
 
 def open_streams() -> None:

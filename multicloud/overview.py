@@ -17,44 +17,37 @@ if TYPE_CHECKING:
     from multicloud.settings import Sources
 
 PERCENTS = (50, 90, 99)
-TREND = 30
-"""Samples that a row has for a trend, whatever the window."""
+TREND = 30  # samples that a row has for a trend, whatever the window
 
 
 class Row(NamedTuple):
-    """One server. Times are seconds, `time` is the newest sample's; `percentiles` are those of PERCENTS.
-
-    `samples` and `failed` are how many checks count that succeeded, and that failed. `trend` has the newest ones,
-    oldest first. A check that failed has no time: it is None in `trend`, and `last` where it was the last. `score` is
-    what the server is ranked by, and `percentile` which one that is; None: the mean. `traffic` is its part of the
-    weights of those that can get any, 0 to 1, and `in_flight` are the requests that it has.
-    """
+    """One server. Times are seconds; a check that failed has no time, and is None where its time would be."""
 
     backend: str
     server: str
     state: str
     weight: int
     favorite: bool
-    samples: int
-    failed: int
-    percentiles: tuple[float, ...] | None
-    last: float | None
-    time: float | None
+    samples: int  # checks that count and succeeded
+    failed: int  # checks that count and failed
+    percentiles: tuple[float, ...] | None  # those of PERCENTS
+    last: float | None  # the newest sample
+    time: float | None  # when that was taken, UNIX time
     age: float | None
-    trend: tuple[float | None, ...]
-    score: float | None = None
-    percentile: float | None = None
-    traffic: float = 0.0
-    in_flight: int = 0
+    trend: tuple[float | None, ...]  # the newest samples, oldest first
+    score: float | None = None  # what the server is ranked by
+    percentile: float | None = None  # and which one that is; None: the mean
+    traffic: float = 0.0  # its part of the weights of those that can get any, 0 to 1
+    in_flight: int = 0  # requests that it has
 
 
 def rows(
     servers: Iterable[Server], samples: Samples, scored: Mapping[tuple[str, str], Score], sources: Sources, now: float
 ) -> tuple[list[Row], dict[str, str]]:
-    """A row for each server of each backend that has samples, and the backends that need none.
+    """A row for each server of each backend that has samples. Raises SettingError.
 
-    Those are backends whose servers track others and have the same states and weights: the one that they track, by
-    their names. Raises SettingError.
+    The backends that need none, since their servers track others and have the same states and weights, are told beside:
+    the one that they track, by their names.
     """
     backends = {
         backend: members
@@ -68,16 +61,32 @@ def rows(
     }
     shown = []
     for backend, members in backends.items():
-        if backend not in alike:
-            favorite = reweigh.settings_of(members, sources).favorite
-            able = ranking.candidates(members)
-            total = sum(server.weight for server in able) or 1
-            shown += [
-                _row(
-                    server, samples, scored.get(server.source), favorite, server.weight * (server in able) / total, now
-                )
-                for server in members
-            ]
+        if backend in alike:
+            continue
+        favorite = reweigh.settings_of(members, sources).favorite
+        able = ranking.candidates(members)
+        total = sum(server.weight for server in able) or 1
+        for server in members:
+            score, newest = scored.get(server.source), samples.series.get(server.source, [])
+            times = [sample.seconds for sample in score.counted if not sample.failed] if score else []
+            trend = [None if sample.failed else sample.seconds for sample in newest[:TREND]]
+            when = newest[0].time if newest else None
+            row = Row(
+                *(server.backend, server.name, server.state, server.weight),
+                favorite=server.state == runtime.UP and server.weight == favorite,
+                samples=len(times),
+                failed=score.failed if score else 0,
+                percentiles=tuple(scores.percentiles(times, PERCENTS)) if times else None,
+                last=trend[0] if trend else None,
+                time=when,
+                age=None if when is None else max(0.0, now - when),
+                trend=tuple(reversed(trend)),
+                score=score.seconds if score else None,
+                percentile=score.percentile if score else None,
+                traffic=server.weight * (server in able) / total,
+                in_flight=server.in_flight,
+            )
+            shown.append(row)
     return shown, alike
 
 
@@ -85,42 +94,14 @@ def _seen(servers: Iterable[Server]) -> list[tuple[str, str, int]]:
     return [(server.name, server.state, server.weight) for server in servers]
 
 
-def _row(server: Server, samples: Samples, score: Score | None, favorite: int, traffic: float, now: float) -> Row:
-    newest = samples.series.get(server.source, [])
-    times = [sample.seconds for sample in score.counted if not sample.failed] if score else []
-    trend = [None if sample.failed else sample.seconds for sample in newest[:TREND]]
-    when = newest[0].time if newest else None
-    return Row(
-        server.backend,
-        server.name,
-        server.state,
-        server.weight,
-        server.state == runtime.UP and server.weight == favorite,
-        len(times),
-        score.failed if score else 0,
-        tuple(scores.percentiles(times, PERCENTS)) if times else None,
-        trend[0] if trend else None,
-        when,
-        None if when is None else max(0.0, now - when),
-        tuple(reversed(trend)),
-        score.seconds if score else None,
-        score.percentile if score else None,
-        traffic,
-        server.in_flight,
-    )
-
-
 class Switch(NamedTuple):
-    """A change of favourite at a UNIX time; `before` is "" where nobody led.
+    """A change of favourite."""
 
-    `why` is the decision that is the reason: of the one that leads now, or of the one that cannot lead any more.
-    """
-
-    time: float
+    time: float  # UNIX time
     backend: str
-    before: str
+    before: str  # "" where nobody led
     after: str
-    why: Decision
+    why: Decision  # of the one that leads now, or of the one that cannot lead any more
 
     def words(self) -> str:
         """The reason with its figures."""

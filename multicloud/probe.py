@@ -2,10 +2,8 @@
 
 The clock starts with the request, since users wait for no more where connections are kept, or else with the connection.
 It stops at the first byte of the answer (http, https), when the handshake is done (tls), or when the connection stands
-(tcp). What has nothing to do with the distance to the server is outside of it: certificates are loaded before, and the
-rest of the answer is read after.
+(tcp). Outside of it are the loading of certificates, before, and the rest of the answer, after.
 
-An answer that is there before it was asked for is a failure, and none counts as faster than the connection was made.
 One deadline bounds it all, so that a server that sends a byte a second cannot hold a probe. What goes wrong with the
 server is part of the result, never an exception. The HTTP spoken is as little of RFC 9112 as a health check needs: one
 GET, and the head of the answer.
@@ -28,15 +26,9 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-MAX_HEAD, MAX_PIECES = 64 * 1024, 4096
-"""Bytes of status line and headers that an answer may have, and in how many pieces they may come."""
-
-MAX_BYTES = 1024 * 1024
-"""What a server may send in all, TLS included: with session tickets, say, it could keep a processor busy."""
-
-DRAIN_BYTES, DRAIN_TIME = 64 * 1024, 0.1
-"""Bytes of the rest of an answer that are read, and seconds that this may take: the verdict waits for it."""
-
+MAX_HEAD, MAX_PIECES = 64 * 1024, 4096  # bytes of an answer's status line and headers, and in how many pieces they come
+MAX_BYTES = 1024 * 1024  # what a server may send in all, TLS included: session tickets could keep a processor busy
+DRAIN_BYTES, DRAIN_TIME = 64 * 1024, 0.1  # of the rest of an answer that is read, and seconds: the verdict waits for it
 CHUNK = 64 * 1024
 WHOLE_STORE = 50  # certificates that make a directory the system's store, of some 140, and not a few beside a bundle
 
@@ -91,10 +83,7 @@ class Probe:
         self.connection: _Connection | None = None
 
     def close(self) -> None:
-        """Read the rest of an answer as far as it is short and comes soon, and close the connection.
-
-        A connection that is closed before would be reset by what the server still sends. Takes DRAIN_TIME at most.
-        """
+        """Close the connection, after DRAIN_TIME at most for the rest of the answer, which else would reset it."""
         if self.connection is None:
             return
         left = 0 if self.status is None else DRAIN_BYTES
@@ -133,12 +122,10 @@ def probe(target: Target, timeout: float, clock: str = "request") -> Probe:
     except OSError as error:
         result.error = f"{_reason(error)}, {_stage(target, result)}"
     else:
-        phases = result.phases
-        if clock == "request" and "first_byte" in phases:
+        result.seconds = sum(result.phases.values())
+        if clock == "request" and "first_byte" in result.phases:
             # No answer comes sooner than a round trip. One that does was sent before it was asked for.
-            result.seconds = max(phases["first_byte"], phases["connect"])
-        else:
-            result.seconds = sum(phases.values())
+            result.seconds = max(result.phases["first_byte"], result.phases["connect"])
     return result
 
 
@@ -164,22 +151,17 @@ class _Connection:
         self.socket.settimeout(light.time_left(self.deadline))
         self.socket.sendall(data)
 
-    def receive(self) -> bytes:
-        """What comes next; b"" at the end."""
-        self.socket.settimeout(light.time_left(self.deadline))
-        received = self.socket.recv(CHUNK)
+    def receive(self, *, wait: bool = True) -> bytes:
+        """What comes next, or without `wait` has come already; b"" at the end, and where nothing has."""
+        self.socket.settimeout(light.time_left(self.deadline) if wait else 0)
+        try:
+            received = self.socket.recv(CHUNK)
+        except BlockingIOError:
+            return b""
         self.left -= len(received)
         if self.left < 0:
             raise ProbeError(f"sent more than {MAX_BYTES // 1024} KiB")
         return received
-
-    def received(self) -> bytes:
-        """What has come already; b"" where nothing has."""
-        self.socket.settimeout(0)
-        try:
-            return self.socket.recv(CHUNK)
-        except BlockingIOError:
-            return b""
 
     def close(self) -> None:
         self.socket.close()
@@ -215,17 +197,13 @@ class _TLS(_Connection):
     def send(self, data: bytes) -> None:
         self._until_done(self.object.write, data)
 
-    def receive(self) -> bytes:
+    def receive(self, *, wait: bool = True) -> bytes:
         try:
-            return self._until_done(self.object.read, CHUNK)
-        except self.ssl.SSLEOFError:  # without a goodbye
-            return b""
-
-    def received(self) -> bytes:
-        self.incoming.write(super().received())
-        try:
+            if wait:
+                return self._until_done(self.object.read, CHUNK)
+            self.incoming.write(super().receive(wait=False))
             return self.object.read(CHUNK)
-        except self.ssl.SSLWantReadError:  # session tickets, if anything
+        except (self.ssl.SSLEOFError, self.ssl.SSLWantReadError):  # no goodbye; or session tickets, if anything
             return b""
 
     def close(self) -> None:
@@ -258,7 +236,7 @@ class _TLS(_Connection):
 
 def _ask(connection: _Connection, target: Target, result: Probe) -> None:
     """Send the request, time the answer and judge its status."""
-    if early := connection.received():
+    if early := connection.receive(wait=False):
         raise ProbeError(f"answered before it was asked: {_excerpt(early)}")
     start = monotonic()
     connection.send(
@@ -340,13 +318,10 @@ def _is_whole_store(directory: str | None) -> bool:
 
 
 def _stage(target: Target, result: Probe) -> str:
-    if "connect" not in result.phases:
-        return "connecting"
-    if target.scheme in ("tls", "https") and "tls" not in result.phases:
-        return "in the TLS handshake"
-    if "first_byte" not in result.phases:
-        return "waiting for the answer"
-    return "reading the headers"
+    ahead = {"connect": "connecting", "tls": "in the TLS handshake", "first_byte": "waiting for the answer"}
+    if target.scheme not in ("tls", "https"):
+        del ahead["tls"]
+    return next((words for phase, words in ahead.items() if phase not in result.phases), "reading the headers")
 
 
 def _reason(error: OSError) -> str:
@@ -370,13 +345,10 @@ def _tls_reason(text: str) -> str:
 
 
 def _excerpt(answer: bytes) -> str:
-    line = answer.split(b"\n", 1)[0].rstrip(b"\r")[:60]
-    hint = ""
+    line = repr(answer.split(b"\n", 1)[0].rstrip(b"\r")[:60])[1:]
     if answer.startswith(b"\x15\x03"):  # an alert
-        hint = " (is it a TLS server?)"
-    elif answer[3:5] == b"\4\0":  # a SETTINGS frame
-        hint = " (is it a server of HTTP/2 alone?)"
-    return repr(line)[1:] + hint
+        return f"{line} (is it a TLS server?)"
+    return f"{line} (is it a server of HTTP/2 alone?)" if answer[3:5] == b"\4\0" else line  # a SETTINGS frame
 
 
 def _in_brackets(host: str) -> str:

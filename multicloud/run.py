@@ -17,10 +17,10 @@ import socket
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from multicloud import haproxy_checks, history, light, overview, reweigh, runtime, samplefile, scrape, settings
-from multicloud.light import CommandError, UsageError
+from multicloud.light import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,17 +33,10 @@ USAGE = "multicloud-run [--metrics [ADDR:]PORT] [--log text|json]"
 LOGS = ("text", "json")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
-TRIM_AGAIN = 60
-"""After a trim that failed, which reads the whole file, wait this many rounds."""
-
-BACKEND = "backend "
-"""So begin the names of problems that backends have."""
-
-GARBAGE = 100_000
-"""Net new objects after which Python looks for reference cycles: a round of 1,000 servers makes 40,000, and none."""
-
-ALIVE = 5.0
-"""Seconds between two signs of life to systemd, at most: rounds may be rarer."""
+BACKEND = "backend "  # so begin the names of problems that backends have
+TRIM_AGAIN = 60  # rounds to wait after a trim that failed, which reads the whole file
+GARBAGE = 100_000  # net new objects before Python looks for cycles: a round of 1,000 servers makes 40,000, and none
+ALIVE = 5.0  # seconds between two signs of life to systemd, at most: rounds may be rarer
 
 
 def main() -> int:
@@ -73,7 +66,7 @@ def run(sources: Sources, address: str = "", log: str = LOGS[0]) -> int:
     gc.set_threshold(GARBAGE)
     rounds = Rounds(sources, as_json=log == "json")
     if address:
-        threading.Thread(target=scrape.serve, args=(_listen(address), rounds.page), daemon=True).start()
+        threading.Thread(target=scrape.serve, args=(scrape.listen(address), rounds.page), daemon=True).start()
     due = time.monotonic()
     while True:
         rounds.round()
@@ -88,39 +81,27 @@ def run(sources: Sources, address: str = "", log: str = LOGS[0]) -> int:
             return 0
 
 
-class _Round(NamedTuple):
-    """What the last round leaves to scrapers, who may come during the next one; `own` are the loop's own metrics."""
-
-    servers: list[Server]
-    outcome: Outcome | None
-    sources: Sources
-    problems: int
-    own: str
-
-
 class Rounds:
     """What is kept from one round to the next. `problems` are texts by what they are of."""
 
     def __init__(self, sources: Sources, *, as_json: bool = False) -> None:
         self.as_json = as_json
         self.problems: dict[str, str] = {}
-        self.count = self.failures = 0
         self.own: set[tuple[str, str]] = set()  # the servers whose checks are recorded here
         self.checks = haproxy_checks.Checks()
         self.samples = history.Samples()
         self.totals = scrape.Totals()
-        self._last = _Round([], None, sources, 0, "")
-        self._page = self._last, b""
+        # What the last round leaves to scrapers, who may come during the next one.
+        self._last: tuple[list[Server], Outcome | None, Sources] = [], None, sources
+        self._page = -1, b""  # and after how many rounds it was made
         self._use(sources)
 
     def _use(self, sources: Sources) -> None:
         """Work with these settings from now on. Raises UsageError, and then nothing has changed."""
         values = sources.read(settings.RUN)
         if not values.backends:
-            raise UsageError(
-                "no backends to measure; name them: MULTICLOUD_BACKENDS=app,api, "
-                f"or `backends = app,api` in {sources.path}"
-            )
+            places = f"MULTICLOUD_BACKENDS=app,api, or `backends = app,api` in {sources.path}"
+            raise UsageError(f"no backends to measure; name them: {places}")
         newest = reweigh.samples_needed(sources)
         self.sources, self.values, self.newest = sources, values, newest
 
@@ -146,29 +127,20 @@ class Rounds:
             self.samples = history.follow(self.values.times, self.newest, self.samples, self.own)
         except samplefile.SampleFileError as error:
             problems["file"] = f"samples are kept in memory only: {error}"
-        servers, outcome, sources = self._last.servers, self._last.outcome, self._last.sources
         try:
-            servers, outcome = self._reweigh(problems)
-            sources = self.sources
+            self._last = *self._reweigh(problems), self.sources
         except settings.SettingError as error:  # of two sections of which each is right by itself
             problems["settings"] = f"no weights are set: {error}"
         except (runtime.RuntimeAPIError, OSError) as error:
+            self._last = [], None, self.sources
             problems["haproxy"] = str(error)
             # Where none is set, HAProxy may come back at another one of the usual places.
             self.values.socket = str(settings.SOCKET.parse(self.sources.text(settings.SOCKET)))
-            self.failures += 1
-            servers, outcome = [], None
-        self.count += 1
         self._tell(problems)
-        took, up = time.monotonic() - began, "haproxy" not in problems
-        own = scrape.rounds(self.count, self.failures, took, time.time(), up=up)
-        self._last = _Round(servers, outcome, sources, len(problems), own)
+        self.totals.round(time.monotonic() - began, up="haproxy" not in problems)
 
     def _reweigh(self, problems: dict[str, str]) -> tuple[list[Server], Outcome]:
-        """HAProxy's servers, with the weights that they have now, and what was decided of them.
-
-        Raises RuntimeAPIError, SettingError and OSError.
-        """
+        """Look at HAProxy's servers, decide and set weights. Raises RuntimeAPIError, SettingError and OSError."""
         lines: list[bytes] = []
         try:
             with runtime.RuntimeAPI(self.values.socket) as api:
@@ -178,8 +150,7 @@ class Rounds:
                     del problems[name]
                 problems |= unmeasured(servers, self.values.backends)
                 lines = self._take(servers)
-                interval = self.values.interval
-                outcome = reweigh.weigh(api, servers, self.samples, self.sources, elapsed=interval)
+                outcome = reweigh.weigh(api, servers, self.samples, self.sources, elapsed=self.values.interval)
         finally:
             self._record(lines, problems)  # last, since no weight should wait for it
         problems.pop("settings", None)
@@ -205,8 +176,7 @@ class Rounds:
         ]
         self.own = {server.key for server in measured}
         now = round(time.time(), 3)  # as in the file
-        interval = self.values.interval
-        ended = self.checks.ended(measured, self.samples.series, now=time.monotonic(), interval=interval)
+        ended = self.checks.ended(measured, self.samples.series, now=time.monotonic(), interval=self.values.interval)
         lines = []
         for server, seconds, failed in ended:
             self.totals.check(server.key, seconds, failed=failed)
@@ -223,7 +193,7 @@ class Rounds:
                 problems.pop("file", None)
             except samplefile.SampleFileError as error:
                 problems["file"] = f"samples are kept in memory only: {error}"
-        if "trim" not in problems or self.count % TRIM_AGAIN == 0:
+        if "trim" not in problems or self.totals.rounds % TRIM_AGAIN == 0:
             try:
                 reweigh.trim_if_long(self.sources, max(history.KEEP, self.newest), self.samples)
                 problems.pop("trim", None)
@@ -242,48 +212,40 @@ class Rounds:
 
     def page(self) -> bytes:
         """What a scraper reads of the last round, made when the first one asks for it."""
-        last = self._last
-        if self._page[0] is not last:
+        count = self.totals.rounds
+        if self._page[0] != count:
             rows: list[overview.Row] = []
-            if last.outcome:
-                rows, _ = overview.rows(
-                    last.servers, last.outcome.samples, last.outcome.scores, last.sources, time.time()
-                )
-            self._page = last, (scrape.prometheus(rows, last.problems) + last.own + self.totals.text()).encode()
+            servers, seen, sources = self._last
+            if seen:
+                rows, _ = overview.rows(servers, seen.samples, seen.scores, sources, time.time())
+            self._page = count, (scrape.prometheus(rows, len(self.problems)) + self.totals.text()).encode()
         return self._page[1]
 
 
 def unmeasured(servers: Sequence[Server], backends: Sequence[str]) -> dict[str, str]:
     """The backends of which HAProxy's checks give no samples, with what to write."""
     problems = {}
+    by_backend = runtime.by_backend(servers)
     external = {server.key for server in servers if server.check.startswith("PROC")}  # they record by themselves
     for backend in backends:
-        everyone = [server for server in servers if server.backend == backend]
+        everyone = by_backend.get(backend, [])
+        able = [server for server in everyone if server.state != runtime.MAINT]
         members = [server for server in everyone if server.source == server.key]
-        strangers = [
-            server
-            for server in everyone
-            if server.source[0] not in backends and server.state != runtime.MAINT and server.source not in external
-        ]
-        bare = [server.name for server in members if not server.check and server.state != runtime.MAINT]
+        bare = [server.name for server in able if server.source == server.key and not server.check]
+        strangers = [server for server in able if server.source[0] not in backends and server.source not in external]
+        tracked = ", ".join(dict.fromkeys(server.source[0] for server in (strangers if members else everyone)))
         if not everyone:
-            known = ", ".join(dict.fromkeys(server.backend for server in servers)) or "none at all"
-            text = (
-                f"HAProxy has no backend of that name with servers: write in MULTICLOUD_BACKENDS what it has: {known}"
-            )
+            text = "HAProxy has no backend of that name with servers: "
+            text += f"write in MULTICLOUD_BACKENDS what it has: {', '.join(by_backend) or 'none at all'}"
         elif not members:
-            tracked = ", ".join(dict.fromkeys(server.source[0] for server in everyone))
             text = f"its servers track those of {tracked}: write that in MULTICLOUD_BACKENDS instead"
         elif any(server.key in external for server in members):
-            text = (
-                "it has external checks, which record by themselves: "
-                "take it out of MULTICLOUD_BACKENDS, or `option external-check` out of the backend"
-            )
+            text = "it has external checks, which record by themselves: "
+            text += "take it out of MULTICLOUD_BACKENDS, or `option external-check` out of the backend"
         elif bare:
             text = f"HAProxy does not check {', '.join(bare)}: write `check` on each `server` line"
         elif strangers:
             names = ", ".join(server.name for server in strangers)
-            tracked = ", ".join(dict.fromkeys(server.source[0] for server in strangers))
             text = f"the checks of {names} are those of {tracked}: write that in MULTICLOUD_BACKENDS, too"
         else:
             continue
@@ -313,13 +275,3 @@ def _wait(due: float) -> int:
         if left <= ALIVE:
             return 0
         notify("WATCHDOG=1")
-
-
-def _listen(address: str) -> socket.socket:
-    try:
-        return scrape.listen(address)
-    except (ValueError, UnicodeError, socket.gaierror):
-        raise UsageError(f"--metrics: cannot read {address!r}; accepted: [ADDR:]PORT, 127.0.0.1:9101") from None
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise CommandError(f"--metrics {address}: {reason.lower()}") from None

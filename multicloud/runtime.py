@@ -36,7 +36,7 @@ STOPPED, STOPPING = 0, 3
 
 STATE_COLUMNS = (
     *("be_name", "srv_name", "srv_op_state", "srv_admin_state", "srv_uweight"),
-    *("srv_addr", "srv_port", "srv_fqdn"),
+    *("srv_addr", "srv_port", "srv_use_ssl", "srv_fqdn"),
 )
 STAT_COLUMNS = (
     *("pxname", "svname", "tracked", "lastchg", "check_status", "check_code", "check_duration", "mode"),
@@ -54,13 +54,6 @@ class RuntimeAPIError(CommandError):
 class Server:
     """All that HAProxy says of a server, read once."""
 
-    __slots__ = (
-        *("address", "agent", "backend", "check", "check_running", "check_seconds"),
-        *("code", "failures", "fingerprint", "host", "in_flight", "key", "last_chk", "mode", "name", "port", "rate"),
-        *("reserve", "rise_left", "source", "state", "state_age", "tls", "total_time", "unresolved"),
-        "weight",
-    )
-
     def __init__(self, backend: str, name: str, state: str, weight: int, *, unresolved: bool = False) -> None:
         self.backend, self.name = backend, name
         self.key = backend, name  # which no other server has
@@ -70,9 +63,7 @@ class Server:
         self.unresolved = unresolved  # it is in maintenance because its name does not resolve, by no operator's word
         self.weight = weight  # 0 to 256
         self.reserve = False  # whether it is HAProxy's own `backup`, which gets traffic while no other is UP
-        self.address = self.port = self.tls = (
-            ""  # what a check is told; `tls` "1", "0", or "" where HAProxy does not say
-        )
+        self.address = self.port = self.tls = ""  # what a check is told; `tls` "1", "0", or "" where nobody says
         self.host = ""  # the name that HAProxy finds the address by, "" where it is told the address
         self.mode = "http"  # its backend's
         self.check = self.code = ""  # the status of the last check, "" without one, and its exit code or HTTP status
@@ -124,10 +115,7 @@ class RuntimeAPI:
         return "\n".join(self.lines(command)).strip("\n")
 
     def lines(self, command: str) -> Iterator[str]:
-        """The lines of the answer to one command, as they come: a long one takes HAProxy a while.
-
-        No other command may be sent before the last line. Raises RuntimeAPIError.
-        """
+        """The lines of the answer to one command, as they come: no other may be sent before. Raises RuntimeAPIError."""
         rest = b""
         try:
             self._socket.settimeout(light.time_left(self._deadline))
@@ -157,7 +145,7 @@ class RuntimeAPI:
             states = self.lines("show servers state")
             if (version := next(states, "")) != "1":
                 raise ValueError(version)
-            servers = [_server(row) for row in rows(states, " ", STATE_COLUMNS, ("srv_use_ssl",))]
+            servers = [_server(row) for row in rows(states, " ", STATE_COLUMNS)]
         by_key = {server.key: server for server in servers}
         tracked: dict[tuple[str, str], tuple[str, str]] = {}
         with self.expecting("statistics"):
@@ -168,13 +156,9 @@ class RuntimeAPI:
                 if row["tracked"]:
                     backend, _, name = row["tracked"].partition("/")
                     tracked[key] = backend, name
-            for server in servers if tracked else ():
-                followed = 0
-                while server.source in tracked:  # which may track another in turn
-                    server.source = tracked[server.source]
-                    followed += 1
-                    if followed > len(tracked):
-                        raise ValueError(f"{server.backend}/{server.name} tracks itself")
+        for server in servers:
+            while server.source in tracked:  # which may track another in turn, and HAProxy allows no circle
+                server.source = tracked[server.source]
         return servers
 
     def set_weights(self, changes: Iterable[Decision]) -> tuple[list[Decision], list[str]]:
@@ -218,19 +202,18 @@ def set_weight(change: Decision) -> str:
     return f"set server {change.server.backend}/{change.server.name} weight {change.weight}"
 
 
-def rows(lines: Iterable[str], separator: str, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Row]:
+def rows(lines: Iterable[str], separator: str, columns: Sequence[str]) -> Iterator[Row]:
     """The named columns of each row of a table whose first line has their names behind a `#`, by their names.
 
-    An `optional` column that is not there is "". A quoted field, which only HAProxy's texts for people are, is "" too,
-    and it may have line's ends in it. Raises ValueError with the line that is none of such a table.
+    A quoted field, which only HAProxy's texts for people are, is "", and it may have line's ends in it. Raises
+    ValueError with the line that is none of such a table.
     """
     lines = iter(lines)
     header = next(lines, "")
     names = header.removeprefix("# ").split(separator)
-    wanted = *columns, *optional
-    places = [names.index(name) if name in names else -1 for name in wanted]
-    if -1 in places[: len(columns)]:
+    if not {*columns} <= {*names}:
         raise ValueError(header)
+    places = [names.index(name) for name in columns]
     width = max(places) + 1
     pick = itemgetter(*places)
     for line in filter(None, lines):
@@ -243,20 +226,20 @@ def rows(lines: Iterable[str], separator: str, columns: Sequence[str], optional:
         fields = line.split(separator, width)  # the columns to the right are not split
         if len(fields) < width:
             raise ValueError(line)
-        fields.append("")
-        yield dict(zip(wanted, pick(fields), strict=True))
+        yield dict(zip(columns, pick(fields), strict=True))
 
 
 def _server(row: Row) -> Server:
-    bits = int(row["srv_admin_state"])
-    server = Server(
-        row["be_name"],
-        row["srv_name"],
-        _state(int(row["srv_op_state"]), bits),
-        int(row["srv_uweight"]),
-        # One that tracks another whose name does not resolve has inherited that maintenance, beside its own.
-        unresolved=bool(bits & UNRESOLVED_BIT and not bits & MAINT_BITS & ~INHERITED_BIT),
-    )
+    bits, op_state = int(row["srv_admin_state"]), int(row["srv_op_state"])
+    if bits & (MAINT_BITS | UNRESOLVED_BIT):
+        state = MAINT
+    elif bits & DRAIN_BITS or op_state == STOPPING:
+        state = DRAIN
+    else:
+        state = DOWN if op_state == STOPPED else UP
+    server = Server(row["be_name"], row["srv_name"], state, int(row["srv_uweight"]))
+    # One that tracks another whose name does not resolve has inherited that maintenance, beside its own.
+    server.unresolved = bool(bits & UNRESOLVED_BIT and not bits & MAINT_BITS & ~INHERITED_BIT)
     server.address, server.port, server.tls = row["srv_addr"], row["srv_port"], row["srv_use_ssl"]
     server.host = light.printable(row["srv_fqdn"].removeprefix("-"))  # which stands for none; a name server may say it
     return server
@@ -277,14 +260,6 @@ def _add_stat(server: Server, row: Row) -> None:
     server.in_flight, server.rate = int(row["scur"] or 0), int(row["rate"] or 0)
     server.total_time = float(row["ttime"] or 0) / 1000
     server.rise_left = max(int(row["check_rise"] or 0) - int(health or 0), 0)
-
-
-def _state(op_state: int, admin_state: int) -> str:
-    if admin_state & (MAINT_BITS | UNRESOLVED_BIT):
-        return MAINT
-    if admin_state & DRAIN_BITS or op_state == STOPPING:
-        return DRAIN
-    return DOWN if op_state == STOPPED else UP
 
 
 def _connect(address: str, deadline: float) -> socket.socket:

@@ -8,11 +8,8 @@ turns with each other and with a trim (history.py). A writer that waited for the
 is still the one at the path. A line is written in one piece, and what follows the last newline is not a line yet.
 
 A disk can be frozen. Then opening a file that is there and locking it do not wait, but making a file and writing do. So
-nobody makes or writes a file without a lock, the directory's or the file's: one process waits for the disk, and all
-others find it locked.
-
-Others may write where the file lies, so it must be a regular file, and is not followed through a symbolic or a hard
-link.
+nobody does that without a lock, the directory's or the file's: one process waits for the disk, and all others find it
+locked. Others may write where the file lies, so it must be a regular file, and is followed through no link.
 """
 
 from __future__ import annotations
@@ -67,8 +64,8 @@ def append_lines(path: str, lines: bytes, wait: float = LOCK_WAIT) -> tuple[os.s
         try:
             before = os.fstat(fd)
             if before.st_size >= MAX_BYTES:
-                size = f"{before.st_size >> 20} MiB"
-                raise SampleFileError(f"{path}: has grown to {size}: does a reweigh run, which trims it?")
+                grown = f"has grown to {before.st_size >> 20} MiB"
+                raise SampleFileError(f"{path}: {grown}: does a reweigh run, which trims it?")
             tail = os.pread(fd, TAIL, max(0, before.st_size - TAIL))
             if tail[-1:] not in (b"", b"\n"):
                 lines = b"?\n" + lines  # what a killed writer left is no line, even where it looks like a shorter one
@@ -83,9 +80,9 @@ def append_lines(path: str, lines: bytes, wait: float = LOCK_WAIT) -> tuple[os.s
 
 
 def lock(path: str, wait: float, *, create: bool) -> int:
-    """Open the file at `path` for appending and lock it. Raises LockedError after `wait` seconds.
+    """Open the file at `path` for appending and lock it, in `wait` seconds.
 
-    Raises FileNotFoundError unless `create`, and SampleFileError, too.
+    Raises LockedError, SampleFileError and, unless `create`, FileNotFoundError.
     """
     deadline = time.monotonic() + wait
     while True:
@@ -108,7 +105,9 @@ def _open_locked(path: str, create: bool) -> int:
     mine = False
     try:
         _flock(fd, path)
-        mine = _is_at(path, fd)
+        mine = os.path.samestat(os.lstat(path), os.fstat(fd))
+    except FileNotFoundError:
+        pass
     except OSError as error:
         raise unusable(path, error) from None
     finally:
@@ -117,13 +116,6 @@ def _open_locked(path: str, create: bool) -> int:
     if not mine:
         raise LockedError(f"{path}: replaced by another process")
     return fd
-
-
-def _is_at(path: str, fd: int) -> bool:
-    try:
-        return os.path.samestat(os.lstat(path), os.fstat(fd))
-    except FileNotFoundError:
-        return False
 
 
 def _create(path: str) -> int:

@@ -6,16 +6,16 @@ assumes that the next answers will be like the newest ones. With few samples a h
 them, an accident; the mean is the better guess then. Without samples there is no score.
 
 It takes some slow samples to raise a high percentile, and nearly all of the window must be fast before it falls again.
-So the window ends at a server's last clear change, and only what was measured since then counts, however little it is.
-There are two: each of 4 samples in a row is faster, by more than a quarter, than each of the 4 before them; or each of
-2 in a row is slower, by more than a third, than all that the window has before them, which must be 8 or more. Chance
-hardly ever sorts samples so: an accident takes one of two, and a tail has shown itself before.
+So the window ends at a server's last clear change, and only what was measured since then counts, however little it is:
+each of 4 samples in a row is faster, by more than a quarter, than each of the 4 before them; or each of 2 in a row is
+slower, by more than a third, than all that the window has before them, which must be 8 or more. Chance hardly ever
+sorts samples so: an accident takes one of two, and a tail has shown itself before.
 
 A check that failed counts as the seconds that it was allowed, which is what a user would have waited, at least. One
-alone is an accident, and is left out. Two or more say that some users get no answer: a high percentile hides them as
-long as they are few, so then the score is the mean, where that is more. When 4 checks in a row succeed after 2 in a row
-that failed, the server was away and is back: a clear change, too. Failures that come and go between are none, and with
-two or more in the window no change for the worse makes an older one forgotten.
+alone is an accident, and is left out. Two or more say that some users get no answer, and a high percentile hides them:
+so then the score is the mean, where that is more. When 4 checks in a row succeed after 2 in a row that failed, the
+server was away and is back: a clear change, too. With two or more failures that come and go in the window, no change
+for the worse makes an older one forgotten.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from multicloud.light import CommandError
 
 # One BLAS thread: starting more costs as much CPU time as the rest of the program, and percentiles use none.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-os.environ.setdefault("MKL_NUM_THREADS", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+for library in ("OPENBLAS", "MKL", "OMP"):
+    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 try:
     import numpy as np
+    from numpy.lib.stride_tricks import sliding_window_view
 except Exception as error:  # of a processor that it was not built for, it says so with a RuntimeError
     said = str(error).rpartition("Original error was: ")[2].strip().partition("\n")[0]
     advice = "with pip, install another version, such as 'numpy<2.4'; else Debian's python3-numpy"
@@ -47,40 +47,20 @@ if TYPE_CHECKING:
 
     Key = tuple[str, str]
 
-RECOVERY_RUN = 4
-"""Samples in a row that show a recovery, and samples before them that they are held against."""
-
-SLOWDOWN_RUN, SLOWDOWN_BASE = 2, 8
-"""Samples in a row that show a slowdown, and how many there must be before them."""
-
-OUTAGE_RUN = 2
-"""Failed checks in a row after which RECOVERY_RUN good ones in a row show that a server is back."""
-
-CHANGE = 0.75
-"""One time is clearly faster than another if it is less than this part of it, which is then slower by a third."""
+RECOVERY_RUN = 4  # samples in a row that show a recovery, and samples before them that they are held against
+SLOWDOWN_RUN, SLOWDOWN_BASE = 2, 8  # samples in a row that show a slowdown, and how many there must be before them
+OUTAGE_RUN = 2  # failed checks in a row after which RECOVERY_RUN good ones in a row show that a server is back
+CHANGE = 0.75  # one time is clearly faster than another if it is less than this part of it: that is slower by a third
 
 
 class Score(NamedTuple):
-    """What a server's users wait, in `seconds`, and what that was made of.
-
-    `percentile` says which percentile `seconds` is; None: the mean. `counted` are the samples that count, newest first,
-    and `failed` is how many of them failed. `since` is the UNIX time of the oldest of them where the window ends at a
-    change, and None where it does not, or where that sample has no time.
-    """
+    """What a server's users wait, and what that was made of."""
 
     seconds: float
-    percentile: float | None
-    counted: Sequence[Sample]
-    failed: int
-    since: float | None
-
-
-def fresh(samples: Sequence[Sample], *, now: float, max_age: float) -> list[Sample]:
-    """The samples that are not older than `max_age` seconds.
-
-    A sample without a time counts whatever its age, and one from the future is as good as new: the clock was set back.
-    """
-    return [sample for sample in samples if sample.time is None or now - sample.time <= max_age]
+    percentile: float | None  # which one `seconds` is; None: the mean
+    counted: Sequence[Sample]  # the samples that count, newest first
+    failed: int  # how many of them failed
+    since: float | None  # UNIX time of the oldest of them where the window ends at a change, if it has one
 
 
 def scores(
@@ -95,56 +75,38 @@ def scores(
     """A score for each (backend, server) that has samples that count; `series` has them newest first.
 
     `percentile` is 0 to 100; with `min_samples` samples or fewer, and without a change, the mean scores; `now` and
-    `max_age` are seconds. A recovery as old as the window can be told only where `series` has RECOVERY_RUN samples
-    more.
+    `max_age` are seconds. A sample without a time counts whatever its age, and one from the future does: the clock was
+    set back. A recovery as old as the window can be told only where `series` has RECOVERY_RUN samples more.
     """
     by_size: dict[int, dict[Key, list[Sample]]] = {}
     for key, samples in series.items():
-        newest = fresh(samples[: window + RECOVERY_RUN], now=now, max_age=max_age)
+        newest = [each for each in samples[: window + RECOVERY_RUN] if each.time is None or now - each.time <= max_age]
         if newest:
             by_size.setdefault(len(newest), {})[key] = newest
     found: dict[Key, Score] = {}
-    for members in by_size.values():
-        found |= zip(members, _score_together([*members.values()], percentile, min_samples, window), strict=True)
+    for members in by_size.values():  # of equally many samples: for numpy, many rows are hardly more work than one
+        seconds = np.array([[sample.seconds for sample in newest] for newest in members.values()])
+        failed = np.array([[sample.failed for sample in newest] for newest in members.values()])
+        since_change = count_since_change(seconds, failed, window).tolist()
+        for (key, newest), since in zip(members.items(), since_change, strict=True):
+            found[key] = _score(newest, since, percentile, min_samples, window)
     return found
 
 
-def _score_together(
-    members: Sequence[Sequence[Sample]], percentile: float, min_samples: int, window: int
-) -> list[Score]:
-    """The scores of servers that have equally many samples: for numpy, many rows are hardly more work than one."""
-    seconds = np.array([[sample.seconds for sample in samples] for samples in members])
-    failed = np.array([[sample.failed for sample in samples] for samples in members])
-    size = seconds.shape[1]
-    since_change = count_since_change(seconds, failed, window)
-    counts = np.minimum(since_change, window)
-    failures = (failed & (np.arange(size) < counts[:, np.newaxis])).sum(axis=1)
-    scored = counts.copy()
-    for row in np.flatnonzero((failures == 1) & (counts > 1)):  # a single one that failed does not count
-        place = failed[row].argmax()
-        seconds[row, place:-1] = seconds[row, place + 1 :]
-        scored[row] -= 1
-    by_mean = (since_change == size) & (scored <= min_samples)
-    values = np.empty(len(members))
-    for count, mean in {*zip(scored.tolist(), by_mean.tolist(), strict=True)}:
-        rows = np.flatnonzero((scored == count) & (by_mean == mean))
-        table = seconds[rows, :count]
-        values[rows] = table.mean(axis=1) if mean else np.percentile(table, percentile, axis=1, method="inverted_cdf")
-    for row in np.flatnonzero(failures > 1):
-        mean = seconds[row, : scored[row]].mean()
-        if mean > values[row]:
-            values[row], by_mean[row] = mean, True
-    columns = values.tolist(), by_mean.tolist(), since_change.tolist(), counts.tolist(), failures.tolist()
-    return [
-        Score(
-            value,
-            None if is_mean else percentile,
-            samples[:count],
-            failed_ones,
-            samples[changed - 1].time if changed < size else None,
-        )
-        for samples, value, is_mean, changed, count, failed_ones in zip(members, *columns, strict=True)
-    ]
+def _score(samples: Sequence[Sample], since: int, percentile: float, min_samples: int, window: int) -> Score:
+    """The score of a server that has so many samples `since` its last change, or all of them."""
+    changed, counted = since < len(samples), samples[: min(since, window)]
+    failed = sum(sample.failed for sample in counted)
+    alone = failed == 1 and len(counted) > 1  # then it is left out
+    times = [sample.seconds for sample in counted if not (alone and sample.failed)]
+    mean = sum(times) / len(times)
+    by_mean = not changed and len(times) <= min_samples
+    seconds = mean if by_mean else percentiles(times, (percentile,))[0]
+    if failed > 1 and mean > seconds:
+        seconds, by_mean = mean, True
+    return Score(
+        seconds, None if by_mean else percentile, counted, failed, samples[since - 1].time if changed else None
+    )
 
 
 def count_since_change(seconds: NDArray[np.float64], failed: NDArray[np.bool_], window: int) -> NDArray[np.intp]:
@@ -153,18 +115,13 @@ def count_since_change(seconds: NDArray[np.float64], failed: NDArray[np.bool_], 
     changed = np.zeros((len(seconds), size + 1), dtype=bool)  # by how many samples were taken since
     changed[:, size] = True
     if size >= 2 * RECOVERY_RUN:
-        runs = [seconds[:, start : size - RECOVERY_RUN + 1 + start] for start in range(RECOVERY_RUN)]
-        slowest, fastest = np.maximum.reduce(runs), np.minimum.reduce(runs)
-        changed[:, RECOVERY_RUN : size - RECOVERY_RUN + 1] = (
-            slowest[:, :-RECOVERY_RUN] < CHANGE * fastest[:, RECOVERY_RUN:]
-        )
-    if size >= RECOVERY_RUN + OUTAGE_RUN:
-        ends = size - RECOVERY_RUN - OUTAGE_RUN + 1
-        succeeded = ~np.logical_or.reduce([failed[:, start : start + ends] for start in range(RECOVERY_RUN)])
-        away = np.logical_and.reduce(
-            [failed[:, RECOVERY_RUN + start : RECOVERY_RUN + start + ends] for start in range(OUTAGE_RUN)]
-        )
-        changed[:, RECOVERY_RUN : RECOVERY_RUN + ends] |= succeeded & away
+        runs = sliding_window_view(seconds, RECOVERY_RUN, axis=1)
+        faster = runs[:, :-RECOVERY_RUN].max(axis=2) < CHANGE * runs[:, RECOVERY_RUN:].min(axis=2)
+        changed[:, RECOVERY_RUN : size - RECOVERY_RUN + 1] = faster
+    if size >= RECOVERY_RUN + OUTAGE_RUN and failed.any():
+        away = sliding_window_view(failed[:, RECOVERY_RUN:], OUTAGE_RUN, axis=1).all(axis=2)
+        back = ~sliding_window_view(failed[:, :-OUTAGE_RUN], RECOVERY_RUN, axis=1).any(axis=2)
+        changed[:, RECOVERY_RUN : size - OUTAGE_RUN + 1] |= back & away
     inside = seconds[:, :window]
     last = inside.shape[1] - SLOWDOWN_BASE
     if last >= SLOWDOWN_RUN:
@@ -185,4 +142,4 @@ def count_since_change(seconds: NDArray[np.float64], failed: NDArray[np.bool_], 
 def percentiles(seconds: Sequence[float], percents: Sequence[float]) -> list[float]:
     """The percentiles of `seconds`, which must not be empty, by nearest rank."""
     ordered = sorted(seconds)  # numpy takes as long for one server as this for thirty
-    return [ordered[max(0, ceil(len(ordered) * percent / 100) - 1)] for percent in percents]
+    return [ordered[max(0, ceil(round(len(ordered) * percent / 100, 9)) - 1)] for percent in percents]

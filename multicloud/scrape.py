@@ -7,13 +7,14 @@ head. It runs in a thread of its own, which rests after each client, so that scr
 from __future__ import annotations
 
 import bisect
-import re
+import os
 import socket
 import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from multicloud import light, settings
+from multicloud.light import CommandError, UsageError
 from multicloud.overview import PERCENTS, Favorites
 from multicloud.ranking import Reason
 from multicloud.runtime import DOWN, DRAIN, MAINT, UP
@@ -28,30 +29,20 @@ if TYPE_CHECKING:
 
 STATES = (UP, DOWN, MAINT, DRAIN)
 
+# Seconds up to which the checks of a bucket took.
 BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0)
-"""Seconds up to which the checks of a bucket took."""
 
-COUNTERS = {
+COUNTERS = {  # by what each counts, beside the backend, and what
     "checks_failed": ("server", "Checks that failed."),
     "weight_changes": ("server", "Weights that were changed."),
     "decisions": ("reason", "Decisions on a server, each round, by their reason."),
     "favorite_changes": ("reason", "Changes of favourite, by their reason."),
 }
-"""By what each counts, beside the backend, and what."""
 
 PATHS = (b"/metrics", b"/")
-
-TEXT = b"text/plain; version=0.0.4; charset=utf-8"
-OPEN_METRICS = b"application/openmetrics-text; version=1.0.0; charset=utf-8"
-
-TIMEOUT = 1.0
-"""Seconds that a scraper may take for all."""
-
-MAX_HEAD = 8192
-"""Bytes of a request."""
-
-PAUSE = 0.01
-"""Seconds of rest after each client."""
+TIMEOUT = 1.0  # seconds that a scraper may take for all
+MAX_HEAD = 8192  # bytes of a request
+PAUSE = 0.01  # seconds of rest after each client
 
 
 def prometheus(rows: Sequence[Row], problems: int) -> str:
@@ -69,35 +60,20 @@ def prometheus(rows: Sequence[Row], problems: int) -> str:
         ("traffic_ratio", "The server's part of its backend's traffic, by the weights.", lambda row: row.traffic),
         ("requests_in_flight", "Requests that the server has now.", lambda row: row.in_flight),
     ]
-    lines = []
     labelled = [(_labels(row.backend, row.server), row) for row in rows]
+    text = ""
     for name, meaning, value in gauges:
-        found = [(f"{{{labels}}}", number) for labels, row in labelled if (number := value(row)) is not None]
-        lines += metric(f"multicloud_server_{name}", "gauge", meaning, found)
+        text += metric(f"server_{name}", "gauge", meaning, [(f"{{{labels}}}", value(row)) for labels, row in labelled])
     states = [(f'{{{labels},state="{state}"}}', row.state == state) for labels, row in labelled for state in STATES]
-    lines += metric("multicloud_server_state", "gauge", "1 for the state that HAProxy gives the server.", states)
+    text += metric("server_state", "gauge", "1 for the state that HAProxy gives the server.", states)
     percentiles = [
         (f'{{{labels},quantile="{percent / 100:g}"}}', seconds)
         for labels, row in labelled
         for percent, seconds in zip(PERCENTS, row.percentiles or (), strict=False)
     ]
     # A summary, since no other type may have the label `quantile`.
-    lines += metric("multicloud_server_rtt_seconds", "summary", "Times of the samples that count.", percentiles)
-    lines += metric("multicloud_problems", "gauge", "Problems that are put into words.", [("", problems)])
-    return "\n".join(lines) + "\n"
-
-
-def rounds(count: int, failed: int, seconds: float, ended: float, *, up: bool) -> str:
-    """The same of `multicloud run` itself: its rounds so far, how long the last one took, when and how it ended."""
-    found = [
-        ("multicloud_rounds_total", "counter", "Rounds since the start.", count),
-        ("multicloud_rounds_failed_total", "counter", "Rounds in which HAProxy could not be asked.", failed),
-        ("multicloud_round_duration_seconds", "gauge", "Duration of the last round.", seconds),
-        ("multicloud_last_round_timestamp_seconds", "gauge", "UNIX time of the last round's end.", ended),
-        ("multicloud_haproxy_up", "gauge", "Whether HAProxy answered in the last round.", up),
-    ]
-    lines = [line for name, kind, meaning, value in found for line in metric(name, kind, meaning, [("", value)])]
-    return "\n".join(lines) + "\n"
+    text += metric("server_rtt_seconds", "summary", "Times of the samples that count.", percentiles)
+    return text + metric("problems", "gauge", "Problems that are put into words.", [("", problems)])
 
 
 class Totals:
@@ -108,6 +84,15 @@ class Totals:
         self._seconds: dict[Key, float] = {}
         self._counts: dict[str, Counter[Key]] = {name: Counter() for name in COUNTERS}
         self._favorites = Favorites()
+        self.rounds = self.failures = 0
+        self._took = self._ended = 0.0
+        self._up = False
+
+    def round(self, seconds: float, *, up: bool) -> None:
+        """Count a round that ends now and took so many seconds; `up` is whether HAProxy answered."""
+        self._took, self._ended, self._up = seconds, time.time(), up
+        self.failures += not up
+        self.rounds += 1
 
     def check(self, key: Key, seconds: float, *, failed: bool) -> None:
         """Count a check."""
@@ -133,28 +118,37 @@ class Totals:
 
     def text(self) -> str:
         """Prometheus' text of it."""
-        lines = ["# HELP multicloud_check_seconds Checks that succeeded.", "# TYPE multicloud_check_seconds histogram"]
+        found: list[tuple[str, float]] = []
         for key, buckets in list(self._buckets.items()):
             labels, total = _labels(*key), 0
             for bound, count in zip((*BOUNDS, "+Inf"), buckets, strict=True):
                 total += count
-                lines.append(f'multicloud_check_seconds_bucket{{{labels},le="{bound}"}} {total}')
-            lines.append(f"multicloud_check_seconds_sum{{{labels}}} {self._seconds.get(key, 0.0)!r}")
-            lines.append(f"multicloud_check_seconds_count{{{labels}}} {total}")
+                found.append((f'_bucket{{{labels},le="{bound}"}}', total))
+            found += [(f"_sum{{{labels}}}", self._seconds.get(key, 0.0)), (f"_count{{{labels}}}", total)]
+        text = metric("check_seconds", "histogram", "Checks that succeeded.", found)
         for name, (by, meaning) in COUNTERS.items():
-            found = [(f"{{{_labels(*key, by)}}}", count) for key, count in list(self._counts[name].items())]
-            lines += metric(f"multicloud_{name}_total", "counter", meaning, found)
+            counts = [(f"{{{_labels(*key, by)}}}", count) for key, count in list(self._counts[name].items())]
+            text += metric(f"{name}_total", "counter", meaning, counts)
         leads = list(self._favorites.last.values())
         since = [(f"{{{_labels(switch.backend, switch.after)}}}", switch.time) for switch in leads]
         meaning = "UNIX time since when the server has been the favourite."
-        lines += metric("multicloud_favorite_since_timestamp_seconds", "gauge", meaning, since)
-        return "\n".join(lines) + "\n"
+        text += metric("favorite_since_timestamp_seconds", "gauge", meaning, since)
+        for name, kind, meaning, number in (
+            ("rounds_total", "counter", "Rounds since the start.", self.rounds),
+            ("rounds_failed_total", "counter", "Rounds in which HAProxy could not be asked.", self.failures),
+            ("round_duration_seconds", "gauge", "Duration of the last round.", self._took),
+            ("last_round_timestamp_seconds", "gauge", "UNIX time of the last round's end.", self._ended),
+            ("haproxy_up", "gauge", "Whether HAProxy answered in the last round.", self._up),
+        ):
+            text += metric(name, kind, meaning, [("", number)] if self.rounds else [])
+        return text
 
 
-def metric(name: str, kind: str, meaning: str, found: Iterable[tuple[str, float]]) -> list[str]:
-    """The lines of a metric; `found` has pairs of labels, as they are written, and values."""
-    lines = [f"{name}{labels} {float(number)!r}" for labels, number in found]
-    return [f"# HELP {name} {meaning}", f"# TYPE {name} {kind}", *lines]
+def metric(name: str, kind: str, meaning: str, found: Iterable[tuple[str, float | None]]) -> str:
+    """A metric. `found` has pairs of labels, or what else follows the name, and values: None for what is not known."""
+    name = f"multicloud_{name}"
+    lines = [f"{name}{labels} {float(number)!r}\n" for labels, number in found if number is not None]
+    return f"# HELP {name} {meaning}\n# TYPE {name} {kind}\n" + "".join(lines)
 
 
 def _labels(backend: str, value: str, label: str = "server") -> str:
@@ -166,13 +160,19 @@ def _escape(text: str) -> str:
 
 
 def listen(address: str) -> socket.socket:
-    """A listening socket at [ADDR:]PORT, on loopback where there is no address. Raises ValueError and OSError."""
+    """A listening socket at [ADDR:]PORT, on loopback where there is no address. Raises UsageError and CommandError."""
     host, _, number = address.rpartition(":")
-    port = settings.port(number)
-    if not port:
-        raise ValueError
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host.strip("[]") or "127.0.0.1", port), family=family)
+    try:
+        port = settings.port(number)
+        if not port:
+            raise ValueError
+        return socket.create_server((host.strip("[]") or "127.0.0.1", port), family=family)
+    except (ValueError, socket.gaierror):
+        raise UsageError(f"--metrics: cannot read {address!r}; accepted: [ADDR:]PORT, 127.0.0.1:9101") from None
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise CommandError(f"--metrics {address}: {reason.lower()}") from None
 
 
 def serve(listening: socket.socket, page: Callable[[], bytes]) -> None:
@@ -205,16 +205,13 @@ def _serve_one(connection: socket.socket, page: Callable[[], bytes], deadline: f
 def _answer(request: bytes, page: Callable[[], bytes]) -> bytes:
     method, _, rest = request.partition(b" ")
     path = rest.partition(b" ")[0].partition(b"?")[0]
-    kind = TEXT
+    status, body = b"200 OK", b""
     if method not in (b"GET", b"HEAD"):
-        status, body = b"405 Method Not Allowed", b""
+        status = b"405 Method Not Allowed"
     elif path not in PATHS:
-        status, body = b"404 Not Found", b""
+        status = b"404 Not Found"
     else:
-        status, body = b"200 OK", page()
-        if re.search(rb"\r\naccept:[^\r]*application/openmetrics-text", request, re.IGNORECASE):
-            # There the name of a counter has no `_total`, which only its samples have.
-            kind, body = OPEN_METRICS, re.sub(rb"(\n# (?:HELP|TYPE) \w+)_total ", rb"\1 ", body) + b"# EOF\n"
-    head = b"HTTP/1.1 %b\r\nContent-Type: %b\r\n" % (status, kind)
+        body = page()
+    head = b"HTTP/1.1 %b\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n" % status
     head += b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(body)
     return head + (b"" if method == b"HEAD" else body)

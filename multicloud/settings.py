@@ -1,8 +1,7 @@
 """Every setting: its name, variable, default, accepted values and meaning. Written once, here, and read by all.
 
 A setting is read from the first of four places that has it: an option of a command for people, the environment, the
-settings file, its default. HAProxy gives its checks an environment of its own, so the file is what an operator writes:
-`name = value`, and below `[backend]` or `[backend/server]` what holds for that backend, or that server, alone.
+settings file (`name = value`, and below `[backend]` or `[backend/server]` what holds for that one alone), its default.
 
 Each command reads only the settings it uses, so that a mistyped ranking setting never takes a server down. A name that
 no setting has is an error for all of them, since nobody can know what it was meant for.
@@ -29,8 +28,8 @@ if TYPE_CHECKING:
 CONF = "MULTICLOUD_CONF"  # the variable that names the settings file
 CONF_DEFAULT = "/etc/multicloud.conf"
 MAX_BYTES = 256 << 10
+# What HAProxy allows in the name of a backend or a server (its configuration manual, section 2.2).
 NAME_CHARACTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.:_-"
-"""What HAProxy allows in the name of a backend or a server (its configuration manual, section 2.2)."""
 
 
 class SettingError(UsageError):
@@ -43,16 +42,11 @@ class Setting:
     `others` are the paths, one after the other, that are the default where the default itself is not there.
     """
 
-    def __init__(self, name: str, default: str, kind: Kind[object], *others: str) -> None:
+    def __init__(self, name: str, default: str, kind: Kind[object], meaning: str, *others: str) -> None:
         self.name, self.variable = name, f"MULTICLOUD_{name.upper()}"
         self.default, self.others = default, others
         self.parse, self.accepts = kind
-        self.meaning = ""
-
-    def means(self, meaning: str) -> Setting:
-        """Say what it is for."""
         self.meaning = meaning
-        return self
 
     def found_default(self) -> str:
         """The default or, where there are `others`, the first of all where somebody listens, or else a file is."""
@@ -98,7 +92,7 @@ class Sources:
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        """Read the settings file, if there is one. Options are in `environ`, as variables. Raises SettingError."""
+        """Read the settings file; options are in `environ`, as variables. Raises SettingError."""
         self.environ = environ
         self.path = environ.get(CONF) or CONF_DEFAULT
         self.sections = _sections(self.path, required=bool(environ.get(CONF)))
@@ -132,27 +126,27 @@ class Sources:
         """The backends that have a section of their own, less those of their servers."""
         return [name for name in self.sections if name and "/" not in name]
 
-    def where(self, setting: Setting, backend: str = "", server: str = "", tracked: str = "") -> str:
+    def where(self, setting: Setting, *names: str) -> str:
         """The place that `read` takes the setting from: a variable, a line of the file, or "default"."""
-        return self._find(setting, backend, server, tracked)[1] or "default"
+        return self._find(setting, *names)[1]
 
-    def text(self, setting: Setting, backend: str = "", server: str = "", tracked: str = "") -> str:
+    def text(self, setting: Setting, *names: str) -> str:
         """What `read` reads the setting from, as it is written there."""
-        return self._find(setting, backend, server, tracked)[0]
+        return self._find(setting, *names)[0]
 
-    def _find(self, setting: Setting, backend: str, server: str, tracked: str) -> tuple[str, str]:
-        """The text of a setting, and where it stands; "" for the default."""
+    def _find(self, setting: Setting, backend: str = "", server: str = "", tracked: str = "") -> tuple[str, str]:
+        """The text of a setting, and where it stands."""
         if self.environ.get(setting.variable):
             return self.environ[setting.variable], setting.variable
         for section in (f"{backend}/{server}", backend, tracked, ""):
             if setting.name in self.sections.get(section, ()):
                 text, number = self.sections[section][setting.name]
                 return text or setting.found_default(), f"{self.path}:{number}: {setting.name}"
-        return setting.found_default(), ""
+        return setting.found_default(), "default"
 
 
 def _sections(path: str, *, required: bool) -> dict[str, dict[str, tuple[str, int]]]:
-    """The sections of a settings file; none where there is no file, unless it is required. Raises SettingError."""
+    """The sections of a settings file, which must be there if it is `required`. Raises SettingError."""
     sections: dict[str, dict[str, tuple[str, int]]] = {"": {}}
     section = ""
     for number, line in enumerate(_text_of(path, required=required).split("\n"), 1):
@@ -198,10 +192,9 @@ def _text_of(path: str, *, required: bool) -> str:
                 raise SettingError(f"{path}: belongs to somebody else; accepted: a file of root's, or one's own")
             if found.st_mode & 0o022:
                 raise SettingError(f"{path}: others than its owner may write it; accepted: chmod go-w {path}")
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise SettingError(f"{path}: larger than {MAX_BYTES >> 10} KiB; accepted: a file of settings")
-        return os.fsdecode(data).removeprefix("\ufeff")
+            if found.st_size > MAX_BYTES:
+                raise SettingError(f"{path}: larger than {MAX_BYTES >> 10} KiB; accepted: a file of settings")
+            return os.fsdecode(file.read()).removeprefix("\ufeff")
     except FileNotFoundError:
         if required:
             raise SettingError(f"{path}: no such file, which {CONF} names; accepted: a file of settings") from None
@@ -224,37 +217,34 @@ def is_name(name: str) -> bool:
     return name != "" and name.isascii() and not name.encode().translate(None, NAME_CHARACTERS)
 
 
+def _only(value: V, accepted: bool) -> V:
+    if not accepted:
+        raise ValueError
+    return value
+
+
 def digits(text: str) -> int:
     """The number of ASCII digits alone: Python would take signs, blanks, underscores and other scripts' digits too."""
-    if not (text.isascii() and text.isdigit()):
-        raise ValueError
-    return int(text)  # which refuses thousands of digits
+    return int(_only(text, text.isascii() and text.isdigit()))  # which refuses thousands of digits
 
 
 def port(text: str) -> int:
     """A port, 0 too. Raises ValueError."""
-    if (number := digits(text)) > 65535:
-        raise ValueError
-    return number
+    number = digits(text)
+    return _only(number, number <= 65535)
 
 
 def _text(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError
-    return text
+    return _only(text, text.isprintable())
 
 
 def _word(text: str, *, blanks: bool = False) -> str:
     """Text that goes into a request as it is: no blank and no control character may end it early."""
-    if not text.isascii() or (" " in text and not blanks):
-        raise ValueError
-    return _text(text)
+    return _only(_text(text), text.isascii() and (blanks or " " not in text))
 
 
 def _path(text: str) -> str:
-    if not text.startswith("/"):
-        raise ValueError
-    return _word(text)
+    return _only(_word(text), text.startswith("/"))
 
 
 def _address(text: str) -> str:
@@ -276,18 +266,14 @@ def _address(text: str) -> str:
 
 def _names(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(",")) if text else ()
-    if not all(map(is_name, names)):
-        raise ValueError
-    return names
+    return _only(names, all(map(is_name, names)))
 
 
 def _statuses(text: str) -> tuple[range, ...]:
     code, _ = _between(100, 599)
     ends = [part.partition("-") for part in text.split(",")]
     ranges = tuple(range(code(first), code(last if dash else first) + 1) for first, dash, last in ends)
-    if not all(ranges):
-        raise ValueError
-    return ranges
+    return _only(ranges, all(ranges))
 
 
 def _between(low: N, high: N, accepts: str = "") -> Kind[N]:
@@ -297,9 +283,7 @@ def _between(low: N, high: N, accepts: str = "") -> Kind[N]:
         for part in text.split(".", 1):
             digits(part)
         value = type(low)(text)
-        if not low <= value <= high:
-            raise ValueError
-        return value
+        return _only(value, low <= value <= high)
 
     return parse, accepts or f"{low:g} to {high:g}"
 
@@ -312,77 +296,53 @@ def _one_of(*words: str) -> Kind[str]:
 
 
 FILE = _text, "a file's path"
+ADDRESS = _address, "a UNIX socket's path, or host:port, also as unix@, ipv4@, ipv6@ or abns@"
+NAMES = _names, "names of backends: app,api"
 SWITCH = (lambda text: bool(("0", "1").index(text))), "0 or 1"
+STATUSES = _statuses, "status codes: 200 or 200,204 or 200-399"
+WORDS = (lambda text: _word(text, blanks=True)), "printable ASCII"
+SERVER_LIST = (lambda text: tuple(_text(text).split())), "servers, separated by blanks"
+BIND_LINE = _text, "an address and words, as after HAProxy's `bind`, or none"
+CLOCKS = _one_of("request", "connection")
+SCHEMES = _one_of("auto", "tcp", "tls", "http", "https")
+MILLISECONDS = _between(0.0, 3_600_000.0, "milliseconds, 0 or more")
 
-TIMES = Setting("times", "/tmp/times.txt", FILE).means("the sample file")
+TIMES = Setting("times", "/tmp/times.txt", FILE, "the sample file")
 SOCKET = Setting(
     "socket",
     "/var/run/haproxy.sock",
-    (_address, "a UNIX socket's path, or host:port, also as unix@, ipv4@, ipv6@ or abns@"),
+    ADDRESS,
+    f"HAProxy's Runtime API: {ADDRESS[1]}; where unset, the "
+    "first of this, /run/haproxy/admin.sock and /var/lib/haproxy/haproxy.sock that answers",
     "/run/haproxy/admin.sock",
     "/var/lib/haproxy/haproxy.sock",
-).means(
-    "HAProxy's Runtime API: a UNIX socket's path, or host:port, also as unix@, ipv4@, ipv6@ or abns@; where unset, the "
-    "first of this, /run/haproxy/admin.sock and /var/lib/haproxy/haproxy.sock that answers"
 )
-SCHEME = Setting("scheme", "auto", _one_of("auto", "tcp", "tls", "http", "https")).means(
-    "what a check speaks: tcp, tls, http, https, or auto, which is what HAProxy itself speaks to the server"
+SCHEME = Setting(
+    "scheme", "auto", SCHEMES, "what a check speaks: tcp, tls, http, https, or auto: what HAProxy itself speaks to it"
 )
-PATH = Setting("path", "/", (_path, "a path that starts with / and has no blanks")).means(
-    "the path that a check asks for"
+PATH = Setting("path", "/", (_path, "a path that starts with / and has no blanks"), "the path that a check asks for")
+EXPECT = Setting("expect", "200", STATUSES, "the status codes of a server that is up: 200, or 200,204, or 200-399")
+HOST = Setting("host", "", (_word, "a host name"), "name for Host header, SNI and certificate; none: the server's name")
+USER_AGENT = Setting("user_agent", "multicloud-check", WORDS, "the User-Agent header with which a check asks")
+CLOCK = Setting("clock", "request", CLOCKS, "where the clock of http and https starts: request or connection")
+TIMEOUT = Setting("timeout", "10", _between(0.001, 3600.0, "seconds, 0.001 to 3600"), "seconds that a check may take")
+CA_FILE = Setting("ca_file", "", FILE, "the CA bundle that certificates are verified with; where unset, the system's")
+INSECURE = Setting("insecure", "0", SWITCH, "1: do not verify the certificate")
+PERCENTILE = Setting("percentile", "90", _between(0.0, 100.0), "the percentile of a server's samples that is its score")
+MIN_SAMPLES = Setting("min_samples", "20", _between(0, 10_000), "up to this many samples, their mean is the score")
+WINDOW = Setting("window", "30", _between(1, 10_000), "how many of a server's newest samples count")
+MAX_AGE = Setting("max_age", "300", _between(0.001, 1e9, "seconds, above 0"), "seconds for which a sample counts")
+FAVORITE = Setting("favorite", "256", _between(1, 256), "the weight of the favourite, which is the fastest server")
+BACKUP = Setting("backup", "1", _between(0, 256), "the weight of the backup, which is the second fastest")
+HYSTERESIS = Setting("hysteresis", "10", _between(0.0, 100.0), "percent by which another must beat the favourite")
+TOLERANCE = Setting("tolerance", "0", MILLISECONDS, "milliseconds: servers this close to the fastest share its weight")
+BACKENDS = Setting("backends", "", NAMES, "`multicloud run`: the backends whose own checks are the samples: app,api")
+INTERVAL = Setting("interval", "1", _between(0.1, 3600.0), "`multicloud run`: seconds between two reweighs")
+SERVERS = Setting("servers", "", SERVER_LIST, "`multicloud config`: the servers, separated by blanks")
+BIND = Setting(
+    "bind", ":8080", BIND_LINE, "`multicloud config`: where users come in, as after HAProxy's `bind`; none: no frontend"
 )
-EXPECT = Setting("expect", "200", (_statuses, "status codes: 200 or 200,204 or 200-399")).means(
-    "the status codes of a server that is up: 200, or 200,204, or 200-399"
-)
-HOST = Setting("host", "", (_word, "a host name")).means(
-    "the name in the Host header, in SNI and in the certificate; where unset, the server's name"
-)
-USER_AGENT = Setting(
-    "user_agent", "multicloud-check", (lambda text: _word(text, blanks=True), "printable ASCII")
-).means("the User-Agent header with which a check asks")
-CLOCK = Setting("clock", "request", _one_of("request", "connection")).means(
-    "when the clock of http and https starts: with the request, as for users over a kept connection, or the connection"
-)
-TIMEOUT = Setting("timeout", "10", _between(0.001, 3600.0, "seconds, 0.001 to 3600")).means(
-    "seconds that a check may take"
-)
-CA_FILE = Setting("ca_file", "", FILE).means(
-    "the CA bundle that certificates are verified with; where unset, the system's"
-)
-INSECURE = Setting("insecure", "0", SWITCH).means("1: do not verify the certificate")
-PERCENTILE = Setting("percentile", "90", _between(0.0, 100.0)).means(
-    "the percentile of a server's samples that is its score"
-)
-MIN_SAMPLES = Setting("min_samples", "20", _between(0, 10_000)).means(
-    "with this many samples or fewer, their mean is the score"
-)
-WINDOW = Setting("window", "30", _between(1, 10_000)).means("how many of a server's newest samples count")
-MAX_AGE = Setting("max_age", "300", _between(0.001, 1e9, "seconds, above 0")).means(
-    "seconds after which a sample no longer counts"
-)
-FAVORITE = Setting("favorite", "256", _between(1, 256)).means(
-    "the weight of the favourite, which is the fastest server"
-)
-BACKUP = Setting("backup", "1", _between(0, 256)).means("the weight of the backup, which is the second fastest")
-HYSTERESIS = Setting("hysteresis", "10", _between(0.0, 100.0)).means(
-    "percent by which another server must be faster to take the favourite's place"
-)
-TOLERANCE = Setting("tolerance", "0", _between(0.0, 3_600_000.0, "milliseconds, 0 or more")).means(
-    "milliseconds: servers this close to the fastest share the favourite's weight"
-)
-BACKENDS = Setting("backends", "", (_names, "names of backends: app,api")).means(
-    "`multicloud run`: the backends whose own checks are the samples: app,api"
-)
-INTERVAL = Setting("interval", "1", _between(0.1, 3600.0, "seconds, 0.1 to 3600")).means(
-    "`multicloud run`: seconds between two reweighs"
-)
-SERVERS = Setting("servers", "", (lambda text: tuple(_text(text).split()), "servers, separated by blanks")).means(
-    "`multicloud config`: the servers, separated by blanks"
-)
-BIND = Setting("bind", ":8080", (_text, "an address and words, as after HAProxy's `bind`, or none")).means(
-    "`multicloud config`: where users come in, as after HAProxy's `bind`; none: no frontend"
-)
-MODE = Setting("mode", "http", _one_of("http", "tcp")).means("`multicloud config`: http or tcp")
+MODE = Setting("mode", "http", _one_of("http", "tcp"), "`multicloud config`: http or tcp")
 
 CHECK = (TIMES, SCHEME, PATH, EXPECT, HOST, USER_AGENT, CLOCK, TIMEOUT, CA_FILE, INSECURE)
 SCORING = (TIMES, PERCENTILE, MIN_SAMPLES, WINDOW, MAX_AGE)

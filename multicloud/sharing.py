@@ -69,16 +69,14 @@ SETTLE = 15.0
 """Seconds: samples and two reweighs are as old. With 5 the parts swing, with 30 a line lasts. No step is for longer: of
 rounds a minute apart each would take all from one and give it to another."""
 
-QUICK = 7.0
-"""The same where a step cannot be too long: from a server that is STEEP times as dear, and when nobody waits."""
-
-STEEP = 4
+RETURN = 5.0
+"""The same when nobody waits: then all goes back soon. To leave who has a long line as fast makes all of them jam."""
 
 CALM = 5
 """Newest samples, all about as usual: nobody waits."""
 
-LEAST = 0.03
-"""Of the largest part. A smaller one that does not grow is none: checks know idle servers too, and sharing must end."""
+LEAST, LAST = 0.03, 0.1
+"""Of the largest part. A smaller one that does not grow is none; the second where two are left and nobody waits."""
 
 
 class Load(NamedTuple):
@@ -287,20 +285,20 @@ def _exchanged(decisions: Sequence[Decision], far: Server, instead: Server) -> l
 def _step(
     parts: Mapping[Server, float], views: Mapping[Server, _View], elapsed: float, least: float
 ) -> dict[Server, float]:
-    """The new parts. One below LEAST that does not grow is 0, and so is one below `least`, which no weight can tell."""
+    """The new parts. One that does not grow is 0 below LEAST, and so is one below `least`, which no weight can tell."""
     price = {server: view.price() for server, view in views.items()}
     lowest, average = min(price.values()), sum(parts[server] * price[server] for server in price)
     calm = all(view.is_calm() for server, view in views.items() if parts[server])
-    kept = {}
-    for server in price:
-        settle = QUICK if calm or price[server] > STEEP * lowest else SETTLE
-        kept[server] = parts[server] * (lowest / price[server]) ** (min(elapsed, SETTLE) / settle)
+    settle = RETURN if calm else SETTLE
+    power = min(elapsed, SETTLE) / settle
+    kept = {server: parts[server] * (lowest / price[server]) ** power for server in price}
     cheaper = {server: max(0.0, average - price[server]) / price[server] ** 2 for server in price}  # the nearest first
     freed = (1 - sum(kept.values())) / (sum(cheaper.values()) or 1.0)
     new = {server: kept[server] + freed * cheaper[server] for server in price}
     largest = max(new.values())
+    smallest = LAST if calm and sum(map(bool, parts.values())) == 2 else LEAST
     return {
-        server: part * (part >= min(LEAST * largest, max(parts[server], least * largest)))
+        server: part * (part >= min(smallest * largest, max(parts[server], least * largest)))
         for server, part in new.items()
     }
 

@@ -191,7 +191,7 @@ def test_a_flood_of_lines_that_are_no_samples_is_not_read_to_its_end_and_is_trim
     Path(times).write_bytes(good + line * 2_000_000 + good)
     found = history.read(times, 30)
     assert found.series == {EU: [(0.1, 5.0, False)]}
-    assert history.MAX_GARBAGE < found.garbage < 2_000_000
+    assert history.MAX_LINES <= found.garbage < 2_000_000
     history.trim(times, 30)
     assert Path(times).read_bytes() == good
 
@@ -199,7 +199,7 @@ def test_a_flood_of_lines_that_are_no_samples_is_not_read_to_its_end_and_is_trim
 def test_a_trim_leaves_off_behind_as_many_lines_that_are_no_samples_as_a_reader(
     times: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(history, "MAX_GARBAGE", 1000)
+    monkeypatch.setattr(history, "MAX_LINES", 1000)
     monkeypatch.setattr(history, "BLOCK", 1000)
     Path(times).write_text(lines_of(1) + "?\n" * 5000 + lines_of(2))
     assert history.read(times, 30).series == {EU: [(0.2, 2.0, False)]}
@@ -352,14 +352,14 @@ def test_a_trim_that_is_killed_while_it_shrinks_the_file_loses_no_sample(
 
 def interfere(monkeypatch: pytest.MonkeyPatch, path: str, change: Change) -> None:
     """Let `change` happen once a trim has read the file, and before it puts the shorter one in its place."""
-    original = history._newest_lines
+    original = history._newest
 
-    def read_then_change(fd: int, end: int, keep: int, oldest: float) -> tuple[list[bytes], int]:
-        result = original(fd, end, keep, oldest)
+    def read_then_change(fd: int, end: int, newest: int, oldest: float) -> tuple[history.Samples, list[bytes]]:
+        result = original(fd, end, newest, oldest)
         change(path)
         return result
 
-    monkeypatch.setattr(history, "_newest_lines", read_then_change)
+    monkeypatch.setattr(history, "_newest", read_then_change)
 
 
 def lines_of(*values: int) -> str:

@@ -156,7 +156,7 @@ def test_haproxy_is_looked_for_again_where_no_socket_is_set(
     os.symlink(here.address, tmp_path / "admin.sock")
     rounds.round()
     rounds.round()
-    assert (rounds.failures, rounds.problems) == (2, {})
+    assert (rounds.totals.failures, rounds.problems) == (2, {})
 
 
 def test_a_server_that_slows_down_loses_the_favourites_weight(here: Site) -> None:

@@ -30,7 +30,7 @@ from multicloud import history, settings
 from multicloud.history import Sample
 from multicloud.ranking import changes, rank
 from multicloud.runtime import DOWN, UP, Server
-from multicloud.scores import RECOVERY_RUN, fresh, percentiles, scores
+from multicloud.scores import RECOVERY_RUN, percentiles, scores
 from tests.bench import lines
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def fixed_window(
     """The plain percentile of the newest `window` samples, or the mean of few: what `scores` is held against."""
     result = {}
     for server, found in series.items():
-        counted = [seconds for seconds, _, _ in fresh(found, now=now, max_age=max_age)[:window]]
+        counted = [each.seconds for each in found if each.time is None or now - each.time <= max_age][:window]
         if counted:
             few = len(counted) <= min_samples
             result[server] = statistics.fmean(counted) if few else percentiles(counted, [percentile])[0]
