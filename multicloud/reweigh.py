@@ -38,9 +38,8 @@ EVERY = 3.0
 AGAIN = 0.3
 """Seconds after which requests in flight are counted again, where there is a crowd of them: a burst is gone by then."""
 
-
 CONNECT = 0.5
-"""Seconds for a connection that shows whether a favourite with a crowd is far."""
+"""Seconds for all connections that show who is far, of all backends: HAProxy ends a reweigh that takes too long."""
 
 
 class Outcome(NamedTuple):
@@ -122,18 +121,24 @@ def weigh(
             time.sleep(AGAIN)
         return sharing.loads(api.servers())
 
+    places = {server.key: (server.address, server.port) for server in servers}
+    connecting = 0.0
+
     @functools.cache
-    def time_to(address: str, port: str) -> float:
+    def time_to(source: Key) -> float:
+        nonlocal connecting
+        began = time.monotonic()
         with api.paused():
-            return connect_seconds(address, port)
+            seconds = connect_seconds(*places.get(source, ("", "")), CONNECT - connecting)
+        connecting += time.monotonic() - began
+        return seconds
 
     share = functools.partial(
         sharing.share,
         samples=series,
         users=users,
         again=count_again,
-        connect=lambda server: time_to(server.address, server.port),
-        now=time.time(),
+        connect=lambda server: time_to(server.source),
     )
     decisions = decide(servers, scored, sources, functools.partial(share, elapsed=elapsed))
     changes = ranking.changes(decisions)
@@ -152,13 +157,13 @@ def weigh(
     return Outcome(samples, scored, decisions, changed, refusals)
 
 
-def connect_seconds(address: str, port: str) -> float:
-    """The seconds that a TCP connection takes; 0 where nobody knows, after CONNECT seconds at most."""
+def connect_seconds(address: str, port: str, timeout: float) -> float:
+    """The seconds that a TCP connection takes; 0 where nobody knows, after `timeout` seconds at most."""
     began = time.monotonic()
     try:
-        with socket.create_connection((address, int(port)), CONNECT):
+        with socket.create_connection((address, int(port)), timeout):
             return time.monotonic() - began
-    except (OSError, ValueError):  # such as a UNIX socket's, which has no port
+    except (OSError, ValueError):  # such as a UNIX socket's, which has no port; or no time is left
         return 0.0
 
 

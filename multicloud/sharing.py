@@ -3,7 +3,7 @@
 Assumes that a server's usual time is the median of its last samples, and that what comes on top is a line of users,
 which more traffic makes longer. By Little's law the requests in flight are their rate times what each of them takes.
 
-    wait  = newest samples - usual time, or, where a crowd is in flight, requests in flight / rate - usual time
+    wait  = newest samples - usual time, or, where a line is in flight, requests in flight / rate - usual time
     price = usual time + TOLL * wait
     part  = part * (lowest price / price) ** (seconds / SETTLE); what this frees goes to those below the average price,
             in proportion to how far, over price squared, so that the nearest come first
@@ -14,18 +14,21 @@ other well-behaved evolutionary dynamics", 2005), which find servers that have n
 prices nothing moves, near them little does, and no step is faster than the samples are old: by such smooth steps
 routers with stale information do not swing (Fischer and Voecking, "Adaptive routing with stale information", 2005).
 
-It begins with a crowd at the favourite, or where ranking would leave one whose samples vary as those of a line do. It
-ends when one server has nearly all again, soon after nobody waits any more. The weights are its only memory. Who is
-slow for another reason is left at once: its samples are slow but steady, or a new connection to it takes longer than
-its requests did. The latter is far, not full, and shows before two checks have; so who is to lead is asked, too.
+It begins with a line of requests at the favourite, or where ranking would leave one whose samples vary as those of a
+line do. It ends when one server has nearly all again, soon after nobody waits any more. The weights are its only
+memory. Who is slow for another reason is left at once: its samples are slow but steady, or a new connection to it takes
+longer than its requests did. The latter is far, not full, and shows before two checks have; so who is to lead is asked,
+too.
 
 It helps where regions can be full, with any number of HAProxys that know nothing of each other. It acts once a reweigh:
-between two of them `balance random(2)` evens out. Requests that stay (WebSockets) are known as such by their mean time
-or by quick samples beside them; in TCP mode, where all may stay, only the samples show a line.
+between two of them `balance random(2)` evens out. Requests that stay (WebSockets, slow downloads, on purpose or not)
+are a crowd, but no line: it does not grow, and checks beside it are quick. In TCP mode, where all may stay, only the
+samples show a line.
 """
 
 from __future__ import annotations
 
+from math import sqrt
 from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud.ranking import Decision, Reason, candidates
@@ -49,6 +52,10 @@ RECENT = 3
 CROWD, SPARE = 1.5, 3
 """More than so many times the expected requests in flight, and so many more, are a crowd: chance alone has less."""
 
+CHANCE = 2
+"""Standard deviations of how much a number of requests that are in no line (Poisson's) differs from one look to the
+next. With 3 a line is seen too late; more than 2 are there at one look in fifty."""
+
 VARIES = 1.15
 """Of two samples the longer is so many times the shorter: a line does not stand still, a slow answer is slow again."""
 
@@ -59,7 +66,8 @@ TOLL = 8
 """How often a wait counts. From 4 to 16 it hardly matters; with 1, everybody's own wait, the lines stay."""
 
 SETTLE = 15.0
-"""Seconds: samples and two reweighs are as old. With 5 the parts swing, with 30 a line lasts."""
+"""Seconds: samples and two reweighs are as old. With 5 the parts swing, with 30 a line lasts. No step is for longer: of
+rounds a minute apart each would take all from one and give it to another."""
 
 RETURN = 5.0
 """The same when nobody waits: then all goes back soon. To leave who has a long line as fast makes all of them jam."""
@@ -72,13 +80,11 @@ LEAST, LAST = 0.03, 0.1
 
 
 class Load(NamedTuple):
-    """A server's users: requests in flight, and new ones a second; of the last 1,024, on average, the seconds that they
-    took, and those until the answer began."""
+    """A server's users: requests in flight, new ones a second, and the mean seconds that the last 1,024 took."""
 
     in_flight: int = 0
     rate: int = 0
     total_time: float = 0.0
-    response_time: float = 0.0
 
     def expected(self, usual: float) -> float:
         """The requests in flight that there would be without a line; a check takes `usual` seconds."""
@@ -94,12 +100,13 @@ NOBODY = Load()
 
 
 class _View(NamedTuple):
-    """What is known of a server: its usual seconds, its samples, newest first, and its users at the time `now`."""
+    """What is known of a server: its usual seconds, its samples, newest first, its users, and how many more requests of
+    theirs are in flight than a moment before."""
 
     usual: float
     samples: Sequence[Sample]
     load: Load
-    now: float
+    growth: int = 0
 
     def is_slow(self, seconds: float) -> bool:
         return seconds * CHANGE > self.usual
@@ -107,16 +114,20 @@ class _View(NamedTuple):
     def newest(self, count: int) -> list[float]:
         return [sample.seconds for sample in self.samples[:count]]
 
-    def line(self) -> float:
-        """The seconds that each user waits by the requests in flight, 0 where these are no crowd.
+    def crowd(self) -> float:
+        return self.load.crowd(self.usual)
 
-        Where neither the newest sample waited nor the last users did, a line has come since that sample, and is no
-        longer than what has arrived in that time and a second; else its requests are such as stay.
+    def line(self) -> float:
+        """The seconds that each user waits by the requests in flight; 0 where these are no crowd, or such as stay.
+
+        A line grows by more than chance, or else the newest sample has waited in it, and it is no longer than that.
         """
-        crowd, newest = self.load.crowd(self.usual), self.samples[0]
-        if crowd and newest.time is not None and not self.is_slow(max(newest.seconds, self.load.response_time)):
-            crowd *= crowd <= self.load.rate * (self.now - newest.time + 1)
-        return crowd and crowd / self.load.rate
+        newest = self.samples[0].seconds
+        if not self.crowd():
+            return 0.0
+        if self.growth > max(SPARE, CHANCE * sqrt(2 * self.load.expected(self.usual))):
+            return self.crowd() / self.load.rate
+        return min(self.crowd() / self.load.rate, newest - self.usual) if self.is_slow(newest) else 0.0
 
     def price(self) -> float:
         newest = self.newest(RECENT)
@@ -137,7 +148,7 @@ def loads(servers: Iterable[Server]) -> dict[Key, Load]:
     for server in servers:
         if server.rate:
             http = server.mode == "http"
-            new = Load(server.in_flight * http, server.rate, server.total_time * http, server.response_time * http)
+            new = Load(server.in_flight * http, server.rate, server.total_time * http)
             known = users.get(server.source, new)
             users[server.source] = new if known is new else _together(known, new)
     return users
@@ -145,23 +156,17 @@ def loads(servers: Iterable[Server]) -> dict[Key, Load]:
 
 def _together(one: Load, other: Load) -> Load:
     rate = one.rate + other.rate
-
-    def mean(first: float, second: float) -> float:
-        return (one.rate * first + other.rate * second) / rate
-
-    total_time, response_time = mean(one.total_time, other.total_time), mean(one.response_time, other.response_time)
-    return Load(one.in_flight + other.in_flight, rate, total_time, response_time)
+    total_time = (one.rate * one.total_time + other.rate * other.total_time) / rate
+    return Load(one.in_flight + other.in_flight, rate, total_time)
 
 
-def full(
-    servers: Iterable[Server], samples: Mapping[Key, Sequence[Sample]], users: Mapping[Key, Load], now: float
-) -> list[Server]:
-    """Those of the servers that are used and have a line, by the requests in flight or by all of the newest samples."""
-    views = _views(servers, samples, users, now)
+def full(servers: Iterable[Server], samples: Mapping[Key, Sequence[Sample]], users: Mapping[Key, Load]) -> list[Server]:
+    """Those of the servers that are used and have a crowd, or a line by all of the newest samples."""
+    views = _views(servers, samples, users)
     return [
         server
         for server, view in views.items()
-        if view.load.expected(view.usual) > USED and (view.line() or all(map(view.is_slow, view.newest(RECENT))))
+        if view.load.expected(view.usual) > USED and (view.crowd() or all(map(view.is_slow, view.newest(RECENT))))
     ]
 
 
@@ -172,7 +177,6 @@ def share(
     users: Mapping[Key, Load],
     again: Callable[[], Mapping[Key, Load]],
     connect: Callable[[Server], float],
-    now: float,
     elapsed: float,
     favorite: int,
     backup: int,
@@ -180,8 +184,8 @@ def share(
     """What a backend's servers get where they have to share; else `decisions`, which are what `ranking` says.
 
     `samples` are newest first; `users` and, a moment later, `again` are loads; `connect` says how many seconds a new
-    connection to a server takes, 0 where nobody knows; it is `now`, and `elapsed` seconds have passed since weights
-    were decided. Nobody shares where these weights cannot tell the least part from a backup.
+    connection to a server takes, 0 where nobody knows; `elapsed` seconds have passed since weights were decided.
+    Nobody shares where these weights cannot tell the least part from a backup.
     """
     parts = _parts(decisions, favorite, backup)
     if not parts or round(LEAST * favorite) <= backup:
@@ -191,9 +195,9 @@ def share(
     alone = parts[largest] == 1
     if alone and leader is largest and not users.get(largest.source, NOBODY).crowd(0.0):
         return decisions  # so that nothing more is worked out of most backends
-    views = _views(parts, samples, users, now)
-    if any(view.line() for view in views.values()):
-        views = _views(parts, samples, again(), now)  # a burst is gone by then
+    views = _views(parts, samples, users)
+    if any(view.crowd() for view in views.values()):
+        views = _views(parts, samples, again(), users)  # a burst is gone by then
     if not leader or not {leader, largest} <= views.keys():
         return decisions
     if alone and (whole := _whole(decisions, largest, leader, views, connect)):
@@ -223,15 +227,20 @@ def _parts(decisions: Sequence[Decision], favorite: int, backup: int) -> dict[Se
 
 
 def _views(
-    servers: Iterable[Server], samples: Mapping[Key, Sequence[Sample]], users: Mapping[Key, Load], now: float
+    servers: Iterable[Server],
+    samples: Mapping[Key, Sequence[Sample]],
+    users: Mapping[Key, Load],
+    before: Mapping[Key, Load] | None = None,
 ) -> dict[Server, _View]:
-    """Of those that have a sample that succeeded."""
+    """Of those that have a sample that succeeded; `before` are the users of a moment before."""
     views = {}
     for server in servers:
         newest = samples.get(server.source, ())[:USUAL]
         good = [sample.seconds for sample in newest if not sample.failed]
         if good:
-            views[server] = _View(percentiles(good, [50])[0], newest, users.get(server.source, NOBODY), now)
+            load = users.get(server.source, NOBODY)
+            growth = load.in_flight - (before or users).get(server.source, NOBODY).in_flight
+            views[server] = _View(percentiles(good, [50])[0], newest, load, growth)
     return views
 
 
@@ -244,7 +253,8 @@ def _whole(
 ) -> Sequence[Decision] | None:
     """The decisions where one server has all traffic: the favourite, or the `leader` that ranking wants in its place.
 
-    None where the favourite is full. Who is far is neither full nor to lead, whatever samples of before say.
+    None where the favourite is full. Who is far is neither full nor to lead, whatever samples of before say: a crowd of
+    which no sample knows yet is looked at for that.
     """
 
     def is_far(server: Server) -> bool:
@@ -254,10 +264,10 @@ def _whole(
         return _exchanged(decisions, leader, favourite)
     view = views[favourite]
     leaves = leader is not favourite and view.usual < views[leader].usual and view.varies()
-    if not leaves and not view.line():
+    if not leaves and not view.crowd():
         return decisions
     if not is_far(favourite):
-        return None
+        return None if leaves or view.line() else decisions
     second = next((each.server for each in decisions if each.reason is Reason.BACKUP), leader)
     return _exchanged(decisions, favourite, second) if leader is favourite else decisions
 
@@ -280,7 +290,8 @@ def _step(
     lowest, average = min(price.values()), sum(parts[server] * price[server] for server in price)
     calm = all(view.is_calm() for server, view in views.items() if parts[server])
     settle = RETURN if calm else SETTLE
-    kept = {server: parts[server] * (lowest / price[server]) ** (elapsed / settle) for server in price}
+    power = min(elapsed, SETTLE) / settle
+    kept = {server: parts[server] * (lowest / price[server]) ** power for server in price}
     cheaper = {server: max(0.0, average - price[server]) / price[server] ** 2 for server in price}  # the nearest first
     freed = (1 - sum(kept.values())) / (sum(cheaper.values()) or 1.0)
     new = {server: kept[server] + freed * cheaper[server] for server in price}

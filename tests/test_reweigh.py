@@ -502,6 +502,46 @@ def test_who_is_far_does_not_take_the_lead_and_the_second_look_leaves_it_so(
     assert reasons == {"eu": "FAR", "us": "NEARER", "ap": "SLOWER"}
 
 
+def test_who_is_far_is_known_where_the_samples_are_from_and_costs_all_backends_together_half_a_second(
+    times: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Servers that track others may have no address of their own, as those before a relay."""
+    asked: list[tuple[str, str, float]] = []
+
+    def nobody_knows(address: str, port: str, timeout: float) -> float:
+        asked.append((address, port, timeout))
+        time.sleep(0.2)
+        return 0.0
+
+    relayed = f"""
+backend relayed
+    server eu {tmp_path}/relay.sock weight 0 track upstream/eu
+    server us {tmp_path}/relay.sock weight 256 track upstream/us
+"""
+    times.write_text(FAST_EU * 30 + "other us 0.1\nother eu 0.2\n" * 30)
+    monkeypatch.setattr(reweigh, "connect_seconds", nobody_knows)
+    with socket.create_server(("127.0.0.1", 0)) as region:
+        port = str(region.getsockname()[1])
+        with haproxy(BACKENDS.replace("1:1 ", f"1:{port} check ") + relayed) as address:
+            for each in ("upstream/us weight 256", "upstream/eu weight 0", "other/eu weight 256", "other/us weight 0"):
+                tell(address, f"set server {each}")
+            reweigh.reweigh(sources(address, times))
+            assert weights(address, "relayed") == {"eu": 256, "us": 1}
+    assert [place[:2] for place in asked] == [("127.0.0.1", port)] * 2
+    assert asked[1][2] <= reweigh.CONNECT - 0.2
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_how_long_a_connection_takes(host: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as listening:
+        port = str(listening.getsockname()[1])
+        assert 0 < reweigh.connect_seconds(host, port, 1.0) < 1
+        assert [reweigh.connect_seconds(host, port, timeout) for timeout in (0.0, -0.1)] == [0.0, 0.0]
+        assert [reweigh.connect_seconds(*nowhere, 1.0) for nowhere in (("-", "0"), ("", ""))] == [0.0, 0.0]
+    assert reweigh.connect_seconds(host, port, 1.0) == 0.0
+
+
 def test_each_backend_is_ranked_with_its_own_settings_and_one_that_tracks_it_too(tmp_path: Path, times: Path) -> None:
     times.write_text("one eu 0.010\none us 0.020\ntwo eu 0.010\ntwo us 0.020\n")
     conf = tmp_path / "multicloud.conf"

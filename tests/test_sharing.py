@@ -43,7 +43,7 @@ def measured(newest: Mapping[str, Sequence[float]]) -> dict[tuple[str, str], lis
 
 
 def shared(
-    ranked: Sequence[Decision],
+    decisions: Sequence[Decision],
     users: Look | None = None,
     newest: Mapping[str, Sequence[float]] | None = None,
     *,
@@ -53,15 +53,14 @@ def shared(
     favorite: int = 256,
     backup: int = 1,
 ) -> list[Decision]:
-    """What becomes of what the ranking says; `connect` is what a connection takes to any of the servers."""
+    """What becomes of these decisions of the ranking; `connect` is what a connection takes to any of the servers."""
     looks = [{("app", name): load for name, load in (look or {}).items()} for look in (users, again or users)]
     decided = sharing.share(
-        ranked,
+        decisions,
         samples=measured(newest or {}),
         users=looks[0],
         again=lambda: looks[1],
         connect=lambda _: connect,
-        now=NOW,
         elapsed=elapsed,
         favorite=favorite,
         backup=backup,
@@ -76,11 +75,17 @@ def share(
     newest: Mapping[str, float] | None = None,
     **others: float,
 ) -> list[Decision]:
-    """What the servers get that ranking knows by their usual times; the newest 3 samples may be other ones."""
-    weights = {name: int(others[name]) for name in ("favorite", "backup") if name in others}
-    ranked = rank(members, {server.key: USUAL[server.name] for server in members}, **weights)
+    """What the servers get that ranking knows by their usual times; the newest 3 samples may be other ones, and the
+    newest one of who is FULL has waited."""
+    waited = {name: [3 * USUAL[name]] for name, load in (users or {}).items() if load == FULL}
     threes = {name: [seconds] * 3 for name, seconds in (newest or {}).items()}
-    return shared(ranked, users, threes, again=again, **others)  # type: ignore[arg-type]
+    return shared(ranked(members, **others), users, waited | threes, again=again, **others)  # type: ignore[arg-type]
+
+
+def ranked(members: list[Server], **others: float) -> list[Decision]:
+    """The ranking by the servers' usual times."""
+    weights = {name: int(others[name]) for name in ("favorite", "backup") if name in others}
+    return rank(members, {server.key: USUAL[server.name] for server in members}, **weights)
 
 
 def weights(decisions: list[Decision]) -> list[int]:
@@ -109,15 +114,13 @@ def test_nobody_looks_again_where_there_is_no_crowd() -> None:
     def never() -> dict[tuple[str, str], Load]:
         raise AssertionError
 
-    ranked = rank(servers(a=256, b=1), {("app", "a"): 0.1, ("app", "b"): 0.2})
     users = {("app", "a"): CALM}
     sharing.share(
-        ranked,
+        ranked(servers(a=256, b=1)),
         samples=measured({}),
         users=users,
         again=never,
         connect=lambda _: 0.0,
-        now=NOW,
         elapsed=3.0,
         favorite=256,
         backup=1,
@@ -125,7 +128,7 @@ def test_nobody_looks_again_where_there_is_no_crowd() -> None:
 
 
 def test_a_favourite_that_is_far_is_not_full_and_left_at_once() -> None:
-    far, nearer, _ = share(servers(a=256, b=1, c=0), {"a": FULL}, connect=0.25)
+    far, nearer, _ = shared(ranked(servers(a=256, b=1, c=0)), {"a": FULL}, connect=0.25)  # no sample knows yet
     assert (far.weight, far.reason) == (1, Reason.FAR)
     assert (nearer.weight, nearer.reason, nearer.other) == (256, Reason.NEARER, far.server)
 
@@ -156,12 +159,24 @@ def test_a_favourite_is_left_at_once_unless_its_users_make_it_slow(rate: int, ne
     assert (min(a, b) > 1) if stays else (a, b) == (1, 256)
 
 
-@pytest.mark.parametrize(("in_flight", "response", "begins"), [(41, 0.1, True), (100, 0.1, False), (100, 0.3, True)])
-def test_requests_that_stay_are_no_line(in_flight: int, response: float, begins: bool) -> None:
-    """The newest sample, half a second old, did not wait: so no more than 60 can have come into a line since, unless
-    users' answers begin late, too, and it is the check that waits in no line."""
-    users = {"a": Load(in_flight, 40, 0.1, response)}
-    assert (weights(share(servers(a=256, b=1, c=0), users)) != [256, 1, 0]) == begins
+@pytest.mark.parametrize("in_flight", [12, 41, 100, 5000])
+def test_requests_that_stay_beside_quick_checks_are_no_line(in_flight: int) -> None:
+    """Such as WebSockets, or downloads that somebody makes slow on purpose."""
+    users = {"a": Load(in_flight, 40, 0.1)}
+    assert weights(share(servers(a=256, b=1, c=0), users)) == [256, 1, 0]
+    assert weights(share(servers(a=256, b=80, c=40), users))[0] == 256
+
+
+@pytest.mark.parametrize(("later", "begins"), [(41, False), (46, False), (51, True)])
+def test_what_grows_by_more_than_chance_is_a_line_that_no_check_has_seen_yet(later: int, *, begins: bool) -> None:
+    looks = [{"a": Load(in_flight, 60, 0.2)} for in_flight in (41, later)]
+    decisions = shared(ranked(servers(a=256, b=1, c=0)), looks[0], again=looks[1])
+    assert (weights(decisions) != [256, 1, 0]) == begins
+
+
+def test_a_sample_that_was_slow_by_chance_makes_no_long_line_of_requests_that_stay() -> None:
+    a, b, c = weights(shared(ranked(servers(a=256, b=1, c=0)), {"a": Load(5000, 40, 0.1)}, {"a": [0.14]}))
+    assert a == 256 > 2 * b > 2 * c
 
 
 def test_while_they_share_the_traffic_goes_back_step_by_step_and_at_last_all_at_once() -> None:
@@ -248,13 +263,18 @@ def test_requests_count_with_those_of_the_servers_that_track_and_in_tcp_mode_by_
     once.source = own.key
     tcp.mode = "tcp"
     for server, in_flight, rate, total in ((own, 3, 10, 0.5), (once, 9, 30, 1.5), (tcp, 99, 1, 9.0)):
-        server.in_flight, server.rate, server.total_time, server.response_time = in_flight, rate, total, total / 2
-    assert sharing.loads([own, once, tcp, idle]) == {own.key: Load(12, 40, 1.25, 0.625), tcp.key: Load(0, 1)}
+        server.in_flight, server.rate, server.total_time = in_flight, rate, total
+    assert sharing.loads([own, once, tcp, idle]) == {own.key: Load(12, 40, 1.25), tcp.key: Load(0, 1)}
 
 
 def test_a_small_step_is_the_begin_of_sharing_too() -> None:
     a, b, c = weights(share(servers(a=256, b=1, c=0), {"a": FULL}, elapsed=0.5))
     assert a == 256 > b >= c > 1
+
+
+def test_rounds_that_are_far_apart_make_no_larger_steps() -> None:
+    steps = [weights(share(servers(a=256, b=1, c=0), {"a": FULL}, elapsed=elapsed)) for elapsed in (15.0, 3600.0)]
+    assert steps[0] == steps[1]
 
 
 def test_a_favourite_keeps_all_where_the_step_is_too_small_for_another() -> None:
@@ -273,14 +293,13 @@ def test_any_number_of_servers_can_share() -> None:
     members = [Server("app", str(number), "UP", 256 if not number else 250) for number in range(60)]
     samples = {server.key: [Sample(0.1 + number / 1e5)] for number, server in enumerate(members)}
     for _ in range(20):
-        ranked = rank(members, {key: found[0].seconds for key, found in samples.items()})
+        by_time = rank(members, {key: found[0].seconds for key, found in samples.items()})
         decided = sharing.share(
-            ranked,
+            by_time,
             samples=samples,
             users={},
             again=dict,
             connect=lambda _: 0.0,
-            now=NOW,
             elapsed=3.0,
             favorite=256,
             backup=1,

@@ -102,7 +102,9 @@ def running(sources: Sources) -> list[str]:
         words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
     except (runtime.RuntimeAPIError, OSError):
         return []
-    return [file for option, file in itertools.pairwise(words) if option == "-f" and os.path.exists(file)]
+    # A relative path is where HAProxy was started: here it may be a stranger's file, whose Lua HAProxy would run.
+    files = [os.path.join(f"/proc/{pid}/cwd", file) for option, file in itertools.pairwise(words) if option == "-f"]
+    return [file for file in files if os.path.exists(file)]
 
 
 def outdated(path: str, here: Sequence[str], sources: Sources) -> str:
@@ -118,7 +120,7 @@ def outdated(path: str, here: Sequence[str], sources: Sources) -> str:
         if [multicloud, *words[:1]] != ["multicloud", "config"]:
             return ""
         wanted = Wanted(**config.make_context("config", words[1:]).params)
-    except (OSError, ValueError, click.ClickException):
+    except (OSError, ValueError, click.ClickException, click.exceptions.Exit):  # `--help` exits
         return ""
     if not wanted.output:
         return ""

@@ -241,7 +241,7 @@ def no_room(seen: Seen) -> list[str]:
     lines, users = [], sharing.loads(seen.instance.servers)
     for backend, members in seen.routed().items():
         able = candidates(members)
-        full = sharing.full(able, seen.samples.series, users, seen.now)
+        full = sharing.full(able, seen.samples.series, users)
         if full and len(full) == len(able) and members[0].source == members[0].key:
             lines.append(
                 f"no region of {backend} has room: {len(full)} of {len(able)} have lines, so users wait wherever they "
@@ -259,7 +259,7 @@ def _not_set(members: list[Server], seen: Seen) -> bool:
         then = seen.now - ago
         past = {key: [each for each in newest if each.time and each.time <= then] for key, newest in series.items()}
         share = functools.partial(  # who shares, shares
-            sharing.share, samples=past, users={}, again=dict, connect=lambda _: 0.0, now=then, elapsed=0.0
+            sharing.share, samples=past, users={}, again=dict, connect=lambda _: 0.0, elapsed=0.0
         )
         if not changes(reweigh.decide(members, reweigh.score(past, seen.sources, then), seen.sources, share)):
             return False

@@ -170,7 +170,6 @@ class World:
         server.in_flight -= 1
         edge.answers[region] = min(edge.answers[region] + 1, 1024)
         server.total_time += (seconds - server.total_time) / edge.answers[region]
-        server.response_time = server.total_time
         self.waited.append((request.start, seconds))
 
     def _connect(self, server: Server) -> float:
@@ -187,7 +186,7 @@ class World:
         scored = {key: score.seconds for key, score in scores(edge.samples, now=self.now).items()}
         ranked = rank(edge.servers, scored)
         decided = self._share(
-            ranked, samples=edge.samples, users=edge.loads(self.now), again=again, connect=self._connect, now=self.now
+            ranked, samples=edge.samples, users=edge.loads(self.now), again=again, connect=self._connect
         )
         before = [server.weight for server in edge.servers]
         for server, decision in zip(edge.servers, decided, strict=True):

@@ -295,6 +295,7 @@ def test_a_written_file_is_outdated_when_the_settings_would_make_another_one(
         "global\n",
         "# it's mine\n",
         "# multicloud config -o\n",
+        "# multicloud config --help\n",
     ):
         path.write_text(other)
         conf.write_text(two)
@@ -317,6 +318,26 @@ def test_where_no_haproxy_says_what_stands_beside_it_that_is_said(tmp_path: Path
         done = from_settings(tmp_path, text, "--blocks", "--output", f"{tmp_path}/multicloud.cfg")
         assert (done.returncode, done.stderr.count("\n")) == (0, 1), done.stderr
         assert "note: HAProxy accepts this file alone; none runs" in done.stderr
+
+
+def test_a_relative_path_of_a_running_haproxy_is_where_that_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here a stranger may have put a file of that name, whose Lua HAProxy would run as root."""
+    there, strangers = tmp_path / "there", tmp_path / "strangers"
+    address = tmp_path / "admin.sock"
+    for directory in (there, strangers):
+        directory.mkdir()
+        (directory / "own.cfg").write_text(f"# {directory.name}\nglobal\n    stats socket {address} level admin\n")
+    monkeypatch.chdir(strangers)
+    process = subprocess.Popen([haproxy_binary(), "-f", "own.cfg"], cwd=there)
+    try:
+        wait_until(address.exists, 10, "HAProxy answers")
+        found = config.running(settings.Sources({"MULTICLOUD_SOCKET": str(address), settings.CONF: os.devnull}))
+        assert [Path(file).read_text().partition("\n")[0] for file in found] == ["# there"]
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_an_address_of_the_other_files_is_not_bound_again(tmp_path: Path) -> None:
