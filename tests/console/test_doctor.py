@@ -225,9 +225,38 @@ def test_without_the_configuration_haproxy_tells_its_algorithm() -> None:
 
 
 @pytest.mark.parametrize(
+    ("bad", "what", "cure"),
+    [
+        (
+            "frontend web\n    bind *:1\nfrontend two\n    bind 127.0.0.1:2,0.0.0.0:1\n",
+            "frontend web and frontend two listen at port 1, and each gets a part of its connections",
+            "give one of them another port",
+        ),
+        ("resolvers r\nresolvers r\nfrontend web\n", "`resolvers r` stands 2 times", "leave out all but one"),
+    ],
+)
+def test_what_may_stand_once_is_told_where_it_stands_twice(tmp_path: Path, bad: str, what: str, cure: str) -> None:
+    path = tmp_path / "haproxy.cfg"
+    path.write_text(
+        GOOD.replace("frontend web\n", bad).replace(".if version_before(3.3)\n", "").replace(".endif\n", "")
+    )
+    line = look({"MULTICLOUD_SOCKET": f"{tmp_path}/none.sock"}, path)[0][-1]
+    assert what in line
+    assert cure in line
+    path.write_text(path.read_text() + ".if feature(OPENSSL)\n.endif\n")
+    assert what in one(look({"MULTICLOUD_SOCKET": f"{tmp_path}/none.sock"}, path)[1], cure), (
+        "it may be in one of two branches"
+    )
+
+
+@pytest.mark.parametrize(
     "change",
     [
         ("global\n", "global\n    chroot /\n"),
+        (
+            "    default_backend",
+            "    use_backend upstream if { nbsrv(x) lt 1 } mine\n    use_backend x\n    default_backend",
+        ),
         ("frontend web\n", "backend old\n    disabled\n    option external-check\nfrontend web\n"),
         ("frontend web\n", "# pasted\u2028backend old\f    option external-check\nfrontend web\n"),
         ("command true", 'command "/usr/bin/tr\\x75e"'),

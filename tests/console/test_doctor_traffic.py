@@ -129,3 +129,20 @@ def test_a_server_at_a_unix_socket_is_not_probed_at_an_address_that_haproxy_does
         line = one(examine(router)[0], "the check of upstream/eu fails with exit code 1")
         assert "HAProxy does not tell the path of its socket, so it was not asked; its reason is" in line
         assert "HAPROXY_SERVER_ADDR=PATH" in line
+
+
+@pytest.mark.parametrize(
+    ("line", "word", "what"),
+    [
+        ("    cookie SRV insert indirect\n", " cookie one", "`cookie`"),
+        ("    stick-table type ip size 1k\n    stick on src\n", "", "`stick`"),
+    ],
+)
+def test_what_keeps_users_with_a_server_is_told_until_it_is_gone(line: str, word: str, what: str) -> None:
+    text = GOOD.replace("    balance", f"{line}    balance").replace("weight 256", f"weight 256{word}")
+    with small(text) as router:
+        told_of = one(examine(router)[1], f"upstream: {what} keeps users with their server, also one of weight 0")
+        assert told_of.startswith("unknown ")
+        assert "to have them follow, remove it, or let it end: " in told_of
+        rewrite(router, lambda _: GOOD)
+        assert "keeps users" not in str(examine(router)[1])

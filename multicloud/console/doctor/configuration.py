@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from multicloud import run, runtime
 from multicloud.console import config, parser
+from multicloud.console.doctor import routes
 from multicloud.console.doctor.case import can, ok, problem, some, unknown
 from multicloud.console.instance import EXTERNAL, PASSED, REWEIGH_SERVER, User
 from multicloud.runtime import MAINT
@@ -46,6 +47,7 @@ def look(case: Case) -> Iterator[Finding]:
         yield unknown("the configuration was not looked at: name it with -f haproxy.cfg")
         return
     yield from _targets(case.configuration)
+    yield from routes.look(case, routed(case))
     if checked_sections(case):
         yield from _forks(case.configuration.global_section(), case.instance)
     if case.configuration.undecided:

@@ -1,0 +1,106 @@
+"""The configuration: which way users' requests go, and what on it lets weights count for nothing."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from multicloud.console import parser
+from multicloud.console.doctor.case import problem, some, unknown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from multicloud.console.doctor.case import Case, Finding
+    from multicloud.console.parser import Configuration, Section
+
+FIRST = "upstream"
+"""The backend whose `choice` and `last-resort` bear no name; those of another one begin with its name."""
+
+STICKY = {"cookie": "`maxidle 10m maxlife 1h`", "stick": "`expire 10m` of its table"}
+"""What keeps users with a server whatever its weight is, and what lets them go in time."""
+
+ALONE = re.compile(r"(if|unless) \{ (method|nbsrv\(\S*\)) [^{}]*\}")
+"""The conditions of an application that has a frontend to itself: by the method, or by how many servers it has left."""
+
+ONCE_ONLY = ("frontend", "backend", "listen", "defaults", "resolvers")
+"""The sections of which each name stands once."""
+
+
+def look(case: Case, routed: Mapping[str, Section | None]) -> Iterator[Finding]:
+    """What is wrong on the way to the backends `routed`, by the files."""
+    yield from _lists(case, routed)
+    yield from _sticky(routed)
+    yield from _first_rules(case.configuration, routed)
+    kind = unknown if case.configuration.undecided else problem  # of two branches one may not count
+    yield from map(kind, _twice(case.configuration))
+
+
+def _companions(backend: str) -> list[str]:
+    """The names of the backends that have the same servers for other requests."""
+    own = "" if backend == FIRST else f"{backend}-"
+    return [f"{backend}-once", f"{own}choice", f"{own}last-resort"]
+
+
+def _lists(case: Case, routed: Mapping[str, Section | None]) -> Iterator[Finding]:
+    """Whether the lists of servers differ that `multicloud config` writes alike."""
+    lists: dict[str, set[str]] = {}
+    for name, server in [server.key for server in case.instance.servers] or case.configuration.lines:
+        lists.setdefault(name, set()).add(server)
+    for backend in routed:
+        for companion in _companions(backend):
+            here, there = lists.get(backend, set()), lists.get(companion, set())
+            if here & there and (differing := here ^ there):  # with none in common it is for something else
+                yield problem(
+                    f"{backend} and {companion} have not the same servers: {some(sorted(differing))} stands in one of "
+                    "them only: write the same names into both"
+                )
+
+
+def _sticky(routed: Mapping[str, Section | None]) -> Iterator[Finding]:
+    """Whether users stay with a server whatever its weight is."""
+    for backend, section in routed.items():
+        words = {line[0] for line in section.lines} if section else set()
+        for word, end in STICKY.items():
+            if word in words:
+                yield unknown(
+                    f"{backend}: `{word}` keeps users with their server, also one of weight 0, so it is not known how "
+                    f"many go where the weights say; to have them follow, remove it, or let it end: {end}"
+                )
+
+
+def _first_rules(configuration: Configuration, routed: Mapping[str, Section | None]) -> Iterator[Finding]:
+    """Whether a rule for an application takes the requests that a later rule is for."""
+    application = {each: name for name in routed for each in (name, *_companions(name))}
+    for section in configuration.sections:
+        rules = [line for line in section.lines if line[0] == "use_backend" and len(line) > 1]
+        for number, (_, name, *condition) in enumerate(rules):
+            general = not condition or ALONE.fullmatch(" ".join(condition))
+            ours = application.get(name, "")
+            later = next((line[1] for line in rules[number:] if application.get(line[1]) != ours), "")
+            if ours and general and later:
+                yield problem(
+                    f"{section.name}: `{' '.join(rules[number])}` stands above `use_backend {later} …` and takes its "
+                    f"requests: write it below, with the condition that a request is for {ours}"
+                )
+                break
+
+
+def _twice(configuration: Configuration) -> Iterator[str]:
+    """Whether two sections listen at one address, which share its connections, or have one name."""
+    places: dict[str, list[str]] = {}
+    names = [f"{each.kind} {each.name}" for each in configuration.sections if each.kind in ONCE_ONLY and each.name]
+    for section in configuration.sections:
+        for _, addresses, *words in [line for line in section.lines if line[0] == "bind" and len(line) > 1]:
+            only = "".join(parser.value(words, word) for word in ("interface", "namespace"))
+            for address in addresses.split(","):
+                place = re.sub(r"^(ipv4@)?(\*|0\.0\.0\.0)?:", "port ", address) + only
+                places.setdefault(place, []).append(f"{section.kind} {section.name}")
+    for place, listening in places.items():
+        if len(set(listening)) > 1:
+            yield (
+                f"{' and '.join(dict.fromkeys(listening))} listen at {place}, and each gets a part of its "
+                "connections: give one of them another port"
+            )
+    for name in [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        yield f"`{name}` stands {names.count(name)} times in the configuration: leave out all but one"
