@@ -268,8 +268,8 @@ def _whole(
         return decisions
     if not is_far(favourite):
         return None if leaves or view.line() else decisions
-    second = next((each.server for each in decisions if each.reason is Reason.BACKUP), leader)
-    return _exchanged(decisions, favourite, second) if leader is favourite else decisions
+    second = next((each.server for each in decisions if each.reason is Reason.BACKUP), None)
+    return _exchanged(decisions, favourite, second) if leader is favourite and second else decisions
 
 
 def _exchanged(decisions: Sequence[Decision], far: Server, instead: Server) -> list[Decision]:
