@@ -162,7 +162,7 @@ def test_a_word_that_external_checks_do_not_know_is_no_matter_to_haproxys_own(tm
         ("expect status 200", "expect status 404", "L7STS 200", "and the status of `http-check expect`?"),
         (
             "    option httpchk",
-            "    timeout check 40ms\n    option httpchk",
+            "    timeout check 60ms\n    option httpchk",
             "L7TOUT",
             "in time (`inter`, `timeout check`)",
         ),
@@ -172,6 +172,7 @@ def test_a_check_of_haproxys_own_that_fails_is_named_with_what_to_look_at(
     tmp_path: Path, good: str, bad: str, status: str, what: str
 ) -> None:
     with site(tmp_path) as here, here.beside():
+        here.region["us"].delay = 0.12
         path = tmp_path / "haproxy.cfg"
         path.write_text(here.text.replace(good, bad))
         here.router.restart()
