@@ -12,6 +12,7 @@ import pytest
 from multicloud import history
 from tests import command
 from tests.edge import Edge, edge, measured, wait_until
+from tests.test_traffic import failures
 from tests.traffic import Traffic
 
 FOUR = {"us.demo": 0.060, "eu.demo": 0.005, "ap.demo": 0.100, "sa.demo": 0.140}
@@ -47,7 +48,7 @@ def test_more_traffic_than_the_favourite_can_serve_is_shared(*, beside: bool) ->
             traffic.go_on(300)
             shared = Counter(answer.region for answer in traffic.answers[-200:])
             said = command.run("status", environ=running.router.settings).stdout
-        assert {answer.status for answer in traffic.answers} == {200}
+        assert failures(traffic) == []
         assert len(shared) > 1
         assert max(shared.values()) < 190
         assert re.search(r"shared, with requests in flight: (\w+\.demo \d+% \(\d+\)(, )?){2,3}\n", said)
