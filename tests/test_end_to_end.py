@@ -34,6 +34,10 @@ def test_weights_become_256_1_0_0_and_traffic_goes_to_the_fastest_region(*, besi
         assert sum(region == "eu.demo" for _, region in answers) >= 48
 
 
+def status(running: Edge) -> str:
+    return command.run("status", environ=running.router.settings).stdout
+
+
 @pytest.mark.parametrize("beside", [False, True])
 def test_more_traffic_than_the_favourite_can_serve_is_shared(*, beside: bool) -> None:
     """It serves 40 requests a second, all three 90. A check may wait for as long as with the shipped configuration."""
@@ -47,11 +51,11 @@ def test_more_traffic_than_the_favourite_can_serve_is_shared(*, beside: bool) ->
             wait_until(lambda: sum(weight > 1 for weight in running.weights().values()) > 1, 30, "parts of the traffic")
             traffic.go_on(300)
             shared = Counter(answer.region for answer in traffic.answers[-200:])
-            said = command.run("status", environ=running.router.settings).stdout
+            line = r"shared, with requests in flight: (\w+\.demo \d+% \(\d+\)(, )?){2,3}\n"
+            wait_until(lambda: bool(re.search(line, status(running))), 20, line)
         assert failures(traffic) == []
         assert len(shared) > 1
         assert max(shared.values()) < 190
-        assert re.search(r"shared, with requests in flight: (\w+\.demo \d+% \(\d+\)(, )?){2,3}\n", said)
 
 
 def test_where_no_region_has_room_status_says_so() -> None:
@@ -61,11 +65,9 @@ def test_where_no_region_has_room_status_says_so() -> None:
         for region in running.regions:
             region.workers = 1
 
-        def said() -> str:
-            return " ".join(command.run("status", environ=running.router.settings).stdout.split())
-
         with Traffic(running.port, rate=38.0):
-            wait_until(lambda: "no region of upstream has room: 2 of 2 have lines" in said(), 60, "it")
+            line = "no region of upstream has room: 2 of 2 have lines"
+            wait_until(lambda: line in " ".join(status(running).split()), 60, line)
 
 
 def test_after_twenty_one_and_more_samples_the_weights_are_still_right() -> None:

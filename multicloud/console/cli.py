@@ -293,6 +293,7 @@ def plot(output: str, begin: str | None, end: str | None, sources: settings.Sour
     """
     if not output.endswith((".png", ".svg")):
         raise light.UsageError(f"cannot draw {output!r}; give a name that ends with .png or .svg")
+    sources.read(settings.REWEIGH)  # before matplotlib, which has something to say when it is loaded first
     from multicloud.console import plot as plots
 
     plots.draw(sources, output, begin, end)
