@@ -448,7 +448,7 @@ def test_what_the_settings_file_needs_is_said_and_written(options: str, needed: 
 def test_when_the_favourite_is_killed_behind_debians_configuration_with_blocks_no_request_fails() -> None:
     with edge(DELAYS, interval="2s", configure=in_debians) as running:
         wait_until(lambda: running.weights("app") == dict(zip(DELAYS, (256, 1, 0, 0), strict=True)), 30, "256/1/0/0")
-        with Traffic(running.port) as traffic:
+        with Traffic(running.port, rate=100.0) as traffic:
             time.sleep(2)
             running.regions.stop(running.region["eu.demo"])
             killed = time.monotonic()
