@@ -176,8 +176,14 @@ def test_a_check_of_haproxys_own_that_fails_is_named_with_what_to_look_at(
         path = tmp_path / "haproxy.cfg"
         path.write_text(here.text.replace(good, bad))
         here.router.restart()
-        wait_until(lambda: f"app/us fails ({status}" in str(doctor(here)[0]), 15, "the check fails")
-        wrong, others = doctor(here)
+        seen = [doctor(here)]
+
+        def fails() -> bool:
+            seen.append(doctor(here))
+            return f"app/us fails ({status}" in str(seen[-1][0])
+
+        wait_until(fails, 15, "the check fails")
+        wrong, others = seen[-1]
         assert what in one(wrong, "HAProxy's check of app/us fails")
         assert not any("own checks of all" in line for line in others)
         path.write_text(here.text)
