@@ -84,29 +84,47 @@ def scores(
         if newest:
             by_size.setdefault(len(newest), {})[key] = newest
     found: dict[Key, Score] = {}
-    for members in by_size.values():  # of equally many samples: for numpy, many rows are hardly more work than one
-        seconds = np.array([[sample.seconds for sample in newest] for newest in members.values()])
-        failed = np.array([[sample.failed for sample in newest] for newest in members.values()])
-        since_change = count_since_change(seconds, failed, window).tolist()
-        for (key, newest), since in zip(members.items(), since_change, strict=True):
-            found[key] = _score(newest, since, percentile, min_samples, window)
+    for members in by_size.values():
+        found |= zip(members, _score_together([*members.values()], percentile, min_samples, window), strict=True)
     return found
 
 
-def _score(samples: Sequence[Sample], since: int, percentile: float, min_samples: int, window: int) -> Score:
-    """The score of a server that has so many samples `since` its last change, or all of them."""
-    changed, counted = since < len(samples), samples[: min(since, window)]
-    failed = sum(sample.failed for sample in counted)
-    alone = failed == 1 and len(counted) > 1  # then it is left out
-    times = [sample.seconds for sample in counted if not (alone and sample.failed)]
-    mean = sum(times) / len(times)
-    by_mean = not changed and len(times) <= min_samples
-    seconds = mean if by_mean else percentiles(times, (percentile,))[0]
-    if failed > 1 and mean > seconds:
-        seconds, by_mean = mean, True
-    return Score(
-        seconds, None if by_mean else percentile, counted, failed, samples[since - 1].time if changed else None
-    )
+def _score_together(
+    members: Sequence[Sequence[Sample]], percentile: float, min_samples: int, window: int
+) -> list[Score]:
+    """The scores of servers that have equally many samples: for numpy, many rows are hardly more work than one."""
+    seconds = np.array([[sample.seconds for sample in samples] for samples in members])
+    failed = np.array([[sample.failed for sample in samples] for samples in members])
+    size = seconds.shape[1]
+    since_change = count_since_change(seconds, failed, window)
+    counts = np.minimum(since_change, window)
+    failures = (failed & (np.arange(size) < counts[:, np.newaxis])).sum(axis=1)
+    scored = counts.copy()
+    for row in np.flatnonzero((failures == 1) & (counts > 1)):  # a single one that failed does not count
+        place = failed[row].argmax()
+        seconds[row, place:-1] = seconds[row, place + 1 :]
+        scored[row] -= 1
+    by_mean = (since_change == size) & (scored <= min_samples)
+    values = np.empty(len(members))
+    for count, mean in {*zip(scored.tolist(), by_mean.tolist(), strict=True)}:
+        rows = np.flatnonzero((scored == count) & (by_mean == mean))
+        table = seconds[rows, :count]
+        values[rows] = table.mean(axis=1) if mean else np.percentile(table, percentile, axis=1, method="inverted_cdf")
+    for row in np.flatnonzero(failures > 1):
+        mean = seconds[row, : scored[row]].mean()
+        if mean > values[row]:
+            values[row], by_mean[row] = mean, True
+    columns = values.tolist(), by_mean.tolist(), since_change.tolist(), counts.tolist(), failures.tolist()
+    return [
+        Score(
+            value,
+            None if is_mean else percentile,
+            samples[:count],
+            failed_ones,
+            samples[changed - 1].time if changed < size else None,
+        )
+        for samples, value, is_mean, changed, count, failed_ones in zip(members, *columns, strict=True)
+    ]
 
 
 def count_since_change(seconds: NDArray[np.float64], failed: NDArray[np.bool_], window: int) -> NDArray[np.intp]:
