@@ -194,6 +194,8 @@ def write(command: str, sources: Sources, wanted: Wanted) -> tuple[str, list[str
     there = parser.read(wanted.others, os.environ, number).sections if wanted.others else []
     own = parser.Configuration(there, []).global_section()
     place = os.path.dirname(installed.command("multicloud-check") or "")
+    if re.search(r'["$}\\\n]', place):
+        raise UsageError(f"{place!r}: HAProxy cannot be told that; install multicloud elsewhere, such as in /opt")
     directory = "" if place in ("", "/usr/bin", "/usr/local/bin") else f"{place}/"
     machine = Plan(version=version, directory=directory, maxconn=own.last("maxconn") is None)
     plans = [_plan(sources, wanted, *listed, machine) for listed in _listed(sources, wanted).items()]
@@ -284,7 +286,7 @@ def _check_addresses(plans: Sequence[Plan], sections: Iterable[parser.Section], 
     binds += [(f"[{plan.backend}]", ["bind", *(plan.bind or USUAL).split()]) for plan in plans if plan.bind != NONE]
     taken: dict[str, str] = {}
     for whose, (_, addresses, *_) in binds:
-        for address in re.sub(r"(^|,)(ipv4@)?(\*|0\.0\.0\.0)?:", r"\1:", addresses).split(","):
+        for address in parser.places(addresses):
             if address in taken and whose.startswith("["):
                 raise UsageError(
                     f"{whose} would bind {address}, as {taken[address]} does, and each get some of the users; "

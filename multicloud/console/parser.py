@@ -236,6 +236,11 @@ def options(section: Section) -> dict[str, list[str]]:
     return by_name
 
 
+def places(addresses: str) -> list[str]:
+    """Where a `bind` line listens, the same words for the same place: `:80` is port 80 of all IPv4 addresses."""
+    return re.sub(r"(^|,)(ipv4@)?(\*|0\.0\.0\.0)?:", r"\1:", addresses).split(",")
+
+
 def is_on(words: Sequence[str], option: str) -> bool:
     """Whether the last word that says so has the option on (`check`), and not off (`no-check`)."""
     said = [word for word in words if word in (option, f"no-{option}")]

@@ -19,6 +19,7 @@ from multicloud import installed, runtime, settings
 from multicloud.console import config, parser
 from multicloud.demo.router import Router, haproxy_binary
 from multicloud.haproxy_cfg import configuration
+from multicloud.light import UsageError
 from multicloud.plan import RELAYED, Plan, Server
 from tests.command import run
 from tests.edge import edge, wait_until
@@ -382,6 +383,10 @@ def test_where_the_commands_are_is_written_as_haproxy_reads_it(monkeypatch: pyte
         for name in ("check", "reweigh"):
             [line] = re.findall(rf"external-check command .*{name}.*", text)
             assert parser.split(line, {})[2] == f"/it's a #1/multicloud-{name}"
+    for path in ('/a"b', "/a}b", "/a$b", "/a\\b", "/a\nb"):
+        monkeypatch.setattr(installed, "command", lambda name, path=path: f"{path}/{name}")
+        with pytest.raises(UsageError, match="HAProxy cannot be told that"):
+            config.write("multicloud config eu", sources, wanted)
 
 
 @pytest.mark.parametrize(

@@ -93,8 +93,8 @@ def _twice(configuration: Configuration) -> Iterator[str]:
     for section in configuration.sections:
         for _, addresses, *words in [line for line in section.lines if line[0] == "bind" and len(line) > 1]:
             only = "".join(parser.value(words, word) for word in ("interface", "namespace"))
-            for address in addresses.split(","):
-                place = re.sub(r"^(ipv4@)?(\*|0\.0\.0\.0)?:", "port ", address) + only
+            for address in parser.places(addresses):
+                place = re.sub("^:", "port ", address) + only
                 places.setdefault(place, []).append(f"{section.kind} {section.name}")
     for place, listening in places.items():
         if len(set(listening)) > 1:
