@@ -125,8 +125,13 @@ def nginx_binary() -> str | None:
 def started(policy: Policy, places: Sequence[Place], authority: bytes) -> Iterator[int]:
     """Run a policy in front of these regions, whose authority's certificate (PEM) it trusts; gives its port."""
     if policy.program in ("nginx", "envoy"):
-        with (_nginx if policy.program == "nginx" else _envoy)(policy.balance, places, authority) as port:
-            yield port
+        port = free_port()
+        with tempfile.TemporaryDirectory(prefix="multicloud-bench-") as name:
+            directory = Path(name)
+            (directory / "authority.pem").write_bytes(authority)
+            command = (_nginx if policy.program == "nginx" else _envoy)(policy.balance, places, port, directory)
+            with _running(command, directory, port):
+                yield port
     else:
         with router(haproxy(policy, places), authority, beside=policy.beside) as (_, port):
             yield port
@@ -156,40 +161,30 @@ def haproxy(policy: Policy, places: Sequence[Place]) -> str:
     return HAPROXY.format(balance=policy.balance, servers="\n".join(servers))
 
 
-@contextlib.contextmanager
-def _nginx(balance: str, places: Sequence[Place], authority: bytes) -> Iterator[int]:
-    port = free_port()
-    with tempfile.TemporaryDirectory(prefix="multicloud-bench-") as name:
-        directory = Path(name)
-        (directory / "authority.pem").write_bytes(authority)
-        (directory / "nginx.conf").write_text(
-            NGINX.format(
-                balance=balance,
-                servers=" ".join(f"server {place.address}:{place.port};" for place in places),
-                port=port,
-                authority=directory / "authority.pem",
-                name=places[0].name,
-            )
+def _nginx(balance: str, places: Sequence[Place], port: int, directory: Path) -> list[str]:
+    """The command that runs nginx, whose configuration is written into the directory, where its authority is."""
+    (directory / "nginx.conf").write_text(
+        NGINX.format(
+            balance=balance,
+            servers=" ".join(f"server {place.address}:{place.port};" for place in places),
+            port=port,
+            authority=directory / "authority.pem",
+            name=places[0].name,
         )
-        binary = nginx_binary()
-        assert binary
-        with _running([binary, "-p", name, "-c", "nginx.conf", "-e", "stderr"], directory, port):
-            yield port
+    )
+    binary = nginx_binary()
+    assert binary
+    return [binary, "-p", str(directory), "-c", "nginx.conf", "-e", "stderr"]
 
 
-@contextlib.contextmanager
-def _envoy(balance: str, places: Sequence[Place], authority: bytes) -> Iterator[int]:
-    port = free_port()
-    with tempfile.TemporaryDirectory(prefix="multicloud-bench-") as name:
-        directory = Path(name)
-        (directory / "authority.pem").write_bytes(authority)
-        configuration = _envoy_configuration(balance, places, port, str(directory / "authority.pem"))
-        (directory / "envoy.json").write_text(json.dumps(configuration))
-        binary = envoy_binary()
-        assert binary
-        command = [binary, "-c", str(directory / "envoy.json"), "--concurrency", "1", "--base-id", str(port)]
-        with _running([*command, "-l", "error"], directory, port):
-            yield port
+def _envoy(balance: str, places: Sequence[Place], port: int, directory: Path) -> list[str]:
+    """The same of Envoy."""
+    configuration = _envoy_configuration(balance, places, port, str(directory / "authority.pem"))
+    (directory / "envoy.json").write_text(json.dumps(configuration))
+    binary = envoy_binary()
+    assert binary
+    command = [binary, "-c", str(directory / "envoy.json"), "--concurrency", "1", "--base-id", str(port)]
+    return [*command, "-l", "error"]
 
 
 def _envoy_configuration(balance: str, places: Sequence[Place], port: int, authority: str) -> dict[str, object]:
