@@ -64,7 +64,7 @@ def rows(
         if backend in alike:
             continue
         favorite = reweigh.settings_of(members, sources).favorite
-        able = ranking.candidates(members)
+        able = {*ranking.candidates(members)}
         total = sum(server.weight for server in able) or 1
         for server in members:
             score, newest = scored.get(server.source), samples.series.get(server.source, [])
@@ -117,9 +117,7 @@ class Favorites:
 
     def follow(self, decisions: Iterable[Decision], now: float) -> list[Switch]:
         """The changes since the last call, at the UNIX time `now`. Where none is UP or measured, nobody else leads."""
-        backends: dict[str, list[Decision]] = {}
-        for decision in decisions:
-            backends.setdefault(decision.server.backend, []).append(decision)
+        backends = ranking.by_backend(decisions)
         for gone in self.last.keys() - backends.keys():
             del self.last[gone]
         switches = []

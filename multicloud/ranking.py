@@ -72,6 +72,14 @@ class Decision(NamedTuple):
         return self.reason.value.format(**self._asdict() | {"other": self.other.name if self.other else ""})
 
 
+def by_backend(decisions: Iterable[Decision]) -> dict[str, list[Decision]]:
+    """The decisions of each backend, in their order."""
+    backends: dict[str, list[Decision]] = {}
+    for decision in decisions:
+        backends.setdefault(decision.server.backend, []).append(decision)
+    return backends
+
+
 def changes(decisions: Iterable[Decision]) -> list[Decision]:
     """The decisions that change a weight; those that raise one come first.
 
@@ -105,9 +113,10 @@ def rank(
         return [Decision(server, server.weight, Reason.NONE_MEASURED) for server in servers]
     up = sorted((server for server in servers if server.state == UP), key=lambda server: scores.get(server.source, inf))
     ordered = candidates(up)
-    reserve = [server for server in up if server not in ordered]
+    reserve = [server for server in up if server.reserve != ordered[0].reserve]
     leaders = _lead(ordered, scores, favorite, hysteresis, tolerance)
     others = [server for server in ordered if server not in leaders]
+    following = {*others[:1], *reserve[:1]}
     # The one that led until now, if a single one leads from now on.
     led = None
     if favorite != backup and not tolerance:
@@ -119,10 +128,10 @@ def rank(
         elif server in leaders:
             decisions.append(_leader(server, ordered[0], led, scores, favorite, tolerance))
         else:
-            second = server in (*others[:1], *reserve[:1])
+            second = server in following
             reason = Reason.BACKUP if second else Reason.SLOWER
             reason = reason if server.source in scores else Reason.NO_SAMPLES
-            reason = Reason.RESERVE if server in reserve else reason
+            reason = Reason.RESERVE if server.reserve != ordered[0].reserve else reason
             decisions.append(Decision(server, backup if second else 0, reason))
     return decisions
 

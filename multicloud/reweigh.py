@@ -121,15 +121,15 @@ def weigh(
             time.sleep(AGAIN)
         return sharing.loads(api.servers())
 
-    places = {server.key: (server.address, server.port) for server in servers}
     connecting = 0.0
 
     @functools.cache
     def time_to(source: Key) -> float:
         nonlocal connecting
+        address, port = next(((each.address, each.port) for each in servers if each.key == source), ("", ""))
         began = time.monotonic()
         with api.paused():
-            seconds = connect_seconds(*places.get(source, ("", "")), CONNECT - connecting)
+            seconds = connect_seconds(address, port, CONNECT - connecting)
         connecting += time.monotonic() - began
         return seconds
 

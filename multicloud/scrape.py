@@ -174,6 +174,7 @@ def listen(address: str) -> socket.socket:
     except (ValueError, socket.gaierror):
         raise UsageError(f"--metrics: cannot read {address!r}; accepted: [ADDR:]PORT, 127.0.0.1:9101") from None
     except OSError as error:
+        # Not light.reason: create_server adds the address to what the system says.
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise CommandError(f"--metrics {address}: {reason.lower()}") from None
 

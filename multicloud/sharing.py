@@ -108,6 +108,10 @@ class _View(NamedTuple):
     load: Load
     growth: int = 0
 
+    def later(self, load: Load) -> _View:
+        """The same with the users of a moment later."""
+        return self._replace(load=load, growth=load.in_flight - self.load.in_flight)
+
     def is_slow(self, seconds: float) -> bool:
         return seconds * CHANGE > self.usual
 
@@ -122,12 +126,12 @@ class _View(NamedTuple):
 
         A line grows by more than chance, or else the newest sample has waited in it, and it is no longer than that.
         """
-        newest = self.samples[0].seconds
-        if not self.crowd():
+        crowd, newest = self.crowd(), self.samples[0].seconds
+        if not crowd:
             return 0.0
         if self.growth > max(SPARE, CHANCE * sqrt(2 * self.load.expected(self.usual))):
-            return self.crowd() / self.load.rate
-        return min(self.crowd() / self.load.rate, newest - self.usual) if self.is_slow(newest) else 0.0
+            return crowd / self.load.rate
+        return min(crowd / self.load.rate, newest - self.usual) if self.is_slow(newest) else 0.0
 
     def price(self) -> float:
         newest = self.newest(RECENT)
@@ -197,7 +201,8 @@ def share(
         return decisions  # so that nothing more is worked out of most backends
     views = _views(parts, samples, users)
     if any(view.crowd() for view in views.values()):
-        views = _views(parts, samples, again(), users)  # a burst is gone by then
+        later = again()  # a burst is gone by then
+        views = {server: view.later(later.get(server.source, NOBODY)) for server, view in views.items()}
     if not leader or not {leader, largest} <= views.keys():
         return decisions
     if alone and (whole := _whole(decisions, largest, leader, views, connect)):
@@ -227,20 +232,15 @@ def _parts(decisions: Sequence[Decision], favorite: int, backup: int) -> dict[Se
 
 
 def _views(
-    servers: Iterable[Server],
-    samples: Mapping[Key, Sequence[Sample]],
-    users: Mapping[Key, Load],
-    before: Mapping[Key, Load] | None = None,
+    servers: Iterable[Server], samples: Mapping[Key, Sequence[Sample]], users: Mapping[Key, Load]
 ) -> dict[Server, _View]:
-    """Of those that have a sample that succeeded; `before` are the users of a moment before."""
+    """Of those that have a sample that succeeded."""
     views = {}
     for server in servers:
         newest = samples.get(server.source, ())[:USUAL]
         good = [sample.seconds for sample in newest if not sample.failed]
         if good:
-            load = users.get(server.source, NOBODY)
-            growth = load.in_flight - (before or users).get(server.source, NOBODY).in_flight
-            views[server] = _View(percentiles(good, [50])[0], newest, load, growth)
+            views[server] = _View(percentiles(good, [50])[0], newest, users.get(server.source, NOBODY))
     return views
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from multicloud.ranking import Reason
+from multicloud.ranking import Reason, by_backend
 from multicloud.reweigh import settings_of
 from multicloud.settings import TIMES
 
@@ -26,9 +26,7 @@ def explain(outcome: Outcome, sources: Sources) -> list[str]:
 
     `sources` are the settings that were decided with.
     """
-    backends: dict[str, list[Decision]] = {}
-    for decision in outcome.decisions:
-        backends.setdefault(decision.server.backend, []).append(decision)
+    backends = by_backend(outcome.decisions)
     weights = {
         name: [(each.server.name, each.server.weight, each.weight) for each in members]
         for name, members in backends.items()
