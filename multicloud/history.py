@@ -77,7 +77,7 @@ def read(path: str, newest: int) -> Samples:
         return Samples()
     try:
         found = os.fstat(fd)
-        samples, _ = _newest(fd, _end_of_lines(fd), newest)
+        samples, _ = _newest(fd, _end_of_lines(fd)[0], newest)
     except OSError as error:
         raise samplefile.unusable(path, error) from None
     finally:
@@ -152,11 +152,10 @@ def trim(path: str, keep: int, oldest: float = 0.0) -> int:
             raise SampleFileError(f"{path}: belongs to somebody else")
         fd = samplefile.open_file(path, os.O_RDONLY)
         try:
-            end = _end_of_lines(fd)
-            last = os.pread(fd, min(end, 4096), max(0, end - 4096))
+            end, last = _end_of_lines(fd)
             samples, kept = _newest(fd, end, keep, oldest)
             dropped = samples.lines - len(kept) + (end > MAX_BYTES)  # what lies before, whatever it is
-            return dropped if dropped and _leave(path, os.fstat(fd), end, last, b"".join(kept)) else 0
+            return dropped if dropped and last and _leave(path, os.fstat(fd), end, last, b"".join(kept)) else 0
         finally:
             os.close(fd)
     except FileNotFoundError:
@@ -229,12 +228,16 @@ def _parse(line: bytes) -> tuple[bytes, Sample | None]:
     return b" ".join(names), Sample(seconds, when, failed)
 
 
-def _end_of_lines(fd: int) -> int:
-    """The offset behind the last newline; 0 where there is none, the end where the last 4 KiB of more have none."""
-    size = os.fstat(fd).st_size
-    start = max(0, size - 4096)
-    newline = os.pread(fd, 4096, start).rfind(b"\n")
-    return size if start and newline < 0 else start + newline + 1
+def _end_of_lines(fd: int) -> tuple[int, bytes]:
+    """The offset behind the last newline, or the file's end where its last 4 KiB have none, and the bytes before it.
+
+    One read gives both. The file can be truncated between two, and then be longer again than it was.
+    """
+    start = max(0, os.fstat(fd).st_size - 4096)
+    last = os.pread(fd, 4096, start)
+    if start == 0 or b"\n" in last:
+        last = last[: last.rfind(b"\n") + 1]
+    return start + len(last), last
 
 
 def _blocks(fd: int, end: int) -> Iterator[list[bytes]]:

@@ -24,6 +24,7 @@ CLONE_NEWNET = 0x40000000
 class NameServer:
     """It says that any name has `addresses`, and those in `unknown` do not exist; while not `answers`, nothing at all.
 
+    Names that end with `search`, as who completes names with a search domain asks for them, are where nobody serves.
     An answer that is larger than the client takes (RFC 6891; 512 bytes where it does not say) is cut.
     """
 
@@ -31,6 +32,7 @@ class NameServer:
         self.addresses = addresses or ("127.0.0.1",)
         self.answers = True
         self.unknown: set[str] = set()
+        self.search = "corp.test"
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("127.0.0.1", port))
         host, port = self._socket.getsockname()
@@ -53,9 +55,10 @@ class NameServer:
     def _answer(self, packet: bytes) -> bytes:
         query = dnslib.DNSRecord.parse(packet)
         reply = query.reply()
-        if str(query.q.qname).rstrip(".") in self.unknown:
+        name = str(query.q.qname).rstrip(".")
+        if name in self.unknown:
             reply.header.rcode = dnslib.RCODE.NXDOMAIN
-        for address in self.addresses:
+        for address in ("127.0.0.9", "::9") if name.endswith(f".{self.search}") else self.addresses:
             kind, data = ("AAAA", dnslib.AAAA) if ":" in address else ("A", dnslib.A)
             if query.q.qtype == getattr(dnslib.QTYPE, kind) and not reply.header.rcode:
                 reply.add_answer(dnslib.RR(query.q.qname, query.q.qtype, ttl=1, rdata=data(address)))

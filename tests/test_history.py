@@ -418,6 +418,27 @@ def test_what_happens_to_the_file_while_a_trim_reads_it_is_kept(
     assert not os.path.exists(f"{times}.trim")
 
 
+@pytest.mark.parametrize("after", ["", lines_of(4, 5, 6, 7, 8)])
+def test_a_file_truncated_while_a_trim_looks_for_its_end_loses_nothing(
+    times: str, monkeypatch: pytest.MonkeyPatch, after: str
+) -> None:
+    """logrotate's `copytruncate` between two system calls: the offset that was found is in the middle of a line."""
+    Path(times).write_text(lines_of(1, 2, 3).replace("eu.example.com", "eu"))
+    reads = iter([lambda: None, lambda: os.truncate(times, 0), lambda: Path(times).write_text(after)])
+    pread = os.pread
+
+    def read(fd: int, size: int, offset: int) -> bytes:
+        next(reads, lambda: None)()
+        return pread(fd, size, offset)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pread", read)
+        assert history.trim(times, 1) == 0
+    for change in reads:
+        change()
+    assert Path(times).read_text() == after
+
+
 def test_a_trim_that_cannot_be_finished_leaves_the_file_as_it_was_and_nothing_beside_it(times: str) -> None:
     Path(times).write_text(lines_of(1, 2, 3))
     with open(times) as held:

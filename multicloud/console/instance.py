@@ -76,7 +76,7 @@ class Instance(NamedTuple):
     def forks(self, backends: Collection[str]) -> bool:
         """Whether HAProxy's user runs the commands: it should, unless the checks are for `multicloud run`."""
         external = any(server.check.startswith(EXTERNAL) for server in self.servers)
-        return external or not (backends or any(server.check for server in self.servers))
+        return external or not (backends or any(server.check not in NOT_YET for server in self.servers))
 
 
 def ask(api: RuntimeAPI) -> Instance:
