@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     N = TypeVar("N", int, float)
     V = TypeVar("V")
+    Key = tuple[str, str]  # the names of a backend and of a server in it
     Kind = tuple[Callable[[str], V], str]  # what makes a value of a text, or raises ValueError; and what it accepts
 
 CONF = "MULTICLOUD_CONF"  # the variable that names the settings file

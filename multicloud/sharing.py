@@ -40,43 +40,28 @@ if TYPE_CHECKING:
 
     from multicloud.history import Sample
     from multicloud.runtime import Server
+    from multicloud.settings import Key
 
-    Key = tuple[str, str]
-
+# Samples whose median is the usual time: of some minutes, so that a line of a minute is not yet what is usual.
 USUAL = 100
-"""Samples whose median is the usual time: of some minutes, so that a line of a minute is not yet what is usual."""
-
-RECENT = 3
-"""Newest samples, whose mean shows a line: fewer are noise, more are older than the line."""
-
+RECENT = 3  # newest samples, whose mean shows a line: fewer are noise, more are older than the line
+CALM = 5  # newest samples, all about as usual: nobody waits
+# More than so many times the expected requests in flight, and so many more, are a crowd: chance alone has less.
 CROWD, SPARE = 1.5, 3
-"""More than so many times the expected requests in flight, and so many more, are a crowd: chance alone has less."""
-
+# Standard deviations of how much a number of requests that are in no line (Poisson's) differs from one look to the
+# next. With 3 a line is seen too late; more than 2 are there at one look in fifty.
 CHANCE = 2
-"""Standard deviations of how much a number of requests that are in no line (Poisson's) differs from one look to the
-next. With 3 a line is seen too late; more than 2 are there at one look in fifty."""
-
+# Of two samples the longer is so many times the shorter: a line does not stand still, a slow answer is slow again.
 VARIES = 1.15
-"""Of two samples the longer is so many times the shorter: a line does not stand still, a slow answer is slow again."""
-
-USED = 0.7
-"""Expected requests in flight above which it may be its users who make a server slow."""
-
-TOLL = 8
-"""How often a wait counts. From 4 to 16 it hardly matters; with 1, everybody's own wait, the lines stay."""
-
+USED = 0.7  # expected requests in flight above which it may be its users who make a server slow
+TOLL = 8  # how often a wait counts. From 4 to 16 it hardly matters; with 1, everybody's own wait, the lines stay
+# Seconds: samples and two reweighs are as old. With 5 the parts swing, with 30 a line lasts. No step is for longer: of
+# rounds a minute apart each would take all from one and give it to another.
 SETTLE = 15.0
-"""Seconds: samples and two reweighs are as old. With 5 the parts swing, with 30 a line lasts. No step is for longer: of
-rounds a minute apart each would take all from one and give it to another."""
-
+# The same when nobody waits: then all goes back soon. To leave who has a long line as fast makes all of them jam.
 RETURN = 5.0
-"""The same when nobody waits: then all goes back soon. To leave who has a long line as fast makes all of them jam."""
-
-CALM = 5
-"""Newest samples, all about as usual: nobody waits."""
-
+# Of the largest part. A smaller one that does not grow is none; the second where two are left and nobody waits.
 LEAST, LAST = 0.03, 0.1
-"""Of the largest part. A smaller one that does not grow is none; the second where two are left and nobody waits."""
 
 
 class Load(NamedTuple):
@@ -152,16 +137,11 @@ def loads(servers: Iterable[Server]) -> dict[Key, Load]:
     for server in servers:
         if server.rate:
             http = server.mode == "http"
-            new = Load(server.in_flight * http, server.rate, server.total_time * http)
-            known = users.get(server.source, new)
-            users[server.source] = new if known is new else _together(known, new)
+            known = users.get(server.source, NOBODY)
+            rate = known.rate + server.rate
+            total_time = known.total_time + (server.total_time * http - known.total_time) * (server.rate / rate)
+            users[server.source] = Load(known.in_flight + server.in_flight * http, rate, total_time)
     return users
-
-
-def _together(one: Load, other: Load) -> Load:
-    rate = one.rate + other.rate
-    total_time = (one.rate * one.total_time + other.rate * other.total_time) / rate
-    return Load(one.in_flight + other.in_flight, rate, total_time)
 
 
 def full(servers: Iterable[Server], samples: Mapping[Key, Sequence[Sample]], users: Mapping[Key, Load]) -> list[Server]:
