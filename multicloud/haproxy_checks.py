@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from multicloud.runtime import Server
+    from multicloud.settings import Key
 
 # Check statuses (HAProxy's management guide, section 9.1). The others are of no check, or of one that could not begin
 # for want of something on this side, or of an external one, whose command records it.
@@ -107,10 +108,10 @@ class Checks:
     """Which checks have been counted, server by server."""
 
     def __init__(self) -> None:
-        self._servers: dict[tuple[str, str], CheckHistory] = {}
+        self._servers: dict[Key, CheckHistory] = {}
 
     def ended(
-        self, servers: Iterable[Server], measured: Collection[tuple[str, str]], *, now: float, interval: float
+        self, servers: Iterable[Server], measured: Collection[Key], *, now: float, interval: float
     ) -> list[tuple[Server, float, bool]]:
         """The checks that have ended since the last call: the server, seconds, and whether it failed.
 

@@ -23,6 +23,8 @@ from multicloud.settings import NAME_CHARACTERS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from multicloud.settings import Key
+
     Stamp = tuple[int, int, int, int]
 
 KEEP = 100  # samples of each server that a trim leaves in the file
@@ -45,7 +47,7 @@ class Samples:
     """What a sample file says."""
 
     def __init__(self) -> None:
-        self.series: dict[tuple[str, str], list[Sample]] = {}  # by backend and server, the newest sample first
+        self.series: dict[Key, list[Sample]] = {}  # by backend and server, the newest sample first
         self.lines = self.garbage = self.size = 0  # lines that were read, those that are no samples; the file's bytes
         self.stamp: Stamp | None = None  # the state of the file that all of this is from, if it is from one
 
@@ -113,7 +115,7 @@ def _newest(fd: int, end: int, newest: int, oldest: float = 0.0) -> tuple[Sample
     return samples, kept[::-1]
 
 
-def follow(path: str, newest: int, samples: Samples, own: Iterable[tuple[str, str]]) -> Samples:
+def follow(path: str, newest: int, samples: Samples, own: Iterable[Key]) -> Samples:
     """`samples` where nobody else has written the file since they were read, else what it has now.
 
     What `samples` has and the file has not is kept of the servers that are this process's `own`. Where there is no

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from multicloud.ranking import Decision
     from multicloud.runtime import Server
     from multicloud.scores import Score
-    from multicloud.settings import Sources
+    from multicloud.settings import Key, Sources
 
 PERCENTS = (50, 90, 99)
 TREND = 30  # samples that a row has for a trend, whatever the window
@@ -42,7 +42,7 @@ class Row(NamedTuple):
 
 
 def rows(
-    servers: Iterable[Server], samples: Samples, scored: Mapping[tuple[str, str], Score], sources: Sources, now: float
+    servers: Iterable[Server], samples: Samples, scored: Mapping[Key, Score], sources: Sources, now: float
 ) -> tuple[list[Row], dict[str, str]]:
     """A row for each server of each backend that has samples. Raises SettingError.
 

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from multicloud.runtime import Server
+    from multicloud.settings import Key
 
-    Scores = Mapping[tuple[str, str], float]
+    Scores = Mapping[Key, float]
 
 
 class Reason(Enum):

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     from multicloud.ranking import Decision
     from multicloud.runtime import RuntimeAPI, Server
     from multicloud.scores import Score
-    from multicloud.settings import Settings, Sources
-
-    Key = tuple[str, str]
+    from multicloud.settings import Key, Settings, Sources
 
 REMEMBERED = 3600.0
 """Seconds for which the samples of a server stay that has no new ones, where they do not count for longer."""

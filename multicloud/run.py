@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from multicloud.reweigh import Outcome
     from multicloud.runtime import Server
-    from multicloud.settings import Sources
+    from multicloud.settings import Key, Sources
 
 USAGE = "multicloud-run [--metrics [ADDR:]PORT] [--log text|json]"
 LOGS = ("text", "json")
@@ -87,7 +87,7 @@ class Rounds:
     def __init__(self, sources: Sources, *, as_json: bool = False) -> None:
         self.as_json = as_json
         self.problems: dict[str, str] = {}
-        self.own: set[tuple[str, str]] = set()  # the servers whose checks are recorded here
+        self.own: set[Key] = set()  # the servers whose checks are recorded here
         self.checks = haproxy_checks.Checks()
         self.samples = history.Samples()
         self.totals = scrape.Totals()

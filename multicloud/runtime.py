@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from multicloud.ranking import Decision
+    from multicloud.settings import Key
 
     Row = Mapping[str, str]
 
@@ -147,7 +148,7 @@ class RuntimeAPI:
                 raise ValueError(version)
             servers = [_server(row) for row in rows(states, " ", STATE_COLUMNS)]
         by_key = {server.key: server for server in servers}
-        tracked: dict[tuple[str, str], tuple[str, str]] = {}
+        tracked: dict[Key, Key] = {}
         with self.expecting("statistics"):
             for row in rows(self.lines("show stat -1 4 -1"), ",", STAT_COLUMNS):
                 key = row["pxname"], row["svname"]

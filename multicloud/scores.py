@@ -44,8 +44,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from multicloud.history import Sample
-
-    Key = tuple[str, str]
+    from multicloud.settings import Key
 
 RECOVERY_RUN = 4  # samples in a row that show a recovery, and samples before them that they are held against
 SLOWDOWN_RUN, SLOWDOWN_BASE = 2, 8  # samples in a row that show a slowdown, and how many there must be before them

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
     from multicloud.overview import Row
     from multicloud.reweigh import Outcome
-
-    Key = tuple[str, str]
+    from multicloud.settings import Key
 
 STATES = (UP, DOWN, MAINT, DRAIN)
 
