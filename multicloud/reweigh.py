@@ -24,20 +24,11 @@ if TYPE_CHECKING:
     from multicloud.scores import Score
     from multicloud.settings import Key, Settings, Sources
 
-REMEMBERED = 3600.0
-"""Seconds for which the samples of a server stay that has no new ones, where they do not count for longer."""
-
-ATTEMPTS = 3
-"""How often it is decided, at most, where another reweigh changes weights at the same time."""
-
-EVERY = 3.0
-"""Seconds between two reweighs that HAProxy starts, as haproxy.cfg says. No reweigh knows when the last one was."""
-
-AGAIN = 0.3
-"""Seconds after which requests in flight are counted again, where there is a crowd of them: a burst is gone by then."""
-
-CONNECT = 0.5
-"""Seconds for all connections that show who is far, of all backends: HAProxy ends a reweigh that takes too long."""
+REMEMBERED = 3600.0  # seconds for which samples stay of a server that has no new ones, unless they count for longer
+ATTEMPTS = 3  # how often it is decided, at most, where another reweigh changes weights at the same time
+EVERY = 3.0  # seconds between two reweighs that HAProxy starts, as haproxy.cfg says: none knows when the last one was
+AGAIN = 0.3  # seconds after which requests in flight are counted again where there is a crowd: a burst is gone by then
+CONNECT = 0.5  # seconds for all connections that show who is far: HAProxy ends a reweigh that takes too long
 
 
 class Outcome(NamedTuple):
@@ -132,11 +123,7 @@ def weigh(
         return seconds
 
     share = functools.partial(
-        sharing.share,
-        samples=series,
-        users=users,
-        again=count_again,
-        connect=lambda server: time_to(server.source),
+        sharing.share, samples=series, users=users, again=count_again, connect=lambda server: time_to(server.source)
     )
     decisions = decide(servers, scored, sources, functools.partial(share, elapsed=elapsed))
     changes = ranking.changes(decisions)
@@ -213,17 +200,9 @@ def decide(
     decisions: list[Decision] = []
     for members in runtime.by_backend(servers).values():
         values = settings_of(members, sources)
-        ranked: Sequence[Decision] = ranking.rank(
-            members,
-            seconds,
-            favorite=values.favorite,
-            backup=values.backup,
-            hysteresis=values.hysteresis,
-            tolerance=values.tolerance,
-        )
-        if share and not values.tolerance:
-            ranked = share(ranked, favorite=values.favorite, backup=values.backup)
-        decisions += ranked
+        weights = {"favorite": values.favorite, "backup": values.backup}
+        ranked = ranking.rank(members, seconds, **weights, hysteresis=values.hysteresis, tolerance=values.tolerance)
+        decisions += share(ranked, **weights) if share and not values.tolerance else ranked
     return decisions
 
 
