@@ -75,15 +75,15 @@ def read(path: str, newest: int) -> Samples:
     """
     try:
         fd = samplefile.open_file(path, os.O_RDONLY)
+        try:
+            found = os.fstat(fd)
+            samples, _ = _newest(fd, _end_of_lines(fd)[0], newest)
+        finally:
+            os.close(fd)
     except FileNotFoundError:
         return Samples()
-    try:
-        found = os.fstat(fd)
-        samples, _ = _newest(fd, _end_of_lines(fd)[0], newest)
     except OSError as error:
         raise samplefile.unusable(path, error) from None
-    finally:
-        os.close(fd)
     samples.size, samples.stamp = found.st_size, _stamp(found)
     return samples
 

@@ -59,8 +59,8 @@ def append_lines(path: str, lines: bytes, wait: float = LOCK_WAIT) -> tuple[os.s
     Return its state before and after, and its last TAIL bytes before. Raises LockedError after `wait` seconds, and
     SampleFileError. Then nothing was added.
     """
-    fd = lock(path, wait, create=True)
     try:
+        fd = lock(path, wait, create=True)
         try:
             before = os.fstat(fd)
             if before.st_size >= MAX_BYTES:
@@ -82,7 +82,7 @@ def append_lines(path: str, lines: bytes, wait: float = LOCK_WAIT) -> tuple[os.s
 def lock(path: str, wait: float, *, create: bool) -> int:
     """Open the file at `path` for appending and lock it, in `wait` seconds.
 
-    Raises LockedError, SampleFileError and, unless `create`, FileNotFoundError.
+    Raises LockedError, SampleFileError and OSError: FileNotFoundError where there is none, unless it is to `create` it.
     """
     deadline = time.monotonic() + wait
     while True:
@@ -108,8 +108,6 @@ def _open_locked(path: str, create: bool) -> int:
         mine = os.path.samestat(os.lstat(path), os.fstat(fd))
     except FileNotFoundError:
         pass
-    except OSError as error:
-        raise unusable(path, error) from None
     finally:
         if not mine:
             os.close(fd)
@@ -119,7 +117,7 @@ def _open_locked(path: str, create: bool) -> int:
 
 
 def _create(path: str) -> int:
-    """Make the file and open it for appending, while its directory is locked. Raises SampleFileError."""
+    """Make the file and open it for appending, while its directory is locked. Raises SampleFileError and OSError."""
     directory = os.path.dirname(path) or "."
     try:
         held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -132,8 +130,6 @@ def _create(path: str) -> int:
         raise LockedError(f"{path}: replaced by another process") from None
     except FileNotFoundError:
         raise SampleFileError(f"{path}: no such directory") from None
-    except OSError as error:
-        raise unusable(path, error) from None
 
 
 def _flock(fd: int, path: str) -> None:
@@ -145,24 +141,19 @@ def _flock(fd: int, path: str) -> None:
 
 
 def open_file(path: str, flags: int) -> int:
-    """Open a regular file that is there. Raises FileNotFoundError and SampleFileError."""
+    """Open a regular file that is there. Raises OSError, which `unusable` words, and SampleFileError."""
+    os.lstat(path)  # on a frozen disk, to open for writing what the kernel has not looked up yet would wait
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        os.lstat(path)  # on a frozen disk, to open for writing what the kernel has not looked up yet would wait
-        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            found = os.fstat(fd)
-            if not stat.S_ISREG(found.st_mode):
-                raise SampleFileError(f"{path}: not a regular file")
-            if found.st_nlink > 1:
-                raise SampleFileError(f"{path}: a hard link, perhaps to somebody else's file")
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
-    except FileNotFoundError:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise SampleFileError(f"{path}: not a regular file")
+        if found.st_nlink > 1:
+            raise SampleFileError(f"{path}: a hard link, perhaps to somebody else's file")
+    except BaseException:
+        os.close(fd)
         raise
-    except OSError as error:
-        raise unusable(path, error) from None
+    return fd
 
 
 def unusable(path: str, error: OSError) -> SampleFileError:
