@@ -244,10 +244,6 @@ def _word(text: str, *, blanks: bool = False) -> str:
     return _only(_text(text), text.isascii() and (blanks or " " not in text))
 
 
-def _path(text: str) -> str:
-    return _only(_word(text), text.startswith("/"))
-
-
 def _address(text: str) -> str:
     """A path, host:port or abns@name, also of what HAProxy writes as unix@path, ipv4@host:port and ipv6@host:port."""
     kind, at, rest = text.partition("@")
@@ -297,6 +293,7 @@ def _one_of(*words: str) -> Kind[str]:
 
 
 FILE = _text, "a file's path"
+PATHS = (lambda text: _only(_word(text), text.startswith("/"))), "a path that starts with / and has no blanks"
 ADDRESS = _address, "a UNIX socket's path, or host:port, also as unix@, ipv4@, ipv6@ or abns@"
 NAMES = _names, "names of backends: app,api"
 SWITCH = (lambda text: bool(("0", "1").index(text))), "0 or 1"
@@ -307,21 +304,17 @@ BIND_LINE = _text, "an address and words, as after HAProxy's `bind`, or none"
 CLOCKS = _one_of("request", "connection")
 SCHEMES = _one_of("auto", "tcp", "tls", "http", "https")
 MILLISECONDS = _between(0.0, 3_600_000.0, "milliseconds, 0 or more")
+OTHER_SOCKETS = ("/run/haproxy/admin.sock", "/var/lib/haproxy/haproxy.sock")
+SOCKET_MEANING = (
+    f"HAProxy's Runtime API: {ADDRESS[1]}; where unset, the first of this, {' and '.join(OTHER_SOCKETS)} that answers"
+)
 
 TIMES = Setting("times", "/tmp/times.txt", FILE, "the sample file")
-SOCKET = Setting(
-    "socket",
-    "/var/run/haproxy.sock",
-    ADDRESS,
-    f"HAProxy's Runtime API: {ADDRESS[1]}; where unset, the "
-    "first of this, /run/haproxy/admin.sock and /var/lib/haproxy/haproxy.sock that answers",
-    "/run/haproxy/admin.sock",
-    "/var/lib/haproxy/haproxy.sock",
-)
+SOCKET = Setting("socket", "/var/run/haproxy.sock", ADDRESS, SOCKET_MEANING, *OTHER_SOCKETS)
 SCHEME = Setting(
     "scheme", "auto", SCHEMES, "what a check speaks: tcp, tls, http, https, or auto: what HAProxy itself speaks to it"
 )
-PATH = Setting("path", "/", (_path, "a path that starts with / and has no blanks"), "the path that a check asks for")
+PATH = Setting("path", "/", PATHS, "the path that a check asks for")
 EXPECT = Setting("expect", "200", STATUSES, "the status codes of a server that is up: 200, or 200,204, or 200-399")
 HOST = Setting("host", "", (_word, "a host name"), "name for Host header, SNI and certificate; none: the server's name")
 USER_AGENT = Setting("user_agent", "multicloud-check", WORDS, "the User-Agent header with which a check asks")
@@ -352,5 +345,4 @@ REWEIGH_SETTINGS = (*SCORING_SETTINGS, SOCKET, *RANKING)
 RUN_SETTINGS = (*REWEIGH_SETTINGS, BACKENDS, INTERVAL)
 CONFIG = (SERVERS, BIND, MODE)
 ALL_SETTINGS = (*CHECK_SETTINGS, *RUN_SETTINGS[1:], *CONFIG)
-
 GLOBAL_ONLY = (TIMES, SOCKET, BACKENDS, INTERVAL)  # what cannot differ from backend to backend
