@@ -24,17 +24,13 @@ if TYPE_CHECKING:
     from multicloud.ranking import Decision
     from multicloud.settings import Key
 
-    Row = Mapping[str, str]
-
 UP, DOWN, MAINT, DRAIN = "UP", "DOWN", "MAINT", "DRAIN"
 TIMEOUT = 1.5  # seconds for all that is said over one connection: less than HAProxy gives the check that this is
 PROMPT = b"> "  # what stands at the begin of a line behind an answer
-MAINT_BITS = 0x01 | 0x02  # forced, inherited; 0x04, configured, stays where an operator has ended it
-INHERITED_BIT = 0x02
-UNRESOLVED_BIT = 0x20
+FORCED_BIT, INHERITED_BIT, UNRESOLVED_BIT = 0x01, 0x02, 0x20  # 0x04, configured, stays where an operator has ended it
+MAINT_BITS = FORCED_BIT | INHERITED_BIT | UNRESOLVED_BIT
 DRAIN_BITS = 0x08 | 0x10  # forced, inherited
 STOPPED, STOPPING = 0, 3
-
 STATE_COLUMNS = (
     *("be_name", "srv_name", "srv_op_state", "srv_admin_state", "srv_uweight"),
     *("srv_addr", "srv_port", "srv_use_ssl", "srv_fqdn"),
@@ -205,7 +201,7 @@ def set_weight(change: Decision) -> str:
     return f"set server {change.server.backend}/{change.server.name} weight {change.weight}"
 
 
-def rows(lines: Iterable[str], separator: str, columns: Sequence[str]) -> Iterator[Row]:
+def rows(lines: Iterable[str], separator: str, columns: Sequence[str]) -> Iterator[Mapping[str, str]]:
     """The named columns of each row of a table whose first line has their names behind a `#`, by their names.
 
     A quoted field, which only HAProxy's texts for people are, is "", and it may have line's ends in it. Raises
@@ -232,9 +228,9 @@ def rows(lines: Iterable[str], separator: str, columns: Sequence[str]) -> Iterat
         yield dict(zip(columns, pick(fields), strict=True))
 
 
-def _server(row: Row) -> Server:
+def _server(row: Mapping[str, str]) -> Server:
     bits, op_state = int(row["srv_admin_state"]), int(row["srv_op_state"])
-    if bits & (MAINT_BITS | UNRESOLVED_BIT):
+    if bits & MAINT_BITS:
         state = MAINT
     elif bits & DRAIN_BITS or op_state == STOPPING:
         state = DRAIN
@@ -242,13 +238,13 @@ def _server(row: Row) -> Server:
         state = DOWN if op_state == STOPPED else UP
     server = Server(row["be_name"], row["srv_name"], state, int(row["srv_uweight"]))
     # One that tracks another whose name does not resolve has inherited that maintenance, beside its own.
-    server.unresolved = bool(bits & UNRESOLVED_BIT and not bits & MAINT_BITS & ~INHERITED_BIT)
+    server.unresolved = bool(bits & UNRESOLVED_BIT and not bits & FORCED_BIT)
     server.address, server.port, server.tls = row["srv_addr"], row["srv_port"], row["srv_use_ssl"]
     server.host = light.printable(row["srv_fqdn"].removeprefix("-"))  # which stands for none; a name server may say it
     return server
 
 
-def _add_stat(server: Server, row: Row) -> None:
+def _add_stat(server: Server, row: Mapping[str, str]) -> None:
     check, duration, health = row["check_status"], row["check_duration"], row["check_health"]
     server.state_age = float(row["lastchg"] or 0)
     server.mode, server.reserve = row["mode"], row["bck"] == "1"

@@ -114,16 +114,11 @@ def _score_together(
         if mean > values[row]:
             values[row], by_mean[row] = mean, True
     columns = values.tolist(), by_mean.tolist(), since_change.tolist(), counts.tolist(), failures.tolist()
-    return [
-        Score(
-            value,
-            None if is_mean else percentile,
-            samples[:count],
-            failed_ones,
-            samples[changed - 1].time if changed < size else None,
-        )
-        for samples, value, is_mean, changed, count, failed_ones in zip(members, *columns, strict=True)
-    ]
+    found = []
+    for samples, value, is_mean, changed, count, failed_ones in zip(members, *columns, strict=True):
+        since = samples[changed - 1].time if changed < size else None
+        found.append(Score(value, None if is_mean else percentile, samples[:count], failed_ones, since))
+    return found
 
 
 def count_since_change(seconds: NDArray[np.float64], failed: NDArray[np.bool_], window: int) -> NDArray[np.intp]:

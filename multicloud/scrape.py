@@ -28,17 +28,14 @@ if TYPE_CHECKING:
     from multicloud.settings import Key
 
 STATES = (UP, DOWN, MAINT, DRAIN)
-
 # Seconds up to which the checks of a bucket took.
 BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0)
-
 COUNTERS = {  # by what each counts, beside the backend, and what
     "checks_failed": ("server", "Checks that failed."),
     "weight_changes": ("server", "Weights that were changed."),
     "decisions": ("reason", "Decisions on a server, each round, by their reason."),
     "favorite_changes": ("reason", "Changes of favourite, by their reason."),
 }
-
 PATHS = (b"/metrics", b"/")
 TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 OPEN_METRICS = b"application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -101,7 +98,7 @@ class Totals:
         buckets = self._buckets.setdefault(key, [0] * (len(BOUNDS) + 1))
         if not failed:
             buckets[bisect.bisect_left(BOUNDS, seconds)] += 1
-        self._seconds[key] = self._seconds.get(key, 0.0) + (0.0 if failed else seconds)
+            self._seconds[key] = self._seconds.get(key, 0.0) + seconds
         self._counts["checks_failed"][key] += failed
         self._counts["weight_changes"][key] += 0
 
@@ -154,11 +151,8 @@ def metric(name: str, kind: str, meaning: str, found: Iterable[tuple[str, float 
 
 
 def _labels(backend: str, value: str, label: str = "server") -> str:
-    return f'backend="{_escape(backend)}",{label}="{_escape(value)}"'
-
-
-def _escape(text: str) -> str:
-    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+    backend, value = (text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n") for text in (backend, value))
+    return f'backend="{backend}",{label}="{value}"'
 
 
 def listen(address: str) -> socket.socket:
