@@ -17,15 +17,10 @@ from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud import samplefile
-from multicloud.samplefile import FAILED_MARK, MAX_BYTES, SampleFileError
-from multicloud.settings import NAME_CHARACTERS
+from multicloud.settings import NAME_CHARACTERS, Key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-
-    from multicloud.settings import Key
-
-    Stamp = tuple[int, int, int, int]
 
 KEEP = 100  # samples of each server that a trim leaves in the file
 KEEP_IN_ALL = 10_000  # and in all where that is more, for who asks what happened in the last hour
@@ -49,7 +44,7 @@ class Samples:
     def __init__(self) -> None:
         self.series: dict[Key, list[Sample]] = {}  # by backend and server, the newest sample first
         self.lines = self.garbage = self.size = 0  # lines that were read, those that are no samples; the file's bytes
-        self.stamp: Stamp | None = None  # the state of the file that all of this is from, if it is from one
+        self.stamp: tuple[int, ...] | None = None  # the state of the file that all of this is from, if it is from one
 
     def add(self, backend: str, server: str, sample: Sample, newest: int) -> None:
         """Add a sample that was taken after those that are there, and keep the `newest`."""
@@ -138,7 +133,7 @@ def follow(path: str, newest: int, samples: Samples, own: Iterable[Key]) -> Samp
     return whole
 
 
-def _stamp(found: os.stat_result) -> Stamp:
+def _stamp(found: os.stat_result) -> tuple[int, ...]:
     """What changes when somebody writes the file, or puts another one in its place."""
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
@@ -151,12 +146,12 @@ def trim(path: str, keep: int, oldest: float = 0.0) -> int:
     """
     try:
         if os.geteuid() not in (0, os.lstat(path).st_uid):
-            raise SampleFileError(f"{path}: belongs to somebody else")
+            raise samplefile.SampleFileError(f"{path}: belongs to somebody else")
         fd = samplefile.open_file(path, os.O_RDONLY)
         try:
             end, last = _end_of_lines(fd)
             samples, kept = _newest(fd, end, keep, oldest)
-            dropped = samples.lines - len(kept) + (end > MAX_BYTES)  # what lies before, whatever it is
+            dropped = samples.lines - len(kept) + (end > samplefile.MAX_BYTES)  # what lies before, whatever it is
             return dropped if dropped and last and _leave(path, os.fstat(fd), end, last, b"".join(kept)) else 0
         finally:
             os.close(fd)
@@ -216,7 +211,7 @@ def _write(fd: int, lines: bytes) -> None:
 def _parse(line: bytes) -> tuple[bytes, Sample | None]:
     """`backend server` of a line, and its sample; None for a line that is none."""
     fields = line.split()
-    failed = len(fields) == 5 and line.endswith(FAILED_MARK)
+    failed = len(fields) == 5 and line.endswith(samplefile.FAILED_MARK)
     names, numbers = fields[:2], fields[2 : len(fields) - failed]
     if len(numbers) not in (1, 2) or b"".join(names).translate(None, NAME_CHARACTERS) or b"_" in b"".join(numbers):
         return b"", None
@@ -244,7 +239,7 @@ def _end_of_lines(fd: int) -> tuple[int, bytes]:
 
 def _blocks(fd: int, end: int) -> Iterator[list[bytes]]:
     """The lines before the offset `end`, in blocks: the newest block first, the lines of a block in file order."""
-    first = max(0, end - MAX_BYTES)
+    first = max(0, end - samplefile.MAX_BYTES)
     tail = b""  # of a line that begins in the block before; all of a line that is longer than a block is garbage
     end -= 1  # not the last newline
     while end > first:

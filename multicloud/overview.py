@@ -5,14 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud import ranking, reweigh, runtime, scores
-from multicloud.ranking import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from multicloud.history import Samples
-    from multicloud.ranking import Decision
-    from multicloud.runtime import Server
     from multicloud.scores import Score
     from multicloud.settings import Key, Sources
 
@@ -42,7 +39,7 @@ class Row(NamedTuple):
 
 
 def rows(
-    servers: Iterable[Server], samples: Samples, scored: Mapping[Key, Score], sources: Sources, now: float
+    servers: Iterable[runtime.Server], samples: Samples, scored: Mapping[Key, Score], sources: Sources, now: float
 ) -> tuple[list[Row], dict[str, str]]:
     """A row for each server of each backend that has samples. Raises SettingError.
 
@@ -90,7 +87,7 @@ def rows(
     return shown, alike
 
 
-def _seen(servers: Iterable[Server]) -> list[tuple[str, str, int]]:
+def _seen(servers: Iterable[runtime.Server]) -> list[tuple[str, str, int]]:
     return [(server.name, server.state, server.weight) for server in servers]
 
 
@@ -101,7 +98,7 @@ class Switch(NamedTuple):
     backend: str
     before: str  # "" where nobody led
     after: str
-    why: Decision  # of the one that leads now, or of the one that cannot lead any more
+    why: ranking.Decision  # of the one that leads now, or of the one that cannot lead any more
 
     def words(self) -> str:
         """The reason with its figures."""
@@ -115,7 +112,7 @@ class Favorites:
     def __init__(self) -> None:
         self.last: dict[str, Switch] = {}
 
-    def follow(self, decisions: Iterable[Decision], now: float) -> list[Switch]:
+    def follow(self, decisions: Iterable[ranking.Decision], now: float) -> list[Switch]:
         """The changes since the last call, at the UNIX time `now`. Where none is UP or measured, nobody else leads."""
         backends = ranking.by_backend(decisions)
         for gone in self.last.keys() - backends.keys():
@@ -125,9 +122,9 @@ class Favorites:
             led = self.last[backend].after if backend in self.last else ""
             up = [each for each in members if each.server.state == runtime.UP]
             best = max(up, key=lambda each: (each.weight, each.server.name == led, each.server.weight), default=None)
-            if best and best.server.name != led and best.reason is not Reason.NONE_MEASURED:
+            if best and best.server.name != led and best.reason is not ranking.Reason.NONE_MEASURED:
                 before = next((each for each in members if each.server.name == led), best)
-                can_lead = before.server.state == runtime.UP and before.reason is not Reason.NO_SAMPLES
+                can_lead = before.server.state == runtime.UP and before.reason is not ranking.Reason.NO_SAMPLES
                 self.last[backend] = Switch(now, backend, led, best.server.name, best if can_lead else before)
                 switches.append(self.last[backend])
         return switches

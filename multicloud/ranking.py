@@ -20,12 +20,11 @@ from enum import Enum
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
-from multicloud.runtime import DOWN, DRAIN, UP
+from multicloud.runtime import DOWN, DRAIN, UP, Server
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from multicloud.runtime import Server
     from multicloud.settings import Key
 
     Scores = Mapping[Key, float]

@@ -20,14 +20,9 @@ import time
 from typing import TYPE_CHECKING
 
 from multicloud import haproxy_checks, history, light, overview, reweigh, runtime, samplefile, scrape, settings
-from multicloud.light import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from multicloud.reweigh import Outcome
-    from multicloud.runtime import Server
-    from multicloud.settings import Key, Sources
 
 USAGE = "multicloud-run [--metrics [ADDR:]PORT] [--log text|json]"
 LOGS = ("text", "json")
@@ -52,12 +47,12 @@ def options_of(arguments: Sequence[str]) -> tuple[str, str]:
         name, equals, value = word.partition("=")
         value = value if equals else next(words, "")
         if name not in options or not value or (name == "--log" and value not in LOGS):
-            raise UsageError(f"usage: {USAGE}")
+            raise light.UsageError(f"usage: {USAGE}")
         options[name] = value
     return options["--metrics"], options["--log"]
 
 
-def run(sources: Sources, address: str = "", log: str = LOGS[0]) -> int:
+def run(sources: settings.Sources, address: str = "", log: str = LOGS[0]) -> int:
     """Rounds until SIGTERM or SIGINT; the exit code. Prometheus' metrics are served at `address` where it is not "".
 
     What it says is `log`: text, or JSON, an object a line. Raises UsageError and CommandError, before the first round.
@@ -84,24 +79,24 @@ def run(sources: Sources, address: str = "", log: str = LOGS[0]) -> int:
 class Rounds:
     """What is kept from one round to the next. `problems` are texts by what they are of."""
 
-    def __init__(self, sources: Sources, *, as_json: bool = False) -> None:
+    def __init__(self, sources: settings.Sources, *, as_json: bool = False) -> None:
         self.as_json = as_json
         self.problems: dict[str, str] = {}
-        self.own: set[Key] = set()  # the servers whose checks are recorded here
+        self.own: set[settings.Key] = set()  # the servers whose checks are recorded here
         self.checks = haproxy_checks.Checks()
         self.samples = history.Samples()
         self.totals = scrape.Totals()
         # What the last round leaves to scrapers, who may come during the next one.
-        self._last: tuple[list[Server], Outcome | None, Sources] = [], None, sources
+        self._last: tuple[list[runtime.Server], reweigh.Outcome | None, settings.Sources] = [], None, sources
         self._page = -1, b""  # and after how many rounds it was made
         self._use(sources)
 
-    def _use(self, sources: Sources) -> None:
+    def _use(self, sources: settings.Sources) -> None:
         """Work with these settings from now on. Raises UsageError, and then nothing has changed."""
         values = sources.read(settings.RUN_SETTINGS)
         if not values.backends:
             places = f"MULTICLOUD_BACKENDS=app,api, or `backends = app,api` in {sources.path}"
-            raise UsageError(f"no backends to measure; name them: {places}")
+            raise light.UsageError(f"no backends to measure; name them: {places}")
         newest = reweigh.samples_needed(sources)
         self.sources, self.values, self.newest = sources, values, newest
 
@@ -109,7 +104,7 @@ class Rounds:
         """Read the settings file again. Where it cannot be read, the settings stay."""
         try:
             self._use(settings.Sources(self.sources.environ))
-        except UsageError as error:
+        except light.UsageError as error:
             self._say(light.warn, f"error: the settings stay as they were: {error}")
             return
         self.samples.stamp = None  # with a longer window the file may have more, so it is read as a whole
@@ -139,7 +134,7 @@ class Rounds:
         self._tell(problems)
         self.totals.round(time.monotonic() - began, up="haproxy" not in problems)
 
-    def _reweigh(self, problems: dict[str, str]) -> tuple[list[Server], Outcome]:
+    def _reweigh(self, problems: dict[str, str]) -> tuple[list[runtime.Server], reweigh.Outcome]:
         """Look at HAProxy's servers, decide and set weights. Raises RuntimeAPIError, SettingError and OSError."""
         lines: list[bytes] = []
         try:
@@ -167,7 +162,7 @@ class Rounds:
             by_key[server.key].weight = weight
         return servers, outcome
 
-    def _take(self, servers: Sequence[Server]) -> list[bytes]:
+    def _take(self, servers: Sequence[runtime.Server]) -> list[bytes]:
         """Add the checks that have ended to the samples; return their lines for the file."""
         measured = [
             server
@@ -222,7 +217,7 @@ class Rounds:
         return self._page[1]
 
 
-def unmeasured(servers: Sequence[Server], backends: Sequence[str]) -> dict[str, str]:
+def unmeasured(servers: Sequence[runtime.Server], backends: Sequence[str]) -> dict[str, str]:
     """The backends of which HAProxy's checks give no samples, with what to write."""
     problems = {}
     by_backend = runtime.by_backend(servers)

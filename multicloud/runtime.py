@@ -15,14 +15,12 @@ from operator import itemgetter
 from time import monotonic
 
 from multicloud import light, settings
-from multicloud.light import CommandError
 
 TYPE_CHECKING = False  # `typing` is not needed at run time
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from multicloud.ranking import Decision
-    from multicloud.settings import Key
 
 UP, DOWN, MAINT, DRAIN = "UP", "DOWN", "MAINT", "DRAIN"
 TIMEOUT = 1.5  # seconds for all that is said over one connection: less than HAProxy gives the check that this is
@@ -44,7 +42,7 @@ ABSTRACT, SUN_PATH = "abns@", 108  # how an abstract socket is named; the bytes 
 QUOTED = re.compile('"(?:[^"]|"")*"')
 
 
-class RuntimeAPIError(CommandError):
+class RuntimeAPIError(light.CommandError):
     """HAProxy cannot be reached or refused a command. The text says which and why."""
 
 
@@ -144,7 +142,7 @@ class RuntimeAPI:
                 raise ValueError(version)
             servers = [_server(row) for row in rows(states, " ", STATE_COLUMNS)]
         by_key = {server.key: server for server in servers}
-        tracked: dict[Key, Key] = {}
+        tracked: dict[settings.Key, settings.Key] = {}
         with self.expecting("statistics"):
             for row in rows(self.lines("show stat -1 4 -1"), ",", STAT_COLUMNS):
                 key = row["pxname"], row["svname"]

@@ -15,17 +15,14 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from multicloud import light, settings
-from multicloud.light import CommandError, UsageError
-from multicloud.overview import PERCENTS, Favorites
+from multicloud.overview import PERCENTS, Favorites, Row
 from multicloud.ranking import Reason
 from multicloud.runtime import DOWN, DRAIN, MAINT, UP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from multicloud.overview import Row
     from multicloud.reweigh import Outcome
-    from multicloud.settings import Key
 
 STATES = (UP, DOWN, MAINT, DRAIN)
 # Seconds up to which the checks of a bucket took.
@@ -79,9 +76,9 @@ class Totals:
     """What `multicloud run` has counted since its start. Its text may be asked for by another thread."""
 
     def __init__(self) -> None:
-        self._buckets: dict[Key, list[int]] = {}
-        self._seconds: dict[Key, float] = {}
-        self._counts: dict[str, Counter[Key]] = {name: Counter() for name in COUNTERS}
+        self._buckets: dict[settings.Key, list[int]] = {}
+        self._seconds: dict[settings.Key, float] = {}
+        self._counts: dict[str, Counter[settings.Key]] = {name: Counter() for name in COUNTERS}
         self._favorites = Favorites()
         self.rounds = self.failures = 0
         self._took = self._ended = 0.0
@@ -93,7 +90,7 @@ class Totals:
         self.failures += not up
         self.rounds += 1
 
-    def check(self, key: Key, seconds: float, *, failed: bool) -> None:
+    def check(self, key: settings.Key, seconds: float, *, failed: bool) -> None:
         """Count a check."""
         buckets = self._buckets.setdefault(key, [0] * (len(BOUNDS) + 1))
         if not failed:
@@ -165,11 +162,11 @@ def listen(address: str) -> socket.socket:
             raise ValueError
         return socket.create_server((host.strip("[]") or "127.0.0.1", port), family=family)
     except (ValueError, socket.gaierror):
-        raise UsageError(f"--metrics: cannot read {address!r}; accepted: [ADDR:]PORT, 127.0.0.1:9101") from None
+        raise light.UsageError(f"--metrics: cannot read {address!r}; accepted: [ADDR:]PORT, 127.0.0.1:9101") from None
     except OSError as error:
         # Not light.reason: create_server adds the address to what the system says.
         reason = os.strerror(error.errno) if error.errno else str(error)
-        raise CommandError(f"--metrics {address}: {reason.lower()}") from None
+        raise light.CommandError(f"--metrics {address}: {reason.lower()}") from None
 
 
 def serve(listening: socket.socket, page: Callable[[], bytes]) -> None:

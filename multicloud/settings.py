@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     N = TypeVar("N", int, float)
     V = TypeVar("V")
-    Key = tuple[str, str]  # the names of a backend and of a server in it
     Kind = tuple[Callable[[str], V], str]  # what makes a value of a text, or raises ValueError; and what it accepts
 
+Key = tuple[str, str]  # the names of a backend and of a server in it
 CONF = "MULTICLOUD_CONF"  # the variable that names the settings file
 CONF_DEFAULT = "/etc/multicloud.conf"
 MAX_BYTES = 256 << 10

@@ -32,14 +32,13 @@ from math import sqrt
 from typing import TYPE_CHECKING, NamedTuple
 
 from multicloud.ranking import Decision, Reason, candidates
-from multicloud.runtime import UP
+from multicloud.runtime import UP, Server
 from multicloud.scores import CHANGE, percentiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from multicloud.history import Sample
-    from multicloud.runtime import Server
     from multicloud.settings import Key
 
 # Samples whose median is the usual time: of some minutes, so that a line of a minute is not yet what is usual.
