@@ -93,17 +93,15 @@ def _newest(fd: int, end: int, newest: int, oldest: float = 0.0) -> tuple[Sample
             break
         samples.lines += len(lines)
         for line in reversed(lines):
-            full = known.get(b" ".join(line.split(None, 2)[:2]))
-            if full and len(full) >= newest:  # most lines, so nothing more is done with them
+            names = b" ".join(line.split(None, 2)[:2])
+            if len(known.get(names, ())) >= newest:  # most lines, so nothing more is done with them
                 continue
-            names, sample = _parse(line)
+            sample = _parse(line)
             if sample is None or (names not in known and len(known) >= MAX_SERVERS):
                 samples.garbage += 1
             elif sample.time is None or sample.time >= oldest:
-                of_server = known.setdefault(names, [])
-                if len(of_server) < newest:
-                    of_server.append(sample)
-                    kept.append(line + b"\n")
+                known.setdefault(names, []).append(sample)
+                kept.append(line + b"\n")
     for names, of_server in known.items():
         backend, server = names.decode().split()
         samples.series[backend, server] = of_server
@@ -208,21 +206,21 @@ def _write(fd: int, lines: bytes) -> None:
     os.ftruncate(fd, done)
 
 
-def _parse(line: bytes) -> tuple[bytes, Sample | None]:
-    """`backend server` of a line, and its sample; None for a line that is none."""
+def _parse(line: bytes) -> Sample | None:
+    """The sample of a line; None for a line that is none."""
     fields = line.split()
     failed = len(fields) == 5 and line.endswith(samplefile.FAILED_MARK)
     names, numbers = fields[:2], fields[2 : len(fields) - failed]
     if len(numbers) not in (1, 2) or b"".join(names).translate(None, NAME_CHARACTERS) or b"_" in b"".join(numbers):
-        return b"", None
+        return None
     try:
         seconds = float(numbers[0])
         when = float(numbers[1]) if len(numbers) > 1 else None
     except ValueError:
-        return b"", None
+        return None
     if not MIN_SECONDS <= seconds <= MAX_SECONDS or not (when is None or 0 <= when <= MAX_TIME):
-        return b"", None
-    return b" ".join(names), Sample(seconds, when, failed)
+        return None
+    return Sample(seconds, when, failed)
 
 
 def _end_of_lines(fd: int) -> tuple[int, bytes]:

@@ -10,8 +10,6 @@ share the favourite's weight: one enters at the tolerance and leaves beyond tole
 
 Servers that HAProxy has as its own `backup` get traffic only while no other can. They are ranked among themselves: the
 fastest has the backup's weight, so that it is the one that serves then.
-
-A decision carries its reason and the facts of it, so that who words it works nothing out again.
 """
 
 from __future__ import annotations
@@ -151,12 +149,12 @@ def _lead(ordered: Sequence[Server], scores: Scores, favorite: int, hysteresis: 
         score = scores.get(server.source, inf)
         return score * (1 - hysteresis / 100) if server.weight == favorite and score < inf else score
 
-    fastest = scores.get(ordered[0].source, inf) if ordered else inf
+    if not ordered:
+        return set()
+    fastest = scores.get(ordered[0].source, inf)
     if tolerance and fastest < inf:
         return {server for server in ordered if discounted(server) <= fastest + tolerance / 1000}
-    sitting = [server for server in ordered if server.weight == favorite]
-    best = min([*ordered[:1], *sitting], key=lambda each: (discounted(each), each.weight != favorite), default=None)
-    return {best} if best else set()
+    return {min(ordered, key=lambda each: (discounted(each), each.weight != favorite))}
 
 
 def _leader(

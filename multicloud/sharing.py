@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from multicloud.history import Sample
     from multicloud.settings import Key
 
+    Views = Mapping[Server, "_View"]
+
 # Samples whose median is the usual time: of some minutes, so that a line of a minute is not yet what is usual.
 USUAL = 100
 RECENT = 3  # newest samples, whose mean shows a line: fewer are noise, more are older than the line
@@ -84,13 +86,12 @@ NOBODY = Load()
 
 
 class _View(NamedTuple):
-    """What is known of a server: its usual seconds, its samples, newest first, its users, and how many more requests of
-    theirs are in flight than a moment before."""
+    """What is known of a server."""
 
-    usual: float
-    samples: Sequence[Sample]
+    usual: float  # seconds
+    samples: Sequence[Sample]  # newest first
     load: Load
-    growth: int = 0
+    growth: int = 0  # how many more requests are in flight than a moment before
 
     def later(self, load: Load) -> _View:
         """The same with the users of a moment later."""
@@ -224,11 +225,7 @@ def _views(
 
 
 def _whole(
-    decisions: Sequence[Decision],
-    favourite: Server,
-    leader: Server,
-    views: Mapping[Server, _View],
-    connect: Callable[[Server], float],
+    decisions: Sequence[Decision], favourite: Server, leader: Server, views: Views, connect: Callable[[Server], float]
 ) -> Sequence[Decision] | None:
     """The decisions where one server has all traffic: the favourite, or the `leader` that ranking wants in its place.
 
@@ -254,16 +251,12 @@ def _whole(
 def _exchanged(decisions: Sequence[Decision], far: Server, instead: Server) -> list[Decision]:
     """The two have each other's weight."""
     weights = {each.server: each.weight for each in decisions}
-    new = {
-        far: Decision(far, weights[instead], Reason.FAR),
-        instead: Decision(instead, weights[far], Reason.NEARER, far),
-    }
+    nearer = Decision(instead, weights[far], Reason.NEARER, far)
+    new = {far: Decision(far, weights[instead], Reason.FAR), instead: nearer}
     return [new.get(each.server, each) for each in decisions]
 
 
-def _step(
-    parts: Mapping[Server, float], views: Mapping[Server, _View], elapsed: float, least: float
-) -> dict[Server, float]:
+def _step(parts: Mapping[Server, float], views: Views, elapsed: float, least: float) -> dict[Server, float]:
     """The new parts. One that does not grow is 0 below LEAST, and so is one below `least`, which no weight can tell."""
     price = {server: view.price() for server, view in views.items()}
     lowest, average = min(price.values()), sum(parts[server] * price[server] for server in price)
@@ -282,9 +275,7 @@ def _step(
     }
 
 
-def _decision(
-    ranked: Decision, parts: Mapping[Server, float], views: Mapping[Server, _View], favorite: int, backup: int
-) -> Decision:
+def _decision(ranked: Decision, parts: Mapping[Server, float], views: Views, favorite: int, backup: int) -> Decision:
     server = ranked.server
     if server not in parts:
         if server.state != UP or not ranked.weight or ranked.reason is Reason.RESERVE:
