@@ -51,19 +51,15 @@ class Reason(Enum):
 
 
 class Decision(NamedTuple):
-    """The weight that a server should have, and why.
-
-    `other` is the server that `reason` speaks of, if any, and `percent` by how much the faster of the two is faster.
-    Where servers share, `in_flight` are its requests in flight, and `expected` how many there would be without a line.
-    """
+    """The weight that a server should have, and why."""
 
     server: Server
     weight: int
     reason: Reason
-    other: Server | None = None
-    percent: float = 0.0
-    in_flight: int = 0
-    expected: int = 0
+    other: Server | None = None  # the one that the reason speaks of
+    percent: float = 0.0  # by how much the faster of the two is faster
+    in_flight: int = 0  # where servers share: its requests in flight
+    expected: int = 0  # and how many there would be without a line
 
     def why(self) -> str:
         """The reason with its figures."""

@@ -32,17 +32,13 @@ CONNECT = 0.5  # seconds for all connections that show who is far: HAProxy ends 
 
 
 class Outcome(NamedTuple):
-    """What one reweigh saw, decided and did.
+    """What one reweigh saw, decided and did."""
 
-    `samples` is what the file says, `scores` are by (backend, server), `decisions` are of all servers that HAProxy has,
-    `changes` those of them that changed a weight, and `refusals` what HAProxy said to others that should have.
-    """
-
-    samples: Samples
+    samples: Samples  # what the file says
     scores: dict[Key, Score]
-    decisions: list[Decision]
-    changes: list[Decision]
-    refusals: list[str]
+    decisions: list[Decision]  # of all servers that HAProxy has
+    changes: list[Decision]  # those of them that changed a weight
+    refusals: list[str]  # what HAProxy said to others that should have
 
 
 def main() -> int:
@@ -94,10 +90,9 @@ def weigh(
 ) -> Outcome:
     """Score and rank the servers, let them share and, unless it is a dry run, send the weights that differ.
 
-    `elapsed` seconds have passed since the last reweigh.
-
-    Two reweighs at once could take every weight away between them. So whoever has changed weights looks again, and
-    decides again until nothing differs. Raises SettingError and RuntimeAPIError.
+    `elapsed` seconds have passed since the last reweigh. Two reweighs at once could take every weight away between
+    them. So whoever has changed weights looks again, and decides again until nothing differs. Raises SettingError and
+    RuntimeAPIError.
     """
     sources_of_samples = {server.source for server in servers}
     series = {key: newest for key, newest in samples.series.items() if key in sources_of_samples}
@@ -218,10 +213,7 @@ def refused(outcome: Outcome) -> str:
 
 
 def trim_if_long(sources: Sources, keep: int, samples: Samples) -> None:
-    """Trim the sample file when it has grown to twice what is kept: `keep` of a server, or more of few servers.
-
-    Raises SampleFileError.
-    """
+    """Trim the file if it has twice what is kept: `keep` of a server, more of few servers. Raises SampleFileError."""
     oldest = time.time() - max(REMEMBERED, *(values.max_age for values in _everywhere(sources)))
     times = [newest[0].time for newest in samples.series.values()]
     living = sum(when is None or when >= oldest for when in times)

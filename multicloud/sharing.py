@@ -261,8 +261,7 @@ def _step(parts: Mapping[Server, float], views: Views, elapsed: float, least: fl
     price = {server: view.price() for server, view in views.items()}
     lowest, average = min(price.values()), sum(parts[server] * price[server] for server in price)
     calm = all(view.is_calm() for server, view in views.items() if parts[server])
-    settle = RETURN if calm else SETTLE
-    power = min(elapsed, SETTLE) / settle
+    power = min(elapsed, SETTLE) / (RETURN if calm else SETTLE)
     kept = {server: parts[server] * (lowest / price[server]) ** power for server in price}
     cheaper = {server: max(0.0, average - price[server]) / price[server] ** 2 for server in price}  # the nearest first
     freed = (1 - sum(kept.values())) / (sum(cheaper.values()) or 1.0)
