@@ -226,7 +226,6 @@ def unmeasured(servers: Sequence[runtime.Server], backends: Sequence[str]) -> di
         everyone = by_backend.get(backend, [])
         able = [server for server in everyone if server.state != runtime.MAINT]
         members = [server for server in everyone if server.source == server.key]
-        bare = [server.name for server in able if server.source == server.key and not server.check]
         strangers = [server for server in able if server.source[0] not in backends and server.source not in external]
         tracked = ", ".join(dict.fromkeys(server.source[0] for server in (strangers if members else everyone)))
         if not everyone:
@@ -237,7 +236,7 @@ def unmeasured(servers: Sequence[runtime.Server], backends: Sequence[str]) -> di
         elif any(server.key in external for server in members):
             text = "it has external checks, which record by themselves: "
             text += "take it out of MULTICLOUD_BACKENDS, or `option external-check` out of the backend"
-        elif bare:
+        elif bare := [server.name for server in able if server.source == server.key and not server.check]:
             text = f"HAProxy does not check {', '.join(bare)}: write `check` on each `server` line"
         elif strangers:
             names = ", ".join(server.name for server in strangers)

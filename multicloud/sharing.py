@@ -72,15 +72,6 @@ class Load(NamedTuple):
     rate: int = 0
     total_time: float = 0.0
 
-    def expected(self, usual: float) -> float:
-        """The requests in flight that there would be without a line; a check takes `usual` seconds."""
-        return self.rate * max(usual, self.total_time)
-
-    def crowd(self, usual: float) -> float:
-        """How many more there are, 0 where that may be chance."""
-        expected = self.expected(usual)
-        return self.in_flight - expected if self.rate and self.in_flight > CROWD * expected + SPARE else 0.0
-
 
 NOBODY = Load()
 
@@ -88,7 +79,7 @@ NOBODY = Load()
 class _View(NamedTuple):
     """What is known of a server."""
 
-    usual: float  # seconds
+    usual: float  # seconds of a check
     samples: Sequence[Sample]  # newest first
     load: Load
     growth: int = 0  # how many more requests are in flight than a moment before
@@ -103,8 +94,14 @@ class _View(NamedTuple):
     def newest(self, count: int) -> list[float]:
         return [sample.seconds for sample in self.samples[:count]]
 
+    def expected(self) -> float:
+        """The requests in flight that there would be without a line."""
+        return self.load.rate * max(self.usual, self.load.total_time)
+
     def crowd(self) -> float:
-        return self.load.crowd(self.usual)
+        """How many more there are, 0 where that may be chance."""
+        in_flight, expected = self.load.in_flight, self.expected()
+        return in_flight - expected if self.load.rate and in_flight > CROWD * expected + SPARE else 0.0
 
     def line(self) -> float:
         """The seconds that each user waits by the requests in flight; 0 where these are no crowd, or such as stay.
@@ -114,7 +111,7 @@ class _View(NamedTuple):
         crowd, newest = self.crowd(), self.samples[0].seconds
         if not crowd:
             return 0.0
-        if self.growth > max(SPARE, CHANCE * sqrt(2 * self.load.expected(self.usual))):
+        if self.growth > max(SPARE, CHANCE * sqrt(2 * self.expected())):
             return crowd / self.load.rate
         return min(crowd / self.load.rate, newest - self.usual) if self.is_slow(newest) else 0.0
 
@@ -125,7 +122,7 @@ class _View(NamedTuple):
     def varies(self) -> bool:
         """It is used, and its two newest samples differ as those of a line do."""
         newest = self.newest(2)
-        return max(newest) > VARIES * min(newest) and self.load.expected(self.usual) > USED
+        return max(newest) > VARIES * min(newest) and self.expected() > USED
 
     def is_calm(self) -> bool:
         return not self.line() and not any(map(self.is_slow, self.newest(CALM)))
@@ -150,7 +147,7 @@ def full(servers: Iterable[Server], samples: Mapping[Key, Sequence[Sample]], use
     return [
         server
         for server, view in views.items()
-        if view.load.expected(view.usual) > USED and (view.crowd() or all(map(view.is_slow, view.newest(RECENT))))
+        if view.expected() > USED and (view.crowd() or all(map(view.is_slow, view.newest(RECENT))))
     ]
 
 
@@ -177,7 +174,7 @@ def share(
     largest = max(parts, key=parts.__getitem__)
     leader = next((each.server for each in decisions if each.weight == favorite and each.server.state == UP), None)
     alone = parts[largest] == 1
-    if alone and leader is largest and not users.get(largest.source, NOBODY).crowd(0.0):
+    if alone and leader is largest and not _View(0.0, (), users.get(largest.source, NOBODY)).crowd():
         return decisions  # so that nothing more is worked out of most backends
     views = _views(parts, samples, users)
     if any(view.crowd() for view in views.values()):
@@ -285,7 +282,5 @@ def _decision(ranked: Decision, parts: Mapping[Server, float], views: Views, fav
     weight = round(favorite * parts[server] / max(parts.values()))
     if server is not max(parts, key=parts.__getitem__):  # with two favourites, one has come back from maintenance
         weight = min(weight, favorite - 1)
-    load = views[server].load
-    return Decision(
-        server, weight, Reason.SHARES, in_flight=load.in_flight, expected=round(load.expected(views[server].usual))
-    )
+    view = views[server]
+    return Decision(server, weight, Reason.SHARES, in_flight=view.load.in_flight, expected=round(view.expected()))
