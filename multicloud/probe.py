@@ -36,8 +36,7 @@ WHOLE_STORE = 50  # certificates that make a directory the system's store, of so
 class Target:
     """What to probe: `scheme` tcp, tls, http or https, at an IP address and port, or a UNIX socket's path (port None).
 
-    `host` is the name for Host header, SNI and verification; `expect` the accepted status codes; `ca_file` a bundle to
-    verify with ("" for the system's).
+    `host` is for Host header, SNI and verification; `expect` are status codes; `ca_file` is a bundle, "" the system's.
     """
 
     def __init__(

@@ -100,8 +100,7 @@ def rank(
 ) -> list[Decision]:
     """A decision for each server of a backend, in their order.
 
-    `scores` are seconds by (backend, server); `favorite` and `backup` weights; `hysteresis` is percent, `tolerance`
-    milliseconds.
+    `scores` are seconds; `favorite` and `backup` are weights; `hysteresis` is percent, `tolerance` milliseconds.
     """
     if not any(server.source in scores for server in servers):
         return [Decision(server, server.weight, Reason.NONE_MEASURED) for server in servers]
@@ -122,11 +121,10 @@ def rank(
         elif server in leaders:
             decisions.append(_leader(server, ordered[0], led, scores, favorite, tolerance))
         else:
-            second = server in following
-            reason = Reason.BACKUP if second else Reason.SLOWER
+            weight, reason = (backup, Reason.BACKUP) if server in following else (0, Reason.SLOWER)
             reason = reason if server.source in scores else Reason.NO_SAMPLES
             reason = Reason.RESERVE if server.reserve != ordered[0].reserve else reason
-            decisions.append(Decision(server, backup if second else 0, reason))
+            decisions.append(Decision(server, weight, reason))
     return decisions
 
 
