@@ -10,23 +10,18 @@ import os
 import pwd
 import re
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from multicloud import installed, runtime
+from multicloud.runtime import RuntimeAPI, Server
 from multicloud.settings import digits
 
-if TYPE_CHECKING:
-    from collections.abc import Collection
-
-    from multicloud.runtime import RuntimeAPI, Server
-
-REWEIGH_SERVER = "multicloud-reweigh"
-"""The name that haproxy.cfg gives the server whose check is the reweigh."""
-
+REWEIGH_SERVER = "multicloud-reweigh"  # the name that haproxy.cfg gives the server whose check is the reweigh
+# Check statuses: two of external checks, how all of these begin, and those of a server that is not checked (yet).
 PASSED, TIMED_OUT, EXTERNAL, NOT_YET = "PROCOK", "PROCTOUT", "PROC", ("", "INI")
-"""Check statuses: two of external checks, how all of these begin, and those of a server that is not checked (yet)."""
-
+# What the exit code of an external check says by itself: of multicloud's own commands, of a shell and of HAProxy.
 EXIT_CODES = {
     "126": "HAProxy's user may not execute the check's command",
     "127": "a program was not found: the check's command, or what it runs, is not in `external-check path`",
@@ -34,13 +29,11 @@ EXIT_CODES = {
     "4294967295": "a signal ended it: is memory short (`dmesg`)? Or it is a server that was added while HAProxy runs "
     "(`add server`), whose check HAProxy cannot start",
 }
-"""What the exit code of an external check says by itself: of multicloud's own commands, of a shell and of HAProxy."""
-
+# Where the reason is that a check or a reweigh fails.
 REASON = (
     "its reason is on HAProxy's standard error (`journalctl -u haproxy`), unless that is /dev/null (`haproxy -D`, or "
     "`-q`)"
 )
-"""Where the reason is that a check or a reweigh fails."""
 
 
 class User(NamedTuple):

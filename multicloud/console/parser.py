@@ -11,33 +11,26 @@ import glob
 import itertools
 import os
 import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from multicloud.light import UsageError, reason
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 SECTIONS = (
     *("global", "defaults", "frontend", "backend", "listen", "peers", "resolvers", "mailers", "userlist", "program"),
     *("http-errors", "cache", "ring", "log-forward", "fcgi-app", "crt-store", "traces", "log-profile", "acme"),
 )
-
 PROXIES = ("frontend", "backend", "listen")
-
+# A part of a word, a word or a comment, and what stands for something else, outside of double quotes and in them.
 PARTS = r"""'(?P<strong>[^']*)'?|"(?P<weak>(?:[^"\\]|\\.)*)"?|(?:[^\s#'"\\]|\\.?)+"""
 PART, WORD = (re.compile(each, re.ASCII | re.DOTALL) for each in (PARTS, f"#.*|(?:{PARTS})+"))
 ESCAPED = r"""\\(x[0-9a-fA-F]{2}|[ \\#'"nrt]"""
 UNQUOTED = re.compile(f"{ESCAPED})")
 QUOTED = re.compile(rf"{ESCAPED}|\$)|\$(?:(\w+)|\{{(\w+)(\[\*\])?(?:-([^}}]{{0,1000}}+))?\}})", re.ASCII)
-"""A word or a comment, a part of a word, and what stands for something else outside of double quotes and in them."""
-
 LINE_ENDS = {"n": "\n", "r": "\r", "t": "\t"}
 CONDITION = re.compile(r"(!*)\s*(?:(version_atleast|version_before|defined)\(\s*([^()\s]*)\s*\)|(-?\d{0,9}))")
-
-OWN = "HAPROXY_"
-"""So begin the variables that HAProxy sets itself, some of them after it has read its configuration."""
+OWN = "HAPROXY_"  # so begin the variables that HAProxy sets itself, some of them after it has read its configuration
 
 
 class ConfigurationError(UsageError):

@@ -8,35 +8,22 @@ from __future__ import annotations
 import functools
 import itertools
 import time
+from collections.abc import Collection, Sequence
 from math import inf
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from multicloud import reweigh, run, runtime, scores, sharing
 from multicloud.console import instance as instances
-from multicloud.console.instance import EXTERNAL, PASSED, REWEIGH_SERVER, cannot_append, user_of
+from multicloud.console.instance import EXTERNAL, PASSED, REWEIGH_SERVER, Instance, cannot_append, user_of
+from multicloud.history import Samples
 from multicloud.ranking import candidates, changes
-from multicloud.runtime import DOWN, MAINT, UP
-from multicloud.settings import BACKENDS, TIMES
+from multicloud.runtime import DOWN, MAINT, UP, Server
+from multicloud.settings import BACKENDS, TIMES, Settings, Sources
 
-if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
-
-    from multicloud.console.instance import Instance
-    from multicloud.history import Samples
-    from multicloud.runtime import Server
-    from multicloud.settings import Settings, Sources
-
-TOLERATED = 10.0
-"""Seconds for which a sample may be missing, or a weight not be set, before that is a problem."""
-
-LOOK_BACK = 60
-"""How many samples are read beyond those that count, so that it can be judged what counted some seconds ago."""
-
-STEP = 5.0
-"""Seconds between the moments that are judged."""
-
-SLOWER, LONGER = 3, 0.1
-"""Users wait longer than samples say if it is so many times their median, and so many seconds more."""
+TOLERATED = 10.0  # seconds for which a sample may be missing, or a weight not be set, before that is a problem
+LOOK_BACK = 60  # samples read beyond those that count, so that it can be judged what counted some seconds ago
+STEP = 5.0  # seconds between the moments that are judged
+SLOWER, LONGER = 3, 0.1  # users wait longer than samples say: so many times their median, and so many seconds more
 
 
 class Seen(NamedTuple):

@@ -7,19 +7,14 @@ problem, and says what it did not look at.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
 from multicloud import history, runtime, samplefile, settings
 from multicloud.console import parser, problems
 from multicloud.console.doctor import certificates, configuration, running, servers
-from multicloud.console.doctor.case import Case, ok, problem, some, unknown
+from multicloud.console.doctor.case import Case, Finding, ok, problem, some, unknown
 from multicloud.console.instance import Instance, ask, user_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from multicloud.console.doctor.case import Finding
-    from multicloud.settings import Sources
+from multicloud.settings import Sources
 
 
 def examine(sources: Sources, files: Sequence[str]) -> list[Finding]:
@@ -107,5 +102,5 @@ GROUPS = (
     ("samples, weights", servers.measured),
     ("whom HAProxy runs as", running.exposure),
 )
+# What can be asked where HAProxy does not answer: its configuration, too, which may be why.
 AWAY = SETTINGS, ("the socket", running.away), ("the running HAProxy", lambda _: ())
-"""What can be asked where HAProxy does not answer: its configuration, too, which may be why."""

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from multicloud.console.instance import may
+from multicloud.console.instance import Instance, User, may
+from multicloud.console.parser import Configuration
+from multicloud.runtime import Server
+from multicloud.settings import Settings, Sources
 
-if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
-
-    from multicloud.console.instance import Instance, User
-    from multicloud.console.parser import Configuration
-    from multicloud.runtime import Server
-    from multicloud.settings import Settings, Sources
-
-SHOWN = 8
-"""How many names a line has."""
+SHOWN = 8  # names that a line has
 
 
 class Finding(NamedTuple):

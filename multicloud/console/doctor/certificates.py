@@ -11,36 +11,23 @@ import os
 import re
 import socket
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from multicloud import check, probe, settings
 from multicloud.console import parser
 from multicloud.console.check import describe
-from multicloud.console.doctor.case import ok, problem, some, unknown
+from multicloud.console.doctor.case import Case, Finding, ok, problem, some, unknown
 from multicloud.light import UsageError
-from multicloud.runtime import MAINT
+from multicloud.runtime import MAINT, Server
+from multicloud.settings import Settings, Sources
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from multicloud.console.doctor.case import Case, Finding
-    from multicloud.runtime import Server
-    from multicloud.settings import Settings, Sources
-
-TIMEOUT, TIME_FOR_ALL = 1.0, 6.0
-"""Seconds that one handshake may take, and all of them."""
-
-SYSTEM = "@system-ca"
-"""The system's authorities, as HAProxy calls them."""
-
+TIMEOUT, TIME_FOR_ALL = 1.0, 6.0  # seconds that one handshake may take, and all of them
+SYSTEM = "@system-ca"  # the system's authorities, as HAProxy calls them
 REFUSED, EXPIRED = "certificate not accepted: ", "certificate has expired"
 MISMATCH = ("Hostname mismatch", "IP address mismatch")
-
-SNI_AUTO = parser.order("3.3-dev0")
-"""The version from which on HAProxy sends the Host of a request as SNI."""
-
-NO_CHECK_TIME = 0x200000
-"""OpenSSL's X509_V_FLAG_NO_CHECK_TIME: a certificate may have expired."""
+SNI_AUTO = parser.order("3.3-dev0")  # the version from which on HAProxy sends the Host of a request as SNI
+NO_CHECK_TIME = 0x200000  # OpenSSL's X509_V_FLAG_NO_CHECK_TIME: a certificate may have expired
 
 
 class Terms(NamedTuple):

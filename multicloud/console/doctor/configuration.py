@@ -6,31 +6,21 @@ import grp
 import os
 import pwd
 import shutil
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
 from multicloud import run, runtime
 from multicloud.console import config, parser
 from multicloud.console.doctor import routes
-from multicloud.console.doctor.case import can, ok, problem, some, unknown
-from multicloud.console.instance import EXTERNAL, PASSED, REWEIGH_SERVER, User
-from multicloud.runtime import MAINT
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from multicloud.console.doctor.case import Case, Finding
-    from multicloud.console.instance import Instance
-    from multicloud.console.parser import Configuration, Section
-    from multicloud.runtime import Server
+from multicloud.console.doctor.case import Case, Finding, can, ok, problem, some, unknown
+from multicloud.console.instance import EXTERNAL, PASSED, REWEIGH_SERVER, Instance, User
+from multicloud.console.parser import Configuration, Section
+from multicloud.runtime import MAINT, Server
 
 REMOVE_CHROOT = "remove `chroot` from `global` (from HAProxy 3.4 on, write `chroot /`, without which it warns)"
-
+# The balance algorithms under which a weight counts and can be set while HAProxy runs.
 DYNAMIC = ("roundrobin", "leastconn", "random")
-"""The balance algorithms under which a weight counts and can be set while HAProxy runs."""
-
+# Those under which it can be set with `hash-type consistent` only.
 HASHED = ("source", "uri", "url_param", "hdr", "rdp-cookie", "hash", "log-hash")
-"""Those under which it can be set with `hash-type consistent` only."""
-
 REFUSAL = "Backend is using a static LB algorithm and only accepts weights '0%' and '100%'."
 
 

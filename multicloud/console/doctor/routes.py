@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
 
 from multicloud.console import parser
-from multicloud.console.doctor.case import problem, some, unknown
+from multicloud.console.doctor.case import Case, Finding, problem, some, unknown
+from multicloud.console.parser import Configuration, Section
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from multicloud.console.doctor.case import Case, Finding
-    from multicloud.console.parser import Configuration, Section
-
+# The backend whose `choice` and `last-resort` bear no name; those of another one begin with its name.
 FIRST = "upstream"
-"""The backend whose `choice` and `last-resort` bear no name; those of another one begin with its name."""
-
+# What keeps users with a server whatever its weight is, and what lets them go in time.
 STICKY = {"cookie": "`maxidle 10m maxlife 1h`", "stick": "`expire 10m` of its table"}
-"""What keeps users with a server whatever its weight is, and what lets them go in time."""
-
+# The conditions of an application that has a frontend to itself: by the method, or by how many servers it has left.
 ALONE = re.compile(r"(if|unless) \{ (method|nbsrv\(\S*\)) [^{}]*\}")
-"""The conditions of an application that has a frontend to itself: by the method, or by how many servers it has left."""
-
+# The sections of which each name stands once.
 ONCE_ONLY = ("frontend", "backend", "listen", "defaults", "resolvers")
-"""The sections of which each name stands once."""
 
 
 def look(case: Case, routed: Mapping[str, Section | None]) -> Iterator[Finding]:

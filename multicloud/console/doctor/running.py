@@ -6,29 +6,21 @@ import contextlib
 import grp
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from multicloud import settings
 from multicloud.console.doctor import configuration
-from multicloud.console.doctor.case import can, ok, problem, unknown
-from multicloud.console.instance import EXTERNAL, cannot_append, let_in, may
+from multicloud.console.doctor.case import Case, Finding, can, ok, problem, unknown
+from multicloud.console.instance import EXTERNAL, User, cannot_append, let_in, may
 from multicloud.light import reason
+from multicloud.settings import Sources
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from multicloud.console.doctor.case import Case, Finding
-    from multicloud.console.instance import User
-    from multicloud.settings import Sources
-
+# What the kernel says of a process that no profile of SELinux or AppArmor confines.
 UNCONFINED = ("", "unconfined", "kernel")
-"""What the kernel says of a process that no profile of SELinux or AppArmor confines."""
-
 WAY = "`chmod a+x` each directory of the way"
-
+# The soft limit of open files with which a check costs 10 ms more than it should; with a billion none ends in time.
 MANY_FILES = 1_000_000
-"""The soft limit of open files with which a check costs 10 ms more than it should; with a billion none ends in time."""
 
 
 def away(case: Case) -> Iterator[Finding]:

@@ -5,44 +5,33 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
 from multicloud import haproxy_checks, history, probe, reweigh, runtime, samplefile
 from multicloud.console import problems
 from multicloud.console.doctor import certificates
-from multicloud.console.doctor.case import ok, problem, unknown
+from multicloud.console.doctor.case import Case, Finding, ok, problem, unknown
 from multicloud.console.instance import EXIT_CODES, PASSED, REASON, REWEIGH_SERVER, TIMED_OUT
 from multicloud.light import UsageError
-from multicloud.runtime import MAINT
+from multicloud.runtime import MAINT, RuntimeAPI, Server
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from multicloud.console.doctor.case import Case, Finding
-    from multicloud.runtime import RuntimeAPI, Server
-
+# Seconds between two looks at the name servers' counters: HAProxy asks every second for what it does not know.
 BETWEEN_LOOKS = 1.5
-"""Seconds between two looks at the name servers' counters: HAProxy asks every second for what it does not know."""
-
-PROBES, PROBE_TIME = 3, 2.0
-"""How many failing servers are probed, and for how many seconds each."""
-
+PROBES, PROBE_TIME = 3, 2.0  # how many failing servers are probed, and for how many seconds each
+# The counters of answers in `show resolvers`. That a name has no address of the family asked for is an `any_err`.
 ANSWERS = ("valid", "any_err", "cname_error", "nx", "refused", "other", "invalid", "too_big", "truncated", "outdated")
-"""The counters of answers in `show resolvers`. That a name has no address of the family asked for is an `any_err`."""
-
+# What name servers do, by HAProxy's counters.
 ANSWERED_BADLY = {
     "truncated": "cuts its answers ({truncated} truncated), and HAProxy takes none of those: write "
     "`accepted_payload_size 8192` into `resolvers`",
     "refused": "refuses to answer HAProxy: {keeps}: let it answer this machine",
 }
-"""What name servers do, by HAProxy's counters."""
-
+# Words of a `server` line of which an external check knows nothing, but HAProxy's own checks do.
 UNKNOWN = (
     *("port", "addr", "source", "usesrc", "socks4", "namespace", "crt", "alpn"),
     *("send-proxy", "send-proxy-v2", "send-proxy-v2-ssl"),
 )
-"""Words of a `server` line of which an external check knows nothing, but HAProxy's own checks do."""
-
+# The settings that may mend what a probe says, by a part of it; the first one that fits counts.
 REMEDIES = (
     ("mismatch", "`host`"),
     ("certificate not accepted", "`ca_file`"),
@@ -50,20 +39,17 @@ REMEDIES = (
     ("status ", "`path` or `expect` or `host`"),
     ("timed out", "`timeout`"),
 )
-"""The settings that may mend what a probe says, by a part of it; the first one that fits counts."""
-
 IPV6 = (
     "HAProxy has taken an IPv6 address: if this machine has no way over IPv6, and the name has an IPv4 address, too, "
     "write `resolve-prefer ipv4` on every `server` line (from HAProxy 2.8 on, `default-server` will do)"
 )
-
+# What to look at, by how the status of a failed check of HAProxy's own begins; the first one that fits counts.
 OWN_REMEDIES = (
     ("L4", "is it at the address and port of its line?"),
     ("L6", "does it speak TLS there, with a certificate that the `ca-file` of its line verifies, for its `check-sni`?"),
     ("L7STS", "are the path and the Host of `http-check send` right, and the status of `http-check expect`?"),
     ("L7", "does it speak what is asked of it, and in time (`inter`, `timeout check`)?"),
 )
-"""What to look at, by how the status of a failed check of HAProxy's own begins; the first one that fits counts."""
 
 
 def names(case: Case) -> Iterator[Finding]:
