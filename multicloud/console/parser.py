@@ -143,7 +143,7 @@ def _branch(
     keyword, condition = words[0], " ".join(words[1:])
     chosen = False
     if keyword in (".elif", ".else", ".endif") and blocks:
-        chosen = blocks.pop()[1]
+        _, chosen = blocks.pop()
     if keyword not in (".if", ".elif", ".else"):
         return []
     decided: bool | None = False
@@ -178,13 +178,11 @@ def order(version: str) -> tuple[int, ...]:
 
 def _inherited(words: Sequence[str], sections: Sequence[Section]) -> list[list[str]]:
     """The lines of the `defaults` that a section is `from`, or else of the last one before it."""
-    kind = words[0]
-    named = words[words.index("from") + 1 :][:1] if "from" in words else []
-    if kind not in PROXIES and not (kind == "defaults" and named):
-        return []
-    for section in reversed(sections):
-        if section.kind == "defaults" and (not named or section.name == named[0]):
-            return list(section.lines)
+    kind, name = words[0], value(words, "from")
+    if kind in PROXIES or (kind == "defaults" and name):
+        for section in reversed(sections):
+            if section.kind == "defaults" and name in ("", section.name):
+                return list(section.lines)
     return []
 
 

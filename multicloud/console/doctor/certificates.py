@@ -12,7 +12,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from multicloud import check, probe, settings
 from multicloud.console import parser
@@ -20,7 +20,6 @@ from multicloud.console.check import describe
 from multicloud.console.doctor.case import Case, Finding, ok, problem, some, unknown
 from multicloud.light import UsageError
 from multicloud.runtime import MAINT, Server
-from multicloud.settings import Settings, Sources
 
 TIMEOUT, TIME_FOR_ALL = 1.0, 6.0  # seconds that one handshake may take, and all of them
 SYSTEM = "@system-ca"  # the system's authorities, as HAProxy calls them
@@ -61,10 +60,10 @@ def look(case: Case) -> Iterator[Finding]:
         said = refusal(servers[0], terms, deadline - time.monotonic())
         finding = UNSEEN if said is None else MOVING if terms.verify and terms.name == "" else ACCEPTED
         if said:
-            text = (
-                f"each request to it is a 503, although its check passes: {cure_of_line(said, servers[0], terms, case)}"
+            finding = problem(
+                f"HAProxy does not accept the certificate of {{names}} ({said}), so each request to it is a 503, "
+                f"although its check passes: {cure_of_line(said, servers[0], terms, case)}"
             )
-            finding = problem(f"HAProxy does not accept the certificate of {{names}} ({said}), so {text}")
         findings.setdefault(finding, []).extend("/".join(server.key) for server in servers)
     for finding, names in findings.items():
         yield finding._replace(text=finding.text.replace("{names}", some(names)))
@@ -106,7 +105,8 @@ def _seen(server: Server, ca_file: str) -> tuple[str, str]:
 
     Its names and its dates may be wrong, but an authority in the file must have signed it.
     """
-    try:
+    seen: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError, UsageError):
         context = probe.tls_context(probe.Target("tls", server.address, None, server.name, ca_file=ca_file))
         context.check_hostname = False
         context.verify_flags |= NO_CHECK_TIME
@@ -114,13 +114,9 @@ def _seen(server: Server, ca_file: str) -> tuple[str, str]:
             socket.create_connection((server.address, int(server.port)), TIMEOUT) as plain,
             context.wrap_socket(plain, server_hostname=server.name) as tls,
         ):
-            seen = describe(tls.getpeercert())
-    except (OSError, ValueError, UsageError):
-        seen = None
-    if not seen:
-        return "", "renew it"
-    renewal = f"renew it: it expired on {seen['not_after'][:10]}" if seen["days_left"] < 0 else "renew it"
-    return next((name for name in seen["names"] if "*" not in name), ""), renewal
+            seen = describe(tls.getpeercert()) or {}
+    name = next((name for name in seen.get("names", ()) if "*" not in name), "")
+    return name, f"renew it: it expired on {seen['not_after'][:10]}" if seen.get("days_left", 0) < 0 else "renew it"
 
 
 def terms_of_line(server: Server, case: Case) -> Terms | None:
@@ -156,7 +152,7 @@ def _terms_of_check(server: Server, case: Case) -> Terms | None:
     return None
 
 
-def as_checked(server: Server, sources: Sources) -> tuple[probe.Target, Settings]:
+def as_checked(server: Server, sources: settings.Sources) -> tuple[probe.Target, settings.Settings]:
     """What a check of the server probes, and its settings. Raises UsageError."""
     values = sources.read(settings.CHECK, server.backend, server.name)
     return check.haproxy_target((), variables_of(server), values), values

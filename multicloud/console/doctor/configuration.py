@@ -17,10 +17,8 @@ from multicloud.console.parser import Configuration, Section
 from multicloud.runtime import MAINT, Server
 
 REMOVE_CHROOT = "remove `chroot` from `global` (from HAProxy 3.4 on, write `chroot /`, without which it warns)"
-# The balance algorithms under which a weight counts and can be set while HAProxy runs.
-DYNAMIC = ("roundrobin", "leastconn", "random")
-# Those under which it can be set with `hash-type consistent` only.
-HASHED = ("source", "uri", "url_param", "hdr", "rdp-cookie", "hash", "log-hash")
+DYNAMIC = ("roundrobin", "leastconn", "random")  # under these a weight counts, and can be set while HAProxy runs
+HASHED = ("source", "uri", "url_param", "hdr", "rdp-cookie", "hash", "log-hash")  # with `hash-type consistent` only
 REFUSAL = "Backend is using a static LB algorithm and only accepts weights '0%' and '100%'."
 
 
@@ -31,13 +29,14 @@ def look(case: Case) -> Iterator[Finding]:
             text = f"{path} is not what would be written for these settings now: run `{command}`, and reload HAProxy"
             yield problem(text)
     yield from _measured(case)
-    for name, section in routed(case).items():
+    sections = routed(case)
+    for name, section in sections.items():
         yield from _algorithm(name, section, case.instance)
     if not case.files:
         yield unknown("the configuration was not looked at: name it with -f haproxy.cfg")
         return
     yield from _targets(case.configuration)
-    yield from routes.look(case, routed(case))
+    yield from routes.look(case, sections)
     if checked_sections(case):
         yield from _forks(case.configuration.global_section(), case.instance)
     if case.configuration.undecided:
@@ -229,7 +228,8 @@ def _targets(configuration: Configuration) -> Iterator[Finding]:
         if section.first_word("http-send-name-header") == "Host" and not _guarded(section):
             leads = ["use_backend", section.name], ["default_backend", section.name]
             before = [each for each in configuration.sections if any(line[:2] in leads for line in each.lines)]
-            bare += [section.name] if not before or not all(map(_guarded, before)) else []
+            if not before or not all(map(_guarded, before)):
+                bare.append(section.name)
     if bare:
         yield problem(
             f"{some(bare)}: `GET http://other.example.com/` reaches that host at a region, past `http-send-name-header "

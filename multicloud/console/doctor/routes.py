@@ -9,14 +9,12 @@ from multicloud.console import parser
 from multicloud.console.doctor.case import Case, Finding, problem, some, unknown
 from multicloud.console.parser import Configuration, Section
 
-# The backend whose `choice` and `last-resort` bear no name; those of another one begin with its name.
-FIRST = "upstream"
+FIRST = "upstream"  # the backend whose `choice` and `last-resort` bear no name; those of others begin with theirs
 # What keeps users with a server whatever its weight is, and what lets them go in time.
 STICKY = {"cookie": "`maxidle 10m maxlife 1h`", "stick": "`expire 10m` of its table"}
 # The conditions of an application that has a frontend to itself: by the method, or by how many servers it has left.
 ALONE = re.compile(r"(if|unless) \{ (method|nbsrv\(\S*\)) [^{}]*\}")
-# The sections of which each name stands once.
-ONCE_ONLY = ("frontend", "backend", "listen", "defaults", "resolvers")
+ONCE_ONLY = ("frontend", "backend", "listen", "defaults", "resolvers")  # the sections of which each name stands once
 
 
 def look(case: Case, routed: Mapping[str, Section | None]) -> Iterator[Finding]:
