@@ -44,16 +44,13 @@ class User(NamedTuple):
 
 
 class Instance(NamedTuple):
-    """A running HAProxy.
-
-    `algorithms` are the balance algorithms by backend, empty where the level is `user`.
-    """
+    """A running HAProxy."""
 
     version: str
     pid: int
     level: str
     servers: list[Server]
-    algorithms: dict[str, str]
+    algorithms: dict[str, str]  # how each backend balances; empty where the level is `user`
 
     def checked(self) -> list[Server]:
         """The servers that have an external check other than the reweigh."""

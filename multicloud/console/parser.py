@@ -60,14 +60,11 @@ class Section(NamedTuple):
 
 
 class Configuration(NamedTuple):
-    """The sections of the files, in order, and the conditions (`.if …`) that were not decided: all branches count.
+    """What the files say."""
 
-    `lines` are the words that hold for each server, by its backend and name.
-    """
-
-    sections: list[Section]
-    undecided: list[str]
-    lines: Mapping[tuple[str, str], list[str]] = MappingProxyType({})
+    sections: list[Section]  # in their order
+    undecided: list[str]  # the conditions (`.if …`) that were not decided, so that all branches count
+    lines: Mapping[tuple[str, str], list[str]] = MappingProxyType({})  # of each server, by backend and name: its words
 
     def global_section(self) -> Section:
         """All sections `global` as one."""
@@ -108,9 +105,8 @@ def read(paths: Sequence[str], environ: Mapping[str, str], version: str | None =
     if not sections:
         raise ConfigurationError(f"{', '.join(paths)}: no section of a HAProxy configuration")
     read = Configuration([each for each in sections if not _is_disabled(each)], undecided)
-    return read._replace(
-        lines={(each.name, name): words for each in read.proxies() for name, words in options(each).items()}
-    )
+    by_key = {(each.name, name): words for each in read.proxies() for name, words in options(each).items()}
+    return read._replace(lines=by_key)
 
 
 def _is_disabled(section: Section) -> bool:

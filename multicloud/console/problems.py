@@ -26,32 +26,25 @@ SLOWER, LONGER = 3, 0.1  # users wait longer than samples say: so many times the
 
 
 class Seen(NamedTuple):
-    """What is judged: a running HAProxy and the samples, as both were at `now`, a UNIX time.
-
-    `foreign` are the backends whose external checks are not for us.
-    """
+    """What is judged: a running HAProxy and the samples, as both were at `now`, a UNIX time."""
 
     instance: instances.Instance
     samples: Samples
     sources: Sources
     now: float
-    foreign: Collection[str] = ()
+    foreign: Collection[str] = ()  # the backends whose external checks are not for us
 
     @property
     def values(self) -> Settings:
         """The sample file, and the backends that `multicloud run` measures."""
         return self.sources.read((TIMES, BACKENDS))
 
-    def has_samples(self, members: Sequence[Server]) -> bool:
-        """Of any of these servers."""
-        return any(server.source in self.samples.series for server in members)
-
     def routed(self) -> dict[str, list[Server]]:
         """The backends that are checked for us, or have samples, with their servers."""
         checked = self.instance.checked() + self.instance.own_checked(self.values.backends)
         names = {server.backend for server in checked} - {*self.foreign}
-        members = runtime.by_backend(self.instance.servers)
-        return {name: each for name, each in members.items() if name in names or self.has_samples(each)}
+        names |= {server.backend for server in self.instance.servers if server.source in self.samples.series}
+        return {name: each for name, each in runtime.by_backend(self.instance.servers).items() if name in names}
 
 
 def problems(seen: Seen) -> list[str]:
@@ -148,7 +141,7 @@ def nobody_records(seen: Seen) -> Iterator[str]:
     steady = [server for server in own if server.state == UP and server.state_age >= TOLERATED]
     if steady and all(_missing(server, seen) for server in steady):
         backends = ", ".join(dict.fromkeys(server.backend for server in steady))
-        newest = [seen.samples.series[each.key][0].time or 0.0 for each in steady if seen.has_samples([each])]
+        newest = [seen.samples.series[each.key][0].time or 0.0 for each in steady if each.key in seen.samples.series]
         since = f" {_since(max(newest), seen)}" if any(newest) else ""
         yield (
             f"HAProxy's own checks of {backends} have not been recorded in {seen.values.times}{since}: is "
@@ -215,11 +208,10 @@ def weights_not_set(seen: Seen) -> Iterator[str]:
 
 def _differ(members: Sequence[Server], seen: Seen, then: float) -> bool:
     """Whether a reweigh at the UNIX time `then` would have changed a weight of these servers."""
-    series = {each.source: seen.samples.series[each.source] for each in members if seen.has_samples([each])}
+    series = {each.source: seen.samples.series[each.source] for each in members if each.source in seen.samples.series}
     past = {key: [each for each in newest if each.time and each.time <= then] for key, newest in series.items()}
-    share = functools.partial(  # who shares, shares
-        sharing.share, samples=past, users={}, again=dict, connect=lambda _: 0.0, elapsed=0.0
-    )
+    # Who shares, shares.
+    share = functools.partial(sharing.share, samples=past, users={}, again=dict, connect=lambda _: 0.0, elapsed=0.0)
     return bool(changes(reweigh.decide(members, reweigh.score(past, seen.sources, then), seen.sources, share)))
 
 

@@ -46,8 +46,7 @@ def _case(sources: settings.Sources, files: Sequence[str]) -> Case:
         foreign = problems.foreign(instance, history.read(values.times, 1), ours)
     except samplefile.SampleFileError:
         foreign = set()
-    user = user_of(instance.pid)
-    return Case(sources, values, instance, away, user, list(parser.files(files)), read, foreign)
+    return Case(sources, values, instance, away, user_of(instance.pid), [*parser.files(files)], read, foreign)
 
 
 def _read_all(sources: settings.Sources) -> None:

@@ -30,14 +30,11 @@ NO_CHECK_TIME = 0x200000  # OpenSSL's X509_V_FLAG_NO_CHECK_TIME: a certificate m
 
 
 class Terms(NamedTuple):
-    """What is asked of a certificate, if anything: an authority in `ca_file` ("": the system's), and a name.
-
-    The name is None where none is asked for, and "" where it depends on the request.
-    """
+    """What is asked of a certificate: an authority and a name, if `verify` says that anything is."""
 
     verify: bool
-    ca_file: str
-    name: str | None
+    ca_file: str  # "": the system's
+    name: str | None  # None where none is asked for, "" where it depends on the request
 
 
 UNSEEN = unknown("certificates that could not be had in time from here were not verified: {names}")
@@ -87,8 +84,7 @@ def refusal(server: Server, terms: Terms, seconds: float = TIMEOUT) -> str | Non
         return ""
     if seconds <= 0 or not server.port.isdigit():
         return None
-    name = terms.name or server.name
-    target = probe.Target("tls", server.address, int(server.port), name, ca_file=terms.ca_file)
+    target = probe.Target("tls", server.address, int(server.port), terms.name or server.name, ca_file=terms.ca_file)
     try:
         result = probe.probe(target, min(TIMEOUT, seconds))
         result.close()

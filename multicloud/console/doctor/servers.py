@@ -50,20 +50,16 @@ OWN_REMEDIES = (  # what to look at, by how the status of a failed check of HAPr
 
 
 def names(case: Case) -> Iterator[Finding]:
-    """Host names that give a server no address, or that may be lost."""
+    """Host names that give a server no address, or that may be lost: what the counters say of HAProxy's name servers.
+
+    It keeps the last address of a name that they do not give it. Counters begin with HAProxy, so only those that grow
+    are of now. Raises RuntimeAPIError.
+    """
     lost = problems.without_address(case.instance.servers)
     yield from map(problem, lost)
     hosts = list(dict.fromkeys(server.host for server in case.instance.servers if server.host))
-    if hosts:
-        yield from _name_servers(case, hosts, some_lost=bool(lost))
-
-
-def _name_servers(case: Case, hosts: list[str], *, some_lost: bool) -> Iterator[Finding]:
-    """What the counters say of HAProxy's name servers. It keeps the last address of a name that they do not give it.
-
-    `some_lost`: a name that they do not know is one of those without any address. Counters begin with HAProxy, so only
-    those that grow are of now. Raises RuntimeAPIError.
-    """
+    if not hosts:
+        return
     with RuntimeAPI(case.values.socket) as api:
         before = after = _counters(api)
         if any(each[kind] for _, each in before for kind in ("unanswered", "nx", *ANSWERED_BADLY)):
@@ -84,7 +80,7 @@ def _name_servers(case: Case, hosts: list[str], *, some_lost: bool) -> Iterator[
             yield problem(f"the name server {name} {bad.format(keeps=keeps, **new)}")
         elif grown["nx"]:
             unknown_to.append(name)
-    if unknown_to and len(unknown_to) == len(asked) and not some_lost:
+    if unknown_to and len(unknown_to) == len(asked) and not lost:  # which would be the names that they do not know
         yield problem(
             f"a name does not resolve any more, say {' and '.join(unknown_to)}: {keeps}. Of which one, HAProxy does "
             "not tell: is each in DNS, with its whole domain (HAProxy does not use `search` of /etc/resolv.conf), and "
@@ -190,8 +186,8 @@ def measured(case: Case) -> Iterator[Finding]:
         return
     seen = problems.Seen(case.instance, samples, case.sources, time.time(), case.foreign)
     lines = problems.problems(seen)
-    passing = any(server.check == PASSED for server in case.checked)
-    if passing and not lines and not seen.has_samples(case.instance.servers):
+    known = any(server.source in samples.series for server in case.instance.servers)
+    if not lines and not known and any(server.check == PASSED for server in case.checked):
         lines = [
             f"{seen.values.times} has no samples of a server that HAProxy knows: do its servers have "
             "`option external-check` with multicloud-check, and does that write to the same file?"
