@@ -22,6 +22,8 @@ from multicloud.settings import BACKENDS, TIMES, Settings, Sources
 TOLERATED = 10.0  # seconds for which a sample may be missing, or a weight not be set, before that is a problem
 LOOK_BACK = 60  # samples read beyond those that count, so that it can be judged what counted some seconds ago
 STEP = 5.0  # seconds between the moments that are judged
+EVERY_LINE = "on every `server` line (from HAProxy 2.8 on, `default-server` will do)"
+WHOLE_DOMAIN = "with its whole domain (HAProxy does not use `search` of /etc/resolv.conf)"
 SLOWER, LONGER = 3, 0.1  # users wait longer than samples say: so many times their median, and so many seconds more
 
 
@@ -84,14 +86,12 @@ def without_address(servers: Sequence[Server]) -> list[str]:
         name, host = "/".join(server.key), server.host
         text = (
             f"the name {host} does not resolve, so HAProxy has put {name} into maintenance, until it does: is it spelt "
-            "right, with its whole domain (HAProxy does not use `search` of /etc/resolv.conf), and do HAProxy's name "
-            "servers know it?"
+            f"right, {WHOLE_DOMAIN}, and do HAProxy's name servers know it?"
         )
         if other := addressed.get((server.backend, host)):
             text = (
                 f"{name} has the host name of {other}, {host}, and HAProxy gives an address to one of two such servers "
-                "only: write `resolve-opts allow-dup-ip` on every `server` line (from HAProxy 2.8 on, `default-server` "
-                "will do)"
+                f"only: write `resolve-opts allow-dup-ip` {EVERY_LINE}"
             )
         lines.setdefault(host, text)
     return list(lines.values())

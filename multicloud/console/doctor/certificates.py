@@ -27,6 +27,12 @@ REFUSED, EXPIRED = "certificate not accepted: ", "certificate has expired"
 MISMATCH = ("Hostname mismatch", "IP address mismatch")
 SNI_AUTO = parser.order("3.3-dev0")  # the version from which on HAProxy sends the Host of a request as SNI
 NO_CHECK_TIME = 0x200000  # OpenSSL's X509_V_FLAG_NO_CHECK_TIME: a certificate may have expired
+UNSEEN = unknown("certificates that could not be had in time from here were not verified: {names}")
+MOVING = unknown(
+    "the certificate of {names} must be for a name that depends on the request, which is its Host where the line has "
+    "no `sni` (from HAProxy 3.3 on): write `sni str(…)`, or `no-sni-auto`"
+)
+ACCEPTED = ok("HAProxy accepts the certificates of {names} by what their lines say")
 
 
 class Terms(NamedTuple):
@@ -35,14 +41,6 @@ class Terms(NamedTuple):
     verify: bool
     ca_file: str  # "": the system's
     name: str | None  # None where none is asked for, "" where it depends on the request
-
-
-UNSEEN = unknown("certificates that could not be had in time from here were not verified: {names}")
-MOVING = unknown(
-    "the certificate of {names} must be for a name that depends on the request, which is its Host where the line has "
-    "no `sni` (from HAProxy 3.3 on): write `sni str(…)`, or `no-sni-auto`"
-)
-ACCEPTED = ok("HAProxy accepts the certificates of {names} by what their lines say")
 
 
 def look(case: Case) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import os
 import pwd
@@ -62,7 +63,6 @@ def _measured(case: Case) -> Iterator[Finding]:
 
 
 def _by_nobody(case: Case) -> Iterator[Finding]:
-    """That no backend at all is measured."""
     own = list(dict.fromkeys(server.backend for server in case.instance.own_checked()))
     if case.away and case.files:
         yield problem("no backend has `option external-check`, so nothing is measured")
@@ -214,11 +214,9 @@ def _executable(backend: str, program: str, user: User) -> Finding:
 
 def _begin(program: str, size: int) -> bytes:
     """The first bytes of a file; none where it cannot be read."""
-    try:
-        with open(program, "rb") as file:
-            return file.read(size)
-    except OSError:
-        return b""
+    with contextlib.suppress(OSError), open(program, "rb") as file:
+        return file.read(size)
+    return b""
 
 
 def _targets(configuration: Configuration) -> Iterator[Finding]:

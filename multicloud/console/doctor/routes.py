@@ -48,7 +48,6 @@ def _lists(case: Case, routed: Mapping[str, Section | None]) -> Iterator[Finding
 
 
 def _sticky(routed: Mapping[str, Section | None]) -> Iterator[Finding]:
-    """Whether users stay with a server whatever its weight is."""
     for backend, section in routed.items():
         words = {line[0] for line in section.lines} if section else set()
         for word, end in STICKY.items():

@@ -17,8 +17,7 @@ from multicloud.light import reason
 
 UNCONFINED = ("", "unconfined", "kernel")  # what the kernel says of a process without SELinux's or AppArmor's profile
 WAY = "`chmod a+x` each directory of the way"
-# The soft limit of open files with which a check costs 10 ms more than it should; with a billion none ends in time.
-MANY_FILES = 1_000_000
+MANY_FILES = 1_000_000  # with this soft limit a check costs 10 ms more than it should; with a billion none ends in time
 
 
 def away(case: Case) -> Iterator[Finding]:

@@ -16,8 +16,7 @@ from multicloud.console.instance import EXIT_CODES, PASSED, REASON, REWEIGH_SERV
 from multicloud.light import UsageError
 from multicloud.runtime import MAINT, RuntimeAPI, Server
 
-# Seconds between two looks at the name servers' counters: HAProxy asks every second for what it does not know.
-BETWEEN_LOOKS = 1.5
+BETWEEN_LOOKS = 1.5  # seconds between two looks at name servers' counters: HAProxy asks every second for unknown names
 PROBES, PROBE_TIME = 3, 2.0  # how many failing servers are probed, and for how many seconds each
 # The counters of answers in `show resolvers`. That a name has no address of the family asked for is an `any_err`.
 ANSWERS = ("valid", "any_err", "cname_error", "nx", "refused", "other", "invalid", "too_big", "truncated", "outdated")
@@ -39,7 +38,7 @@ REMEDIES = (  # the settings that may mend what a probe says, by a part of it; t
 )
 IPV6 = (
     "HAProxy has taken an IPv6 address: if this machine has no way over IPv6, and the name has an IPv4 address, too, "
-    "write `resolve-prefer ipv4` on every `server` line (from HAProxy 2.8 on, `default-server` will do)"
+    f"write `resolve-prefer ipv4` {problems.EVERY_LINE}"
 )
 OWN_REMEDIES = (  # what to look at, by how the status of a failed check of HAProxy's begins; the first that fits counts
     ("L4", "is it at the address and port of its line?"),
@@ -80,11 +79,10 @@ def names(case: Case) -> Iterator[Finding]:
             yield problem(f"the name server {name} {bad.format(keeps=keeps, **new)}")
         elif grown["nx"]:
             unknown_to.append(name)
-    if unknown_to and len(unknown_to) == len(asked) and not lost:  # which would be the names that they do not know
+    if unknown_to and len(unknown_to) == len(asked) and not lost:  # a lost one is what they do not know
         yield problem(
             f"a name does not resolve any more, say {' and '.join(unknown_to)}: {keeps}. Of which one, HAProxy does "
-            "not tell: is each in DNS, with its whole domain (HAProxy does not use `search` of /etc/resolv.conf), and "
-            "not in /etc/hosts alone?"
+            f"not tell: is each in DNS, {problems.WHOLE_DOMAIN}, and not in /etc/hosts alone?"
         )
 
 
