@@ -47,7 +47,7 @@ def draw(sources: Sources, path: str, begin: str | None = None, end: str | None 
 def _draw_backend(
     axes: Axes, backend: str, series: dict[str, list[Sample]], sources: Sources, first: float, last: float
 ) -> None:
-    values = sources.read(settings.SCORING, backend)
+    values = sources.read(settings.SCORING_SETTINGS, backend)
     score = f"p{values.percentile:g}, or the mean of {values.min_samples} or fewer"
     colors = {}
     slowest = 0.0

@@ -391,5 +391,5 @@ def test_a_version_that_crashes_on_external_checks_is_no_matter_to_the_loop_besi
 ) -> None:
     sources = settings.Sources({"MULTICLOUD_BACKENDS": backends} if backends else {})
     instance = Instance("3.4.0-a1b2c3", 1, "admin", [], {})
-    case = Case(sources, sources.read(settings.RUN), instance, "", None, [], Configuration([], []))
+    case = Case(sources, sources.read(settings.RUN_SETTINGS), instance, "", None, [], Configuration([], []))
     assert [finding.kind for finding in running.answers(case)] == [kind, "ok"]
