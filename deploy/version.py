@@ -2,7 +2,7 @@
 
 pyproject.toml takes `version()` from here when a wheel is built. `python3 deploy/version.py` prints it as a Debian
 package has it: 0.2.0~dev255+g270e663. Where there is no git, or no checkout of it, nobody can count: it is what
-MULTICLOUD_VERSION says, as when the image is built, or else 0.2.0.dev0.
+BUILD_VERSION says, as when the image is built, or else 0.2.0.dev0.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def version() -> str:
     """As PEP 440 wants it."""
     commits, name = _git("rev-list", "--count", "HEAD"), _git("rev-parse", "--short=7", "HEAD")
     counted = f"{RELEASE}.dev{commits}+g{name}" if commits and name else ""
-    return counted or os.environ.get("MULTICLOUD_VERSION", "").replace("~", ".") or f"{RELEASE}.dev0"
+    return counted or os.environ.get("BUILD_VERSION", "").replace("~", ".") or f"{RELEASE}.dev0"
 
 
 def _git(*words: str) -> str:
