@@ -45,10 +45,10 @@ def check(url: str | None, connect: str | None, sources: Sources, *, count: int,
         raise light.UsageError("--record needs HAPROXY_PROXY_NAME and HAPROXY_SERVER_NAME, to say whose sample it is")
     resolved = None
     if url:
-        values = sources.read(settings.CHECK)
+        values = sources.read(settings.CHECK_SETTINGS)
         target, resolved = resolve(url, connect, values)
     else:
-        values = sources.read(settings.CHECK, *named)
+        values = sources.read(settings.CHECK_SETTINGS, *named)
         target = checks.haproxy_target((), os.environ, values)
     if form == "text":
         click.echo(target)
