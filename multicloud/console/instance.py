@@ -22,13 +22,13 @@ REWEIGH_SERVER = "multicloud-reweigh"  # the name that haproxy.cfg gives the ser
 # Check statuses: two of external checks, how all of these begin, and those of a server that is not checked (yet).
 PASSED, TIMED_OUT, EXTERNAL, NOT_YET = "PROCOK", "PROCTOUT", "PROC", ("", "INI")
 SIGNAL = "4294967295"  # what HAProxy says of a check that had no exit code
-ENDED = "a signal ended it: is memory short (`dmesg`)"
+ENDED = "a signal ended it: is memory short (`dmesg`)?"
 ADDED = "was it added while HAProxy runs (`add server`), which cannot start its check? Write it into the configuration"
 EXIT_CODES = {  # what that of an external check says by itself: of multicloud's own commands, of a shell and of HAProxy
     "126": "HAProxy's user may not execute the check's command",
     "127": "a program was not found: the check's command, or what it runs, is not in `external-check path`",
     "255": "HAProxy could not start the check's command: is it there, and may HAProxy's user execute it?",
-    SIGNAL: f"{ENDED}? Or {ADDED}",
+    SIGNAL: f"{ENDED} Or {ADDED}",
 }
 REASON = (  # of a check or a reweigh that fails: where it is
     "its reason is on HAProxy's standard error (`journalctl -u haproxy`), unless that is /dev/null (`haproxy -D`, or "
