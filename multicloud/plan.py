@@ -37,10 +37,10 @@ EXAMPLES = tuple(Server(host, host, 443) for host in ("helloworld-xyz-uc.a.run.a
 class Plan(NamedTuple):
     """What is to be written: for which servers of which backend, and for which HAProxy (None: not known).
 
-    Without `http` it is TCP, and `blocks` stand beside a configuration that is there, with `maxconn` if that has none.
-    `bind` is where users come in, "" the usual ports and NONE no frontend. All servers answer to `host`, or each to its
-    name. With `beside` HAProxy checks them itself, for multicloud-run: it asks for `path`, and expects a status of
-    `expect`. The commands are in `directory`, such as "/opt/bin/".
+    Without `http` it is TCP. `blocks` stand beside a configuration that is there, with `maxconn` if that has none, and
+    log what they do if it `logs`. `bind` is where users come in, "" the usual ports and NONE no frontend. All servers
+    answer to `host`, or each to its name. With `beside` HAProxy checks them itself, for multicloud-run: it asks for
+    `path`, and expects a status of `expect`. The commands are in `directory`, such as "/opt/bin/".
     """
 
     servers: Sequence[Server] = ()
@@ -57,6 +57,7 @@ class Plan(NamedTuple):
     insecure: bool = False
     expect: str = "200"
     maxconn: bool = True
+    logs: bool = True
 
     def name(self, section: str) -> str:
         """The name of a section of this application."""
@@ -83,7 +84,8 @@ class Plan(NamedTuple):
 
     def variable(self, name: str, default: str, *, before: str = "") -> str:
         """A word that ends with a value, which an environment variable overrides, but in blocks."""
-        return escaped(before + default) if self.blocks else f'"{before}${{{name}-{default}}}"'
+        plain = self.blocks or re.search(r'["$}\\]', default)
+        return escaped(before + default) if plain else f'"{before}${{{name}-{default}}}"'
 
     def since(self, version: Version, new: str, old: str = "") -> str:
         """`new` for HAProxy `version` and newer, `old` for those before; both where it is not known which it is."""
@@ -105,7 +107,7 @@ class Plan(NamedTuple):
     @property
     def answered(self) -> str:
         """The variable that has the name of the region that answered last."""
-        return "proc." + re.sub(r"\W", "_", self.backend)
+        return "proc." + re.sub("[:-]", lambda found: f".{ord(found[0])}.", self.backend)
 
 
 def escaped(word: str) -> str:

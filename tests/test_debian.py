@@ -73,6 +73,7 @@ def test_the_version_grows_with_every_commit_so_that_an_upgrade_is_one(tmp_path:
         versions.append(version(tmp_path))
     assert versions[0] == version(tmp_path, PATH="/none") == "0.2.0~dev0"
     assert re.fullmatch(r"0\.2\.0~dev11\+g[0-9a-f]{7}", versions[-1])
+    assert version(tmp_path, PATH="/none", BUILD_VERSION=versions[-1]) == versions[-1]
     for before, after in itertools.pairwise([*versions, "0.2.0"]):
         subprocess.run(["dpkg", "--compare-versions", before, "lt", after], check=True)
         assert Version(before.replace("~", ".")) < Version(after.replace("~", "."))

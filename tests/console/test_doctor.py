@@ -52,7 +52,7 @@ def test_all_is_well_with_the_shipped_configuration() -> None:
             "upstream-once: measured with upstream, whose servers its own track",
             "last-resort: not measured",
             "reweigh: its check sets the weights",
-            "takes weights while HAProxy runs",
+            "upstream: `balance random(2)` takes weights while HAProxy runs",
             "HAProxy accepts the certificates of ",
         ):
             assert one(others, part).startswith("ok ")
