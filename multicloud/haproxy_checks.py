@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 PASSED_STATUSES = ("L4OK", "L6OK", "L7OK")
 TIMED_OUT_STATUSES = ("L4TOUT", "L6TOUT", "L7TOUT")
 FAILED_STATUSES = (*TIMED_OUT_STATUSES, "L4CON", "L6RSP", "L7RSP", "L7STS")
-
 LEAST = 0.0005  # seconds of a check that HAProxy says took 0 ms
 INTER = 2.0  # seconds between checks where the configuration does not say (`inter`), and what a check may take then
 UNKNOWN_GAP = 10.0  # the same until it is known: a slow answer that is counted twice could pass for a slowdown

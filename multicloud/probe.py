@@ -324,9 +324,8 @@ def _stage(target: Target, result: Probe) -> str:
 
 
 def _reason(error: OSError) -> str:
-    verify_message = getattr(error, "verify_message", None)
-    if verify_message:
-        return f"certificate not accepted: {verify_message.rstrip('.')}"
+    if message := getattr(error, "verify_message", None):
+        return f"certificate not accepted: {message.rstrip('.')}"
     text = light.reason(error)
     if type(error).__name__ in ("SSLEOFError", "SSLZeroReturnError"):  # by name: ssl may not have been imported
         return "closed the connection"

@@ -94,8 +94,7 @@ def weigh(
     them. So whoever has changed weights looks again, and decides again until nothing differs. Raises SettingError and
     RuntimeAPIError.
     """
-    sources_of_samples = {server.source for server in servers}
-    series = {key: newest for key, newest in samples.series.items() if key in sources_of_samples}
+    series = {each.source: samples.series[each.source] for each in servers if each.source in samples.series}
     scored = score(series, sources, time.time())
     users = sharing.loads(servers)
 

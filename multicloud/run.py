@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 USAGE = "multicloud-run [--metrics [ADDR:]PORT] [--log text|json]"
 LOGS = ("text", "json")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
 BACKEND = "backend "  # so begin the names of problems that backends have
 TRIM_AGAIN = 60  # rounds to wait after a trim that failed, which reads the whole file
 GARBAGE = 100_000  # net new objects before Python looks for cycles: a round of 1,000 servers makes 40,000, and none
@@ -175,8 +174,7 @@ class Rounds:
         lines = []
         for server, seconds, failed in ended:
             self.totals.check(server.key, seconds, failed=failed)
-            sample = history.Sample(round(seconds, 6), now, failed)
-            self.samples.add(server.backend, server.name, sample, self.newest)
+            self.samples.add(server.backend, server.name, history.Sample(round(seconds, 6), now, failed), self.newest)
             lines.append(samplefile.format_line(server.backend, server.name, seconds, now, failed=failed))
         return lines
 

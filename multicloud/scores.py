@@ -84,13 +84,11 @@ def scores(
             by_size.setdefault(len(newest), {})[key] = newest
     found: dict[Key, Score] = {}
     for members in by_size.values():
-        found |= zip(members, _score_together([*members.values()], percentile, min_samples, window), strict=True)
+        found |= zip(members, _score_rows([*members.values()], percentile, min_samples, window), strict=True)
     return found
 
 
-def _score_together(
-    members: Sequence[Sequence[Sample]], percentile: float, min_samples: int, window: int
-) -> list[Score]:
+def _score_rows(members: Sequence[Sequence[Sample]], percentile: float, min_samples: int, window: int) -> list[Score]:
     """The scores of servers that have equally many samples: for numpy, many rows are hardly more work than one."""
     seconds = np.array([[sample.seconds for sample in samples] for samples in members])
     failed = np.array([[sample.failed for sample in samples] for samples in members])

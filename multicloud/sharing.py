@@ -207,9 +207,7 @@ def _parts(decisions: Sequence[Decision], favorite: int, backup: int) -> dict[Se
     return {server: weight / whole if weight >= least else 0.0 for server, weight in have.items()}
 
 
-def _views(
-    servers: Iterable[Server], samples: Mapping[Key, Sequence[Sample]], users: Mapping[Key, Load]
-) -> dict[Server, _View]:
+def _views(servers: Iterable[Server], samples: Mapping[Key, Sequence[Sample]], users: Mapping[Key, Load]) -> Views:
     """Of those that have a sample that succeeded."""
     views = {}
     for server in servers:
