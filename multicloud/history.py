@@ -1,7 +1,6 @@
 """The history of each server's checks: the sample file (samplefile.py) read, followed and trimmed.
 
-Lines of three fields, without a time, are read too. Readers need no lock. Nothing in the file is trusted: a line that
-is no sample is skipped and counted.
+Readers need no lock, and trust nothing: what is no sample is skipped and counted. Lines of three fields have no time.
 
 A trim puts a shorter file in the place of the file with a rename, so that a process killed at any moment leaves either
 the old file or the new one. Where there is no space or no right for that, it moves the lines that stay to the front of
@@ -20,7 +19,7 @@ from multicloud import samplefile
 from multicloud.settings import NAME_CHARACTERS, Key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 KEEP = 100  # samples of each server that a trim leaves in the file
 KEEP_IN_ALL = 10_000  # and in all where that is more, for who asks what happened in the last hour
@@ -52,13 +51,12 @@ class Samples:
         known.insert(0, sample)
         del known[newest:]
 
-    def record(self, path: str, lines: Iterable[bytes]) -> None:
+    def record(self, path: str, lines: Sequence[bytes]) -> None:
         """Append to the file the lines of samples that were added here. Raises SampleFileError."""
-        written = [*lines]
-        before, after, _ = samplefile.append_lines(path, b"".join(written))
+        before, after, _ = samplefile.append_lines(path, b"".join(lines))
         # Where somebody else has written, too, the file is read as a whole the next time.
         self.stamp = _stamp(after) if self.stamp == _stamp(before) or not before.st_size else None
-        self.lines += len(written)
+        self.lines += len(lines)
         self.size = after.st_size
 
 

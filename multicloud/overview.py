@@ -43,8 +43,7 @@ def rows(
 ) -> tuple[list[Row], dict[str, str]]:
     """A row for each server of each backend that has samples. Raises SettingError.
 
-    The backends that need none, since their servers track others and have the same states and weights, are told beside:
-    the one that they track, by their names.
+    Told beside are those that need none, since they track another with the same states and weights: that one, by name.
     """
     backends = {
         backend: members

@@ -5,8 +5,7 @@ It stops at the first byte of the answer (http, https), when the handshake is do
 (tcp). Outside of it are the loading of certificates, before, and the rest of the answer, after.
 
 One deadline bounds it all, so that a server that sends a byte a second cannot hold a probe. What goes wrong with the
-server is part of the result, never an exception. The HTTP spoken is as little of RFC 9112 as a health check needs: one
-GET, and the head of the answer.
+server is part of the result, never an exception. Of RFC 9112 it speaks what a health check needs: one GET, and a head.
 """
 
 from __future__ import annotations

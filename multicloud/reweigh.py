@@ -91,8 +91,7 @@ def weigh(
     """Score and rank the servers, let them share and, unless it is a dry run, send the weights that differ.
 
     `elapsed` seconds have passed since the last reweigh. Two reweighs at once could take every weight away between
-    them. So whoever has changed weights looks again, and decides again until nothing differs. Raises SettingError and
-    RuntimeAPIError.
+    them: who has changed weights looks and decides again until nothing differs. Raises SettingError, RuntimeAPIError.
     """
     series = {each.source: samples.series[each.source] for each in servers if each.source in samples.series}
     scored = score(series, sources, time.time())

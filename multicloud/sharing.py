@@ -17,13 +17,11 @@ routers with stale information do not swing (Fischer and Voecking, "Adaptive rou
 It begins with a line of requests at the favourite, or where ranking would leave one whose samples vary as those of a
 line do. It ends when one server has nearly all again, soon after nobody waits any more. The weights are its only
 memory. Who is slow for another reason is left at once: its samples are slow but steady, or a new connection to it takes
-longer than its requests did. The latter is far, not full, and shows before two checks have; so who is to lead is asked,
-too.
+longer than its requests did. That is far, not full, and shows before two checks have; who is to lead is asked, too.
 
 It helps where regions can be full, with any number of HAProxys that know nothing of each other. It acts once a reweigh:
 between two of them `balance random(2)` evens out. Requests that stay (WebSockets, slow downloads, on purpose or not)
-are a crowd, but no line: it does not grow, and checks beside it are quick. In TCP mode, where all may stay, only the
-samples show a line.
+are a crowd, but no line: it does not grow, and checks beside it are quick. In TCP mode only the samples show a line.
 """
 
 from __future__ import annotations
