@@ -30,12 +30,9 @@ class UsageError(CommandError):
 
 
 def run(main: Callable[[], int]) -> NoReturn:
-    """Run a light command, which says all by `warn` and `print_line`, and exit with its exit code.
-
-    Ends without taking the interpreter apart, which would cost as much as the connection that was timed.
-    """
+    """Run a light command, which says all by `warn` and `print_line`, and exit with its exit code."""
     open_streams()
-    os._exit(exit_code(main))
+    os._exit(exit_code(main))  # to take the interpreter apart would cost as much as the connection that was timed
 
 
 def exit_code(main: Callable[[], int]) -> int:

@@ -75,10 +75,7 @@ def by_backend(decisions: Iterable[Decision]) -> dict[str, list[Decision]]:
 
 
 def changes(decisions: Iterable[Decision]) -> list[Decision]:
-    """The decisions that change a weight; those that raise one come first.
-
-    So, when they are set one after the other, no UP server that had one is without a weight before another has it.
-    """
+    """The decisions that change a weight: first those that raise one, so that at no time every server is without."""
     differing = [decision for decision in decisions if decision.weight != decision.server.weight]
     return sorted(differing, key=lambda decision: decision.weight < decision.server.weight)
 
@@ -110,10 +107,9 @@ def rank(
     leaders = _lead(ordered, scores, favorite, hysteresis, tolerance)
     others = [server for server in ordered if server not in leaders]
     following = {*others[:1], *reserve[:1]}
-    # The one that led until now, if a single one leads from now on.
-    led = None
-    if favorite != backup and not tolerance:
-        led = next((each for each in others if each.weight == favorite and each.source in scores), None)
+    led = next((each for each in others if each.weight == favorite and each.source in scores), None)  # until now
+    if favorite == backup or tolerance:  # then no single one leads
+        led = None
     decisions = []
     for server in servers:
         if server.state != UP:

@@ -38,10 +38,7 @@ class SettingError(UsageError):
 
 
 class Setting:
-    """One setting. `parse` turns the text into a value, or raises ValueError.
-
-    `others` are the paths, one after the other, that are the default where the default itself is not there.
-    """
+    """One setting. `parse` turns the text into a value, or raises ValueError; `others` may stand in for the default."""
 
     def __init__(self, name: str, default: str, kind: Kind[object], meaning: str, *others: str) -> None:
         self.name, self.variable = name, f"MULTICLOUD_{name.upper()}"
@@ -304,13 +301,11 @@ BIND_LINE = _text, "an address and words, as after HAProxy's `bind`, or none"
 CLOCKS = _one_of("request", "connection")
 SCHEMES = _one_of("auto", "tcp", "tls", "http", "https")
 MILLISECONDS = _between(0.0, 3_600_000.0, "milliseconds, 0 or more")
-OTHER_SOCKETS = ("/run/haproxy/admin.sock", "/var/lib/haproxy/haproxy.sock")
-SOCKET_MEANING = (
-    f"HAProxy's Runtime API: {ADDRESS[1]}; where unset, the first of this, {' and '.join(OTHER_SOCKETS)} that answers"
-)
 
 TIMES = Setting("times", "/tmp/times.txt", FILE, "the sample file")
-SOCKET = Setting("socket", "/var/run/haproxy.sock", ADDRESS, SOCKET_MEANING, *OTHER_SOCKETS)
+OTHER_SOCKETS = ("/run/haproxy/admin.sock", "/var/lib/haproxy/haproxy.sock")
+API = f"HAProxy's Runtime API: {ADDRESS[1]}; where unset, the first of this, {' and '.join(OTHER_SOCKETS)} that answers"
+SOCKET = Setting("socket", "/var/run/haproxy.sock", ADDRESS, API, *OTHER_SOCKETS)
 SCHEME = Setting(
     "scheme", "auto", SCHEMES, "what a check speaks: tcp, tls, http, https, or auto: what HAProxy itself speaks to it"
 )

@@ -41,24 +41,20 @@ if TYPE_CHECKING:
 
     Views = Mapping[Server, "_View"]
 
-# Samples whose median is the usual time: of some minutes, so that a line of a minute is not yet what is usual.
-USUAL = 100
+USUAL = 100  # samples whose median is the usual time: of some minutes, so that a line of one is not yet what is usual
 RECENT = 3  # newest samples, whose mean shows a line: fewer are noise, more are older than the line
 CALM = 5  # newest samples, all about as usual: nobody waits
-# More than so many times the expected requests in flight, and so many more, are a crowd: chance alone has less.
-CROWD, SPARE = 1.5, 3
+CROWD, SPARE = 1.5, 3  # a crowd is more than so many times what is expected, and so many more: chance alone has less
 # Standard deviations of how much a number of requests that are in no line (Poisson's) differs from one look to the
 # next. With 3 a line is seen too late; more than 2 are there at one look in fifty.
 CHANCE = 2
-# Of two samples the longer is so many times the shorter: a line does not stand still, a slow answer is slow again.
-VARIES = 1.15
+VARIES = 1.15  # of two samples the longer is so many times the shorter: a line moves, a slow answer is slow again
 USED = 0.7  # expected requests in flight above which it may be its users who make a server slow
 TOLL = 8  # how often a wait counts. From 4 to 16 it hardly matters; with 1, everybody's own wait, the lines stay
 # Seconds: samples and two reweighs are as old. With 5 the parts swing, with 30 a line lasts. No step is for longer: of
 # rounds a minute apart each would take all from one and give it to another.
 SETTLE = 15.0
-# The same when nobody waits: then all goes back soon. To leave who has a long line as fast makes all of them jam.
-RETURN = 5.0
+RETURN = 5.0  # the same when nobody waits: all goes back soon. To leave who has a long line as fast makes all jam
 # Of the largest part. A smaller one that does not grow is none; the second where two are left and nobody waits.
 LEAST, LAST = 0.03, 0.1
 
@@ -221,8 +217,7 @@ def _whole(
 ) -> Sequence[Decision] | None:
     """The decisions where one server has all traffic: the favourite, or the `leader` that ranking wants in its place.
 
-    None where the favourite is full. Who is far is neither full nor to lead, whatever samples of before say: a crowd of
-    which no sample knows yet is looked at for that.
+    None where the favourite is full. Who is far is neither full nor to lead, whatever samples of before say.
     """
 
     def is_far(server: Server) -> bool:
@@ -234,7 +229,7 @@ def _whole(
     leaves = leader is not favourite and view.usual < views[leader].usual and view.varies()
     if not leaves and not view.crowd():
         return decisions
-    if not is_far(favourite):
+    if not is_far(favourite):  # which is asked for a crowd of which no sample knows yet, too
         return None if leaves or view.line() else decisions
     second = next((each.server for each in decisions if each.reason is Reason.BACKUP), None)
     return _exchanged(decisions, favourite, second) if leader is favourite and second else decisions
