@@ -189,7 +189,7 @@ def share(
 def _parts(decisions: Sequence[Decision], favorite: int, backup: int) -> dict[Server, float]:
     """What each server that can get traffic has of it now, in sum 1; nothing where it was no reweigh that said so.
 
-    Weights between the two are there while servers share, beside that of a favourite, which may not be UP any more.
+    Servers that share have weights between `backup` and `favorite`, beside a favourite, which may not be UP any more.
     """
     weights = [each.server.weight for each in decisions]
     sharing = favorite in weights and any(backup < weight < favorite for weight in weights)
