@@ -10,11 +10,9 @@ if TYPE_CHECKING:
 
     Version = tuple[int, ...]
 
-RELAYED = (3, 3)
-"""From this version on HAProxy refuses `http-send-name-header Host`, and a relay does the same."""
-
-USUAL, NONE = ":8080", "none"
-"""Where users come in if nothing is said, and what says that there is no frontend."""
+RELAYED = (3, 3)  # from this version on HAProxy refuses `http-send-name-header Host`, and a relay does the same
+USUAL, NONE = ":8080", "none"  # where users come in if nothing is said, and what says that there is no frontend
+AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"  # the system's, on Debian and where its packages are
 
 
 class Server(NamedTuple):
@@ -27,11 +25,8 @@ class Server(NamedTuple):
     words: str = ""
 
 
-AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
-"""The system's, on Debian and where its packages are."""
-
+# They stand in comments where no servers are named.
 EXAMPLES = tuple(Server(host, host, 443) for host in ("helloworld-xyz-uc.a.run.app", "helloworld-eu.herokuapp.com"))
-"""They stand in comments where no servers are named."""
 
 
 class Plan(NamedTuple):

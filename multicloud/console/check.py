@@ -9,7 +9,8 @@ import shutil
 import socket
 import ssl
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import click
 
@@ -17,16 +18,11 @@ from multicloud import check as checks
 from multicloud import light, probe, settings
 from multicloud.console import terminal
 from multicloud.samplefile import SampleFileError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from multicloud.settings import Settings, Sources
+from multicloud.settings import Settings, Sources
 
 ACCEPTED = "https://host/path, http://host/path, tls://host:port, tcp://host:port, host or host:port"
+# A host, an IPv6 address in brackets or without, and a port behind the first two.
 PLACE = re.compile(r"(?:\[([^][]+)\]|([^][:]+|[^][:]*(?::[^][:]*){2,}))(?::([0-9]+))?")
-"""A host, an IPv6 address in brackets or without, and a port behind the first two."""
-
 BAR = "▇"
 
 

@@ -7,7 +7,8 @@ import io
 import os
 import shutil
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import click
 
@@ -15,14 +16,8 @@ from multicloud import light, samplefile, settings
 from multicloud.console import terminal
 from multicloud.console.config import config
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    Command = Callable[..., None]
-
-
-EXTRAS = {"matplotlib": "plot", "trustme": "demo"}
-"""The optional dependencies, and the extras of the package that have them."""
+Command = Callable[..., None]
+EXTRAS = {"matplotlib": "plot", "trustme": "demo"}  # optional dependencies, and the package's extras that have them
 
 
 def with_settings(group: Sequence[settings.Setting]) -> Callable[[Command], Command]:

@@ -10,8 +10,9 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
@@ -19,14 +20,9 @@ from multicloud import haproxy_cfg, installed, light, runtime, settings
 from multicloud.console import parser
 from multicloud.light import CommandError, UsageError
 from multicloud.plan import AUTHORITIES, NONE, USUAL, Plan, Server, escaped
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from multicloud.settings import Settings, Sources
+from multicloud.settings import Settings, Sources
 
 HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?")
-
 OF_SERVER = (settings.PATH, settings.EXPECT, settings.HOST, settings.CA_FILE, settings.INSECURE)
 
 

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
-from multicloud.ranking import Reason, by_backend
-from multicloud.reweigh import settings_of
-from multicloud.settings import TIMES
+from multicloud.ranking import Decision, Reason, by_backend
+from multicloud.reweigh import Outcome, settings_of
+from multicloud.settings import TIMES, Settings, Sources
 
-if TYPE_CHECKING:
-    from multicloud.ranking import Decision
-    from multicloud.reweigh import Outcome
-    from multicloud.settings import Settings, Sources
-
+# The reasons whose words say what the server is. Of any other one its weight says it.
 SAYS_ALL = (
     *(Reason.SHARES, Reason.RESERVE, Reason.MAINTENANCE, Reason.UNRESOLVED, Reason.DRAIN),
     *(Reason.NONE_MEASURED, Reason.NONE_UP),
 )
-"""The reasons whose words say what the server is. Of any other one its weight says it."""
 
 
 def explain(outcome: Outcome, sources: Sources) -> list[str]:

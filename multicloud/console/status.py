@@ -6,28 +6,21 @@ import json
 import math
 import textwrap
 import time
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from multicloud import history, overview, reweigh, runtime, scores, settings
 from multicloud.console import problems
 from multicloud.console.instance import ask, let_in
 from multicloud.overview import PERCENTS, Row
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from multicloud.settings import Sources
+from multicloud.settings import Sources
 
 BARS, FAILURE = "▁▂▃▄▅▆▇█", "x"
 BOLD, DIM, RED, GREEN, PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[0m"
-
 COLUMNS = f"{'state':>6}{'weight':>7}{'n':>5}{'p50':>6}{'p90':>6}{'p99':>6}{'last':>6}{'age':>5} trend"
-NARROW_TREND, NARROW_NAME = 8, 10
-"""The least room for the trend and for a name, whatever the width."""
-
-SHARED = 0.01
-"""Part of the traffic from which on a server shares it: a backup of weight 1 beside 256 has less."""
+NARROW_TREND, NARROW_NAME = 8, 10  # the least room for the trend and for a name, whatever the width
+SHARED = 0.01  # part of the traffic from which on a server shares it: a backup of weight 1 beside 256 has less
 
 
 class Status(NamedTuple):

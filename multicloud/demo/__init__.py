@@ -11,27 +11,23 @@ import signal
 import socket
 import sys
 import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from multicloud import light
 from multicloud.demo import regions as simulated
 from multicloud.demo.router import BESIDE, Router, configuration
 from multicloud.light import CommandError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-
-    from multicloud.demo.regions import Region
-
+# The demo measures more often and counts fewer samples than the defaults, as its regions change places so quickly.
 WINDOW, INTERVAL = "4", "1s"
-"""The demo measures more often and counts fewer samples than the defaults, as its regions change places so quickly."""
 
 
 class Demo(NamedTuple):
     """A running demo: its regions, the settings of its commands, and what is shown above the table."""
 
-    regions: Sequence[Region]
+    regions: Sequence[simulated.Region]
     settings: Mapping[str, str]
     heading: Callable[[], str]
 

@@ -8,20 +8,14 @@ import math
 import ssl
 import threading
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import trustme
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
 NAMES = ("us-central.gcp.demo", "eu-west.gcp.demo", "us-east.heroku.demo", "ap-south.aws.demo")
-
 AUTHORITY = "authority.pem"
-
-TURN = 30.0
-"""Seconds after which another region is the fastest."""
+TURN = 30.0  # seconds after which another region is the fastest
 
 
 class Region:
