@@ -30,28 +30,22 @@ EXAMPLES = tuple(Server(host, host, 443) for host in ("helloworld-xyz-uc.a.run.a
 
 
 class Plan(NamedTuple):
-    """What is to be written: for which servers of which backend, and for which HAProxy (None: not known).
-
-    Without `http` it is TCP, and `blocks` stand beside a configuration that is there, with `maxconn` if that has none.
-    `bind` is where users come in, "" the usual ports and NONE no frontend. All servers answer to `host`, or each to its
-    name. With `beside` HAProxy checks them itself, for multicloud-run: it asks for `path`, and expects a status of
-    `expect`. The commands are in `directory`, such as "/opt/bin/".
-    """
+    """What is to be written."""
 
     servers: Sequence[Server] = ()
-    version: Version | None = None
+    version: Version | None = None  # of the HAProxy that reads it; None: not known
     backend: str = "upstream"
-    http: bool = True
-    path: str = "/"
-    blocks: bool = False
-    beside: bool = False
-    directory: str = ""
-    bind: str = ""
-    host: str = ""
+    http: bool = True  # else TCP
+    path: str = "/"  # what HAProxy's own checks ask for
+    blocks: bool = False  # what stands beside a configuration that is there, and not a whole one
+    beside: bool = False  # whether HAProxy checks the servers itself, for multicloud-run
+    directory: str = ""  # where the commands are, such as "/opt/bin/"
+    bind: str = ""  # where users come in: "" the usual ports, NONE no frontend
+    host: str = ""  # what all servers answer to; "": each to its name
     ca_file: str = ""
     insecure: bool = False
-    expect: str = "200"
-    maxconn: bool = True
+    expect: str = "200"  # the status that HAProxy's own checks expect
+    maxconn: bool = True  # whether to set it, since the configuration that is there does not
 
     def name(self, section: str) -> str:
         """The name of a section of this application."""
