@@ -112,10 +112,10 @@ def outdated(path: str, here: Sequence[str], sources: Sources) -> str:
     try:
         text = Path(path).read_text(errors="replace")
         command = text.partition("\n")[0].removeprefix("# ")
-        multicloud, *words = shlex.split(command)
-        if [multicloud, *words[:1]] != ["multicloud", "config"]:
+        words = shlex.split(command)
+        if words[:2] != ["multicloud", "config"]:
             return ""
-        wanted = Wanted(**config.make_context("config", words[1:]).params)
+        wanted = Wanted(**config.make_context("config", words[2:]).params)
     except (OSError, ValueError, click.ClickException, click.exceptions.Exit):  # `--help` exits
         return ""
     if not wanted.output:
@@ -187,15 +187,15 @@ def write(command: str, sources: Sources, wanted: Wanted) -> tuple[str, list[str
     """What `command` writes, which wants this, and what else its user has to do. Raises UsageError."""
     version = installed.version(wanted.haproxy) if wanted.haproxy else installed.haproxy_version(os.environ)
     number = ".".join(map(str, version)).removesuffix(".0")  # as one writes it
-    there = parser.read(wanted.others, os.environ, number).sections if wanted.others else []
-    own = parser.Configuration(there, []).global_section()
+    there = parser.read(wanted.others, os.environ, number) if wanted.others else parser.Configuration([], [])
+    own = there.global_section()
     place = os.path.dirname(installed.command("multicloud-check") or "")
     if re.search(r'["$}\\\n]', place):
         raise UsageError(f"{place!r}: HAProxy cannot be told that; install multicloud elsewhere, such as in /opt")
     directory = "" if place in ("", "/usr/bin", "/usr/local/bin") else f"{place}/"
     machine = Plan(version=version, directory=directory, maxconn=own.last("maxconn") is None)
     plans = [_plan(sources, wanted, *listed, machine) for listed in _listed(sources, wanted).items()]
-    _check_addresses(plans, there, sources.path)
+    _check_addresses(plans, there.sections, sources.path)
     text = haproxy_cfg.configuration(*plans)
     names = re.findall(r"^(?:defaults|resolvers|frontend|backend) (\S+)", text, re.MULTILINE)
     if twice := [name for name in names if names.count(name) > 1]:
@@ -297,6 +297,5 @@ def _notes(sources: Sources, wanted: Wanted, plans: Sequence[Plan]) -> list[str]
         other = ((plan.backend, plan.path) for plan in plans if plan.path != sources.text(settings.PATH, plan.backend))
         return [f"the checks need `[{name}]` and, below it, `path = {path}` in {sources.path}" for name, path in other]
     names = [plan.backend for plan in plans]
-    if {*names} <= {*sources.read((settings.BACKENDS,)).backends}:
-        return []
-    return [f"`multicloud run` needs `backends = {','.join(names)}` in {sources.path}, beside those that are there"]
+    note = f"`multicloud run` needs `backends = {','.join(names)}` in {sources.path}, beside those that are there"
+    return [] if {*names} <= {*sources.read((settings.BACKENDS,)).backends} else [note]

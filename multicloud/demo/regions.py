@@ -35,8 +35,7 @@ class Region:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer the requests of a connection until the other side goes away, or this one does."""
-        ends = OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.CancelledError
-        with contextlib.suppress(*ends):
+        with contextlib.suppress(OSError, EOFError, asyncio.LimitOverrunError, asyncio.CancelledError):
             head = b""
             while b"\r\nconnection: close\r\n" not in head.lower():
                 head = await reader.readuntil(b"\r\n\r\n")
