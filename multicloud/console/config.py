@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import itertools
 import os
@@ -109,15 +110,13 @@ def outdated(path: str, here: Sequence[str], sources: Sources) -> str:
     Lines that were added to the file, other than servers, are its owner's. `here` are the files beside it where no
     HAProxy tells. Raises UsageError where the command is refused by now.
     """
-    try:
+    wanted = Wanted()
+    with contextlib.suppress(OSError, ValueError, click.ClickException, click.exceptions.Exit):  # `--help` exits
         text = Path(path).read_text(errors="replace")
         command = text.partition("\n")[0].removeprefix("# ")
         words = shlex.split(command)
-        if words[:2] != ["multicloud", "config"]:
-            return ""
-        wanted = Wanted(**config.make_context("config", words[2:]).params)
-    except (OSError, ValueError, click.ClickException, click.exceptions.Exit):  # `--help` exits
-        return ""
+        if words[:2] == ["multicloud", "config"]:
+            wanted = Wanted(**config.make_context("config", words[2:]).params)
     if not wanted.output:
         return ""
     now, _ = write(command, sources, _with_others(wanted, sources, here))
@@ -174,11 +173,9 @@ def servers(texts: Iterable[str], *, http: bool = True) -> list[Server]:
 
 
 def _is_address(text: str) -> bool:
-    if "%" in text:  # no scope: HAProxy knows none
-        return False
-    brackets = text.startswith("[") and text.endswith("]")
+    brackets = re.fullmatch(r"\[([^%]*)\]", text)  # no scope: HAProxy knows none
     try:
-        return ipaddress.ip_address(text[1:-1] if brackets else text).version == (6 if brackets else 4)
+        return ipaddress.ip_address(brackets[1] if brackets else text).version == (6 if brackets else 4)
     except ValueError:
         return HOST.fullmatch(text) is not None and ".." not in text and re.search("[^0-9.]", text) is not None
 
