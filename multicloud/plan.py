@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    Version = tuple[int, ...]
-
 RELAYED = (3, 3)  # from this version on HAProxy refuses `http-send-name-header Host`, and a relay does the same
 USUAL, NONE = ":8080", "none"  # where users come in if nothing is said, and what says that there is no frontend
 AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"  # the system's, on Debian and where its packages are
@@ -33,7 +31,7 @@ class Plan(NamedTuple):
     """What is to be written."""
 
     servers: Sequence[Server] = ()
-    version: Version | None = None  # of the HAProxy that reads it; None: not known
+    version: tuple[int, ...] | None = None  # of the HAProxy that reads it; None: not known
     backend: str = "upstream"
     http: bool = True  # else TCP
     path: str = "/"  # what HAProxy's own checks ask for
@@ -74,7 +72,7 @@ class Plan(NamedTuple):
         """A word that ends with a value, which an environment variable overrides, but in blocks."""
         return escaped(before + default) if self.blocks else f'"{before}${{{name}-{default}}}"'
 
-    def since(self, version: Version, new: str, old: str = "") -> str:
+    def since(self, version: tuple[int, ...], new: str, old: str = "") -> str:
         """`new` for HAProxy `version` and newer, `old` for those before; both where it is not known which it is."""
         if self.version:
             return new if self.version >= version else old

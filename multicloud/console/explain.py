@@ -9,17 +9,12 @@ from multicloud.reweigh import Outcome, settings_of
 from multicloud.settings import TIMES, Settings, Sources
 
 # The reasons whose words say what the server is. Of any other one its weight says it.
-SAYS_ALL = (
-    *(Reason.SHARES, Reason.RESERVE, Reason.MAINTENANCE, Reason.UNRESOLVED, Reason.DRAIN),
-    *(Reason.NONE_MEASURED, Reason.NONE_UP),
-)
+SAYS_ALL = {Reason.SHARES, Reason.RESERVE, Reason.MAINTENANCE, Reason.UNRESOLVED, Reason.DRAIN}
+SAYS_ALL |= {Reason.NONE_MEASURED, Reason.NONE_UP}
 
 
 def explain(outcome: Outcome, sources: Sources) -> list[str]:
-    """A paragraph for each backend that has samples: what each server has, what becomes of it and why.
-
-    `sources` are the settings that were decided with.
-    """
+    """A paragraph for each backend that has samples: what each server has, what becomes of it and why, by `sources`."""
     backends = by_backend(outcome.decisions)
     weights = {
         name: [(each.server.name, each.server.weight, each.weight) for each in members]
