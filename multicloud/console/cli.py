@@ -143,8 +143,7 @@ def reweigh(dry_run: bool, verbose: bool, sources: settings.Sources) -> None:
 def status(watch: float | None, form: str, sources: settings.Sources) -> None:
     """Show where traffic goes, and what is wrong.
 
-    It has the state, the weight and the times of every server that is measured, and under them the problems, in
-    words. Give it the settings of multicloud-reweigh: with others it would expect other weights.
+    Give it the settings of multicloud-reweigh: with others it would expect other weights.
 
     \b
     Examples:
@@ -195,8 +194,8 @@ def _status(sources: settings.Sources, form: str) -> str:
 def run(metrics: str, log: str, sources: settings.Sources) -> None:
     """Set the weights again and again, beside HAProxy, by its own checks.
 
-    It is what multicloud-run does: each round reads how long HAProxy's own checks took, of the servers of the
-    backends that --backends names, and sets the weights. Until SIGTERM or Ctrl-C; SIGHUP reads the settings file again.
+    It is what multicloud-run does, with the checks of the backends that --backends names, until SIGTERM or Ctrl-C;
+    SIGHUP reads the settings file again.
 
     \b
     Examples:
