@@ -50,6 +50,8 @@ WORKDIR /src
 COPY pyproject.toml README.md deploy/start.sh ./
 COPY deploy/version.py deploy/
 COPY multicloud multicloud
+# --build-arg BUILD_VERSION="$(python3 deploy/version.py)", which counts the commits, for `multicloud --version`.
+ARG BUILD_VERSION
 RUN set -eu; \
     lib=/package/usr/lib/python3.13; \
     pip install --quiet --no-index --no-deps --no-build-isolation --no-compile --target "$lib" .; \

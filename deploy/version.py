@@ -1,12 +1,13 @@
 """The version, which grows with the commits, so that an upgrade is one: 0.2.0.dev255+g270e663 is the 255th of them.
 
 pyproject.toml takes `version()` from here when a wheel is built. `python3 deploy/version.py` prints it as a Debian
-package has it: 0.2.0~dev255+g270e663. Where there is no git, or no checkout of it, nobody can count, and it is
-0.2.0.dev0.
+package has it: 0.2.0~dev255+g270e663. Where there is no git, or no checkout of it, nobody can count: it is what
+BUILD_VERSION says, as when the image is built, or else 0.2.0.dev0.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -17,7 +18,8 @@ ROOT = Path(__file__).parents[1]
 def version() -> str:
     """As PEP 440 wants it."""
     commits, name = _git("rev-list", "--count", "HEAD"), _git("rev-parse", "--short=7", "HEAD")
-    return f"{RELEASE}.dev{commits}+g{name}" if commits and name else f"{RELEASE}.dev0"
+    counted = f"{RELEASE}.dev{commits}+g{name}" if commits and name else ""
+    return counted or os.environ.get("BUILD_VERSION", "").replace("~", ".") or f"{RELEASE}.dev0"
 
 
 def _git(*words: str) -> str:

@@ -29,7 +29,7 @@ DEFAULT_PORTS = {"http": 80, "https": 443, "tls": 443}
 def main() -> int:
     """Do what HAProxy asks for; return the exit code."""
     began = time.monotonic()
-    values = settings.Sources(os.environ).read(settings.CHECK, *server_named(os.environ))
+    values = settings.Sources(os.environ).read(settings.CHECK_SETTINGS, *server_named(os.environ))
     target = haproxy_target(sys.argv[1:], os.environ, values)
     result = _probe(target, values)
     error = f"error: {target}: {result.error}" if result.error is not None else ""

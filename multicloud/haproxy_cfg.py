@@ -86,12 +86,14 @@ resolvers {}
 
 def _common(plan: Plan) -> str:
     mode = "http" if plan.http else "tcp"
+    logs = f"""\
+    log global
+    option {mode}log
+    option dontlognull"""
     return f"""\
 defaults {plan.common}
     mode {mode}
-    log global
-    option {mode}log
-    option dontlognull
+{logs * plan.logs}
     # Between two bytes; a WebSocket, and what is not HTTP, may be silent for longer.
     timeout client 30s
     timeout server 30s

@@ -44,6 +44,7 @@ class Plan(NamedTuple):
     insecure: bool = False
     expect: str = "200"  # the status that HAProxy's own checks expect
     maxconn: bool = True  # whether to set it, since the configuration that is there does not
+    logs: bool = True  # whether to log what goes through, as the configuration that is there does
 
     def name(self, section: str) -> str:
         """The name of a section of this application."""
@@ -70,7 +71,8 @@ class Plan(NamedTuple):
 
     def variable(self, name: str, default: str, *, before: str = "") -> str:
         """A word that ends with a value, which an environment variable overrides, but in blocks."""
-        return escaped(before + default) if self.blocks else f'"{before}${{{name}-{default}}}"'
+        plain = self.blocks or re.search(r'["$}\\]', default)
+        return escaped(before + default) if plain else f'"{before}${{{name}-{default}}}"'
 
     def since(self, version: tuple[int, ...], new: str, old: str = "") -> str:
         """`new` for HAProxy `version` and newer, `old` for those before; both where it is not known which it is."""
@@ -92,7 +94,7 @@ class Plan(NamedTuple):
     @property
     def answered(self) -> str:
         """The variable that has the name of the region that answered last."""
-        return "proc." + re.sub(r"\W", "_", self.backend)
+        return "proc." + re.sub("[:-]", lambda found: f".{ord(found[0])}.", self.backend)
 
 
 def escaped(word: str) -> str:

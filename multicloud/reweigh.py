@@ -80,7 +80,7 @@ def reweigh(sources: Sources, *, dry_run: bool = False, trim: bool = False) -> O
 
     Raises SettingError, SampleFileError and RuntimeAPIError.
     """
-    values = sources.read(settings.REWEIGH)
+    values = sources.read(settings.REWEIGH_SETTINGS)
     newest = samples_needed(sources)
     samples = history.read(values.times, newest)
     try:
@@ -178,7 +178,7 @@ def samples_needed(sources: Sources) -> int:
 
 
 def _everywhere(sources: Sources) -> list[Settings]:
-    return [sources.read(settings.REWEIGH, backend) for backend in ("", *sources.backends())]
+    return [sources.read(settings.REWEIGH_SETTINGS, backend) for backend in ("", *sources.backends())]
 
 
 def score(series: Mapping[Key, Sequence[Sample]], sources: Sources, now: float) -> dict[Key, Score]:
@@ -189,7 +189,7 @@ def score(series: Mapping[Key, Sequence[Sample]], sources: Sources, now: float) 
         sections.setdefault(section, {})[key] = newest
     scored: dict[Key, Score] = {}
     for section, members in sections.items():
-        values = sources.read(settings.SCORING, section)
+        values = sources.read(settings.SCORING_SETTINGS, section)
         scored |= scores.scores(
             members,
             now=now,
@@ -231,7 +231,7 @@ def decide(
 
 def settings_of(members: Sequence[Server], sources: Sources) -> Settings:
     """What holds for a backend with these servers, which may track another one's. Raises SettingError."""
-    return sources.read(settings.REWEIGH, members[0].backend, tracked=members[0].source[0])
+    return sources.read(settings.REWEIGH_SETTINGS, members[0].backend, tracked=members[0].source[0])
 
 
 def refused(outcome: Outcome) -> str:

@@ -98,7 +98,7 @@ class Rounds:
 
     def _use(self, sources: Sources) -> None:
         """Work with these settings from now on. Raises UsageError, and then nothing has changed."""
-        values = sources.read(settings.RUN)
+        values = sources.read(settings.RUN_SETTINGS)
         if not values.backends:
             places = f"MULTICLOUD_BACKENDS=app,api, or `backends = app,api` in {sources.path}"
             raise UsageError(f"no backends to measure; name them: {places}")

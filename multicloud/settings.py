@@ -171,12 +171,12 @@ def _sections(path: str, *, required: bool) -> dict[str, dict[str, tuple[str, in
 
 def _check_place(name: str, section: str) -> None:
     """Whether a setting of that name may stand in the section. Raises SettingError."""
-    setting = next((each for each in ALL if each.name == name), None)
+    setting = next((each for each in ALL_SETTINGS if each.name == name), None)
     if setting is None:
-        raise SettingError(f"{name!r} is no setting; accepted: {', '.join(each.name for each in ALL)}")
+        raise SettingError(f"{name!r} is no setting; accepted: {', '.join(each.name for each in ALL_SETTINGS)}")
     if section and setting in GLOBAL_ONLY:
         raise SettingError(f"{name} cannot be set in [{section}]; accepted: before the first section")
-    if "/" in section and setting not in CHECK:
+    if "/" in section and setting not in CHECK_SETTINGS:
         raise SettingError(f"{name} cannot be set in [{section}]; accepted: [{section.partition('/')[0]}]")
 
 
@@ -344,12 +344,12 @@ BIND = Setting(
 )
 MODE = Setting("mode", "http", _one_of("http", "tcp"), "`multicloud config`: http or tcp")
 
-CHECK = (TIMES, SCHEME, PATH, EXPECT, HOST, USER_AGENT, CLOCK, TIMEOUT, CA_FILE, INSECURE)
-SCORING = (TIMES, PERCENTILE, MIN_SAMPLES, WINDOW, MAX_AGE)
+CHECK_SETTINGS = (TIMES, SCHEME, PATH, EXPECT, HOST, USER_AGENT, CLOCK, TIMEOUT, CA_FILE, INSECURE)
+SCORING_SETTINGS = (TIMES, PERCENTILE, MIN_SAMPLES, WINDOW, MAX_AGE)
 RANKING = (FAVORITE, BACKUP, HYSTERESIS, TOLERANCE)
-REWEIGH = (*SCORING, SOCKET, *RANKING)
-RUN = (*REWEIGH, BACKENDS, INTERVAL)
+REWEIGH_SETTINGS = (*SCORING_SETTINGS, SOCKET, *RANKING)
+RUN_SETTINGS = (*REWEIGH_SETTINGS, BACKENDS, INTERVAL)
 CONFIG = (SERVERS, BIND, MODE)
-ALL = (*CHECK, *RUN[1:], *CONFIG)
+ALL_SETTINGS = (*CHECK_SETTINGS, *RUN_SETTINGS[1:], *CONFIG)
 
 GLOBAL_ONLY = (TIMES, SOCKET, BACKENDS, INTERVAL)  # what cannot differ from backend to backend

@@ -129,6 +129,7 @@ def test_the_settings_file_and_the_manual_are_there(machine: Machine) -> None:
     pages = shell(machine, "ls /usr/share/man/man1 /usr/share/man/man5")
     assert {"multicloud.1.gz", "multicloud.conf.5.gz"} <= set(pages.split())
     assert "backend reweigh" in shell(machine, "cat /usr/share/doc/multicloud/examples/haproxy.cfg")
+    shell(machine, "cd /usr/share/doc/multicloud/examples; test -s rules.yml; test -s multicloud.json")
     assert shell(machine, "head -n 1 /usr/share/doc/multicloud/docs/install.md") == "# Install\n"
 
 

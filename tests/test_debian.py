@@ -39,18 +39,18 @@ def test_the_settings_file_has_every_setting_with_its_default(package: Path, tmp
     uncommented.write_text(re.sub(r"^#(?=\S)", "", (package / "etc/multicloud.conf").read_text(), flags=re.MULTILINE))
     found = settings.Sources({"MULTICLOUD_CONF": str(uncommented)})
     assert {name: text for name, (text, _) in found.sections[""].items()} == {
-        setting.name: setting.default for setting in settings.ALL
+        setting.name: setting.default for setting in settings.ALL_SETTINGS
     }
     assert len(found.sections) == 3
     for section in found.sections:
-        found.read(settings.ALL, section)
+        found.read(settings.ALL_SETTINGS, section)
 
 
 def test_the_man_pages_have_every_command_and_every_setting(package: Path) -> None:
     commands = (package / "usr/share/man/man1/multicloud.1").read_text()
     assert re.findall(r"^\.SH multicloud ([a-z]+)", commands, re.MULTILINE) == list(cli.commands)
     shown = re.findall(r"^\\fB(\w+)\\fR$", (package / "usr/share/man/man5/multicloud.conf.5").read_text(), re.MULTILINE)
-    assert sorted(shown) == sorted(setting.name for setting in settings.ALL)
+    assert sorted(shown) == sorted(setting.name for setting in settings.ALL_SETTINGS)
     for program in os.listdir(ROOT / "multicloud/bin"):
         assert (package / f"usr/share/man/man1/{program}.1").exists()
 
@@ -73,6 +73,7 @@ def test_the_version_grows_with_every_commit_so_that_an_upgrade_is_one(tmp_path:
         versions.append(version(tmp_path))
     assert versions[0] == version(tmp_path, PATH="/none") == "0.2.0~dev0"
     assert re.fullmatch(r"0\.2\.0~dev11\+g[0-9a-f]{7}", versions[-1])
+    assert version(tmp_path, PATH="/none", BUILD_VERSION=versions[-1]) == versions[-1]
     for before, after in itertools.pairwise([*versions, "0.2.0"]):
         subprocess.run(["dpkg", "--compare-versions", before, "lt", after], check=True)
         assert Version(before.replace("~", ".")) < Version(after.replace("~", "."))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 PAGES = [path for path in (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md"))) if path.exists()]
 FILES = [ROOT / "run_local.sh", *(ROOT / "multicloud").rglob("*"), *(ROOT / "tests").rglob("*")]
-SETTINGS = settings.ALL
+SETTINGS = settings.ALL_SETTINGS
 
 FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")

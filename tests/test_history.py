@@ -424,11 +424,12 @@ def test_a_file_truncated_while_a_trim_looks_for_its_end_loses_nothing(
 ) -> None:
     """logrotate's `copytruncate` between two system calls: the offset that was found is in the middle of a line."""
     Path(times).write_text(lines_of(1, 2, 3).replace("eu.example.com", "eu"))
-    reads = iter([lambda: None, lambda: os.truncate(times, 0), lambda: Path(times).write_text(after)])
+    changes: list[Callable[[], object]] = [lambda: os.truncate(times, 0), lambda: Path(times).write_text(after)]
+    reads = iter([dict, *changes])  # nothing at the first one
     pread = os.pread
 
     def read(fd: int, size: int, offset: int) -> bytes:
-        next(reads, lambda: None)()
+        next(reads, dict)()
         return pread(fd, size, offset)
 
     with monkeypatch.context() as patched:

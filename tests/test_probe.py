@@ -369,7 +369,7 @@ def test_endless_1xx_is_an_endless_head() -> None:
     ],
 )
 def test_expected_statuses(expect: str, status: int, error: str | None) -> None:
-    values = settings.Sources({"MULTICLOUD_EXPECT": expect}).read(settings.CHECK)
+    values = settings.Sources({"MULTICLOUD_EXPECT": expect}).read(settings.CHECK_SETTINGS)
     result, _ = probed_server("http", answer(f"{status} Reason", b"\r\n"), expect=values.expect)
     assert (result.error, result.status) == (error, status)
 

@@ -10,7 +10,7 @@ import pytest
 
 from multicloud import settings
 
-ALL = settings.ALL
+ALL = settings.ALL_SETTINGS
 
 
 def test_the_defaults_are_the_documented_ones() -> None:
@@ -144,16 +144,17 @@ def test_a_value_that_cannot_be_read_names_variable_value_and_what_is_accepted(v
 
 
 def test_a_command_reads_only_its_own_settings() -> None:
-    assert settings.Sources({"MULTICLOUD_PERCENTILE": "mistyped"}).read(settings.CHECK).timeout == 10
+    assert settings.Sources({"MULTICLOUD_PERCENTILE": "mistyped"}).read(settings.CHECK_SETTINGS).timeout == 10
 
 
 def test_a_backup_above_the_favourite_is_refused() -> None:
     with pytest.raises(settings.SettingError) as caught:
-        settings.Sources({"MULTICLOUD_FAVORITE": "1", "MULTICLOUD_BACKUP": "100"}).read(settings.REWEIGH)
+        settings.Sources({"MULTICLOUD_FAVORITE": "1", "MULTICLOUD_BACKUP": "100"}).read(settings.REWEIGH_SETTINGS)
     assert str(caught.value) == (
         "MULTICLOUD_BACKUP: 100 is above MULTICLOUD_FAVORITE, which is 1; accepted: 0 to the favourite's weight"
     )
-    assert settings.Sources({"MULTICLOUD_FAVORITE": "7", "MULTICLOUD_BACKUP": "7"}).read(settings.REWEIGH).backup == 7
+    equal = settings.Sources({"MULTICLOUD_FAVORITE": "7", "MULTICLOUD_BACKUP": "7"})
+    assert equal.read(settings.REWEIGH_SETTINGS).backup == 7
 
 
 def test_the_socket_is_the_first_that_is_there_unless_it_is_set(
@@ -223,11 +224,11 @@ def conf(tmp_path: Path) -> Path:
 
 def test_the_narrower_section_of_the_file_wins(conf: Path) -> None:
     found = sources(conf, FILE)
-    everywhere = found.read(settings.ALL)
+    everywhere = found.read(settings.ALL_SETTINGS)
     assert (everywhere.path, everywhere.window, everywhere.hysteresis, everywhere.host) == ("/all?a=b", 10, 10, "")
-    eu = found.read(settings.CHECK, "api", "eu1")
+    eu = found.read(settings.CHECK_SETTINGS, "api", "eu1")
     assert (eu.path, eu.host, eu.expect) == ("/healthz", "eu.example.com", (range(200, 201), range(204, 205)))
-    us = found.read(settings.CHECK, "api", "us1")
+    us = found.read(settings.CHECK_SETTINGS, "api", "us1")
     assert (us.path, us.host) == ("/healthz", "")
     assert found.read(settings.RANKING, "api").hysteresis == 20
     assert found.backends() == ["api", "other"]
@@ -235,7 +236,7 @@ def test_the_narrower_section_of_the_file_wins(conf: Path) -> None:
 
 def test_the_environment_wins_over_the_file(conf: Path) -> None:
     found = sources(conf, FILE, MULTICLOUD_PATH="/here", MULTICLOUD_HOST="")
-    values = found.read(settings.CHECK, "api", "eu1")
+    values = found.read(settings.CHECK_SETTINGS, "api", "eu1")
     assert (values.path, values.host) == ("/here", "eu.example.com")
 
 
@@ -249,7 +250,7 @@ def test_it_is_known_where_a_value_stands(conf: Path) -> None:
 
 
 def test_an_empty_value_in_the_file_is_the_default(conf: Path) -> None:
-    assert sources(conf, "path = /all\n[api]\npath =\n").read(settings.CHECK, "api").path == "/"
+    assert sources(conf, "path = /all\n[api]\npath =\n").read(settings.CHECK_SETTINGS, "api").path == "/"
 
 
 @pytest.mark.parametrize(
@@ -280,11 +281,11 @@ def test_what_cannot_be_read_in_the_file_is_named_with_its_line(conf: Path, text
 def test_a_value_of_the_file_that_cannot_be_read_is_an_error_for_who_uses_it_alone(conf: Path) -> None:
     found = sources(conf, "[api]\nexpect = ok\nhysteresis = much\n[other]\nclock = \xe9\n")
     with pytest.raises(settings.SettingError) as caught:
-        found.read(settings.CHECK, "api", "eu1")
+        found.read(settings.CHECK_SETTINGS, "api", "eu1")
     assert str(caught.value) == (
         f"{conf}:2: expect: cannot read 'ok'; accepted: status codes: 200 or 200,204 or 200-399"
     )
-    assert found.read(settings.CHECK, "app").expect == (range(200, 201),)
+    assert found.read(settings.CHECK_SETTINGS, "app").expect == (range(200, 201),)
     with pytest.raises(settings.SettingError, match=r":3: hysteresis: cannot read 'much'; accepted: 0 to 100"):
         found.read(settings.RANKING, "api")
 
@@ -322,15 +323,15 @@ def test_a_file_is_roots_or_ones_own(conf: Path) -> None:
 def test_a_file_that_others_may_read_and_execute_is_used(conf: Path) -> None:
     conf.write_text("path = /here\n")
     conf.chmod(0o755)
-    assert settings.Sources({"MULTICLOUD_CONF": str(conf)}).read(settings.CHECK).path == "/here"
+    assert settings.Sources({"MULTICLOUD_CONF": str(conf)}).read(settings.CHECK_SETTINGS).path == "/here"
 
 
 def test_a_file_is_read_to_its_end_however_long_it_is(conf: Path) -> None:
-    assert sources(conf, "path = /here\n" + "# a comment\n" * 10_000).read(settings.CHECK).path == "/here"
+    assert sources(conf, "path = /here\n" + "# a comment\n" * 10_000).read(settings.CHECK_SETTINGS).path == "/here"
 
 
 def test_a_file_that_an_editor_began_with_a_byte_order_mark_is_read(conf: Path) -> None:
-    assert sources(conf, "\ufeffpath = /here\n").read(settings.CHECK).path == "/here"
+    assert sources(conf, "\ufeffpath = /here\n").read(settings.CHECK_SETTINGS).path == "/here"
 
 
 def test_a_file_may_have_256_kib_and_no_more(conf: Path) -> None:
@@ -354,9 +355,9 @@ def test_a_file_that_is_named_must_be_there_and_be_a_file(tmp_path: Path) -> Non
 
 
 def test_the_names_of_all_settings_can_stand_in_the_file(conf: Path) -> None:
-    found = sources(conf, "".join(f"{setting.name} = {setting.default}\n" for setting in settings.ALL))
-    assert len(found.sections[""]) == len(settings.ALL)
-    found.read(settings.ALL)
+    found = sources(conf, "".join(f"{setting.name} = {setting.default}\n" for setting in settings.ALL_SETTINGS))
+    assert len(found.sections[""]) == len(settings.ALL_SETTINGS)
+    found.read(settings.ALL_SETTINGS)
 
 
 def test_a_file_that_is_no_file_of_settings_is_not_read_to_its_end(conf: Path) -> None:

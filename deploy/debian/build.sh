@@ -11,7 +11,7 @@ trap 'rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM
 
 mkdir "$work/multicloud"
-cp -R multicloud docs haproxy.cfg README.md CHANGELOG.md deploy/debian "$work/multicloud"
+cp -R multicloud docs haproxy.cfg README.md CHANGELOG.md deploy/debian deploy/prometheus deploy/grafana "$work/multicloud"
 cp deploy/multicloud.service "$work/multicloud/debian"
 version=$(python3 deploy/version.py)
 cd "$work/multicloud"

@@ -28,9 +28,9 @@ PROGRAMS = sorted(Path("multicloud", "bin").iterdir())
 
 GROUPS = {
     "Where things are. Before the first section only": settings.GLOBAL_ONLY,
-    "How a server is checked. Also in [backend] and in [backend/server]": settings.CHECK,
+    "How a server is checked. Also in [backend] and in [backend/server]": settings.CHECK_SETTINGS,
     "What multicloud config writes. Also in [backend]": settings.CONFIG,
-    "How servers are ranked. Also in [backend]": settings.ALL,
+    "How servers are ranked. Also in [backend]": settings.ALL_SETTINGS,
 }
 """Each setting belongs to the first that has it."""
 
@@ -104,7 +104,7 @@ def settings_page() -> str:
 def commands_page() -> str:
     """multicloud(1), with all its commands."""
     body = [".SH SYNOPSIS", r"\fBmulticloud\fR COMMAND [OPTIONS]", ".SH DESCRIPTION", *paragraphs(cli.help or "")]
-    variables = {setting.variable for setting in settings.ALL}
+    variables = {setting.variable for setting in settings.ALL_SETTINGS}
     for name, command in cli.commands.items():
         context = click.Context(command, info_name=f"multicloud {name}", **cli.context_settings)
         usage = " ".join([context.info_name, *command.collect_usage_pieces(context)])

@@ -38,7 +38,7 @@ def check(url: str | None, connect: str | None, sources: Sources, *, count: int,
         raise light.UsageError(f"no server to probe; give {ACCEPTED}")
     if record and not all(named):
         raise light.UsageError("--record needs HAPROXY_PROXY_NAME and HAPROXY_SERVER_NAME, to say whose sample it is")
-    values = sources.read(settings.CHECK, *(() if url else named))
+    values = sources.read(settings.CHECK_SETTINGS, *(() if url else named))
     target, resolved = resolve(url, connect, values) if url else (checks.haproxy_target((), os.environ, values), None)
     if form == "text":
         click.echo(target)

@@ -77,7 +77,7 @@ def cli() -> None:
 @click.option("--count", type=click.IntRange(1), default=1, metavar="N", help="Probe N times and sum them up.")
 @click.option("--record", is_flag=True, help="Append to the sample file, for the server that HAProxy's variables name.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text")
-@with_settings(settings.CHECK)
+@with_settings(settings.CHECK_SETTINGS)
 def check(url: str | None, connect: str | None, count: int, record: bool, form: str, sources: settings.Sources) -> None:
     """Probe a server and show where the time goes.
 
@@ -100,7 +100,7 @@ def check(url: str | None, connect: str | None, count: int, record: bool, form: 
 @cli.command()
 @click.option("--dry-run", is_flag=True, help="Send nothing; print the commands, one a line, and nothing else.")
 @click.option("-v", "--verbose", is_flag=True, help="With --dry-run: explain every decision on standard error.")
-@with_settings(settings.REWEIGH)
+@with_settings(settings.REWEIGH_SETTINGS)
 def reweigh(dry_run: bool, verbose: bool, sources: settings.Sources) -> None:
     """Set the weights once, as HAProxy's fake backend does, and explain every decision.
 
@@ -139,7 +139,7 @@ def reweigh(dry_run: bool, verbose: bool, sources: settings.Sources) -> None:
     help="Redraw every SECONDS, 2 where not given, until Ctrl-C.",
 )
 @click.option("--format", "form", type=click.Choice(["table", "json", "prometheus"]), default="table")
-@with_settings(settings.REWEIGH)
+@with_settings(settings.REWEIGH_SETTINGS)
 def status(watch: float | None, form: str, sources: settings.Sources) -> None:
     """Show where traffic goes, and what is wrong.
 
@@ -190,7 +190,7 @@ def _status(sources: settings.Sources, form: str) -> str:
 @cli.command()
 @click.option("--metrics", default="", show_default=False, metavar="[ADDR:]PORT", help="Serve metrics for Prometheus.")
 @click.option("--log", type=click.Choice(["text", "json"]), default="text", help="json: an object a line.")
-@with_settings(settings.RUN)
+@with_settings(settings.RUN_SETTINGS)
 def run(metrics: str, log: str, sources: settings.Sources) -> None:
     """Set the weights again and again, beside HAProxy, by its own checks.
 
@@ -211,7 +211,7 @@ def run(metrics: str, log: str, sources: settings.Sources) -> None:
 
 @cli.command()
 @click.option("-f", "files", multiple=True, metavar="haproxy.cfg", help="HAProxy's configuration, each file of it.")
-@with_settings(tuple(dict.fromkeys((*settings.REWEIGH, *settings.CHECK))))
+@with_settings(tuple(dict.fromkeys((*settings.REWEIGH_SETTINGS, *settings.CHECK_SETTINGS))))
 def doctor(files: tuple[str, ...], sources: settings.Sources) -> None:
     """Find what usually goes wrong, and say how to mend it.
 
@@ -242,7 +242,7 @@ def doctor(files: tuple[str, ...], sources: settings.Sources) -> None:
 
 @cli.command()
 @click.option("--since", default="1h", metavar="WHEN", help="So long ago (90s, 15m, 1h), or a time: 08:30.")
-@with_settings(settings.REWEIGH)
+@with_settings(settings.REWEIGH_SETTINGS)
 def history(since: str, sources: settings.Sources) -> None:
     """Show who led when, and why that changed.
 
@@ -266,7 +266,7 @@ def history(since: str, sources: settings.Sources) -> None:
 @click.option("-o", "--output", default="latency.png", metavar="FILE", help="Where to draw: a .png or .svg file.")
 @click.option("--from", "begin", metavar="WHEN", help="Not what was before: 15m ago, or a time: 08:30.")
 @click.option("--to", "end", metavar="WHEN", help="Not what came after.")
-@with_settings(settings.REWEIGH)
+@with_settings(settings.REWEIGH_SETTINGS)
 def plot(output: str, begin: str | None, end: str | None, sources: settings.Sources) -> None:
     """Draw the round-trip times over time, with the score that decides and the changes of favourite.
 
@@ -282,7 +282,7 @@ def plot(output: str, begin: str | None, end: str | None, sources: settings.Sour
     """
     if not output.endswith((".png", ".svg")):
         raise light.UsageError(f"cannot draw {output!r}; give a name that ends with .png or .svg")
-    sources.read(settings.REWEIGH)  # before matplotlib, which has something to say when it is loaded first
+    sources.read(settings.REWEIGH_SETTINGS)  # before matplotlib, which has something to say when it is loaded first
     from multicloud.console import plot as plots
 
     plots.draw(sources, output, begin, end)

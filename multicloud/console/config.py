@@ -101,7 +101,8 @@ def running(sources: Sources) -> list[str]:
         return []
     # A relative path is where HAProxy was started: here it may be a stranger's file, whose Lua HAProxy would run.
     files = [os.path.join(f"/proc/{pid}/cwd", file) for option, file in itertools.pairwise(words) if option == "-f"]
-    return [file for file in files if os.path.exists(file)]
+    # Nor is one believed that anybody else may write: whoever answers at the socket may name it.
+    return [file for file in files if os.path.exists(file) and os.stat(file).st_uid in (0, os.geteuid())]
 
 
 def outdated(path: str, here: Sequence[str], sources: Sources) -> str:
@@ -135,7 +136,7 @@ def replace(output: str, text: str, others: Sequence[str]) -> None:
         with tempfile.TemporaryDirectory(dir=os.path.dirname(path), prefix=".multicloud-") as directory:
             new = Path(directory, os.path.basename(path))
             new.write_text(text)
-            new.chmod(0o644)
+            new.chmod(os.stat(path).st_mode & 0o777 if os.path.exists(path) else 0o644)
             command = [haproxy, "-c", *(word for each in (*others, str(new)) for word in ("-f", each))]
             said = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
             if said.returncode not in (0, 2):  # 2: no error, and nowhere to listen, as with `bind = none` alone
@@ -187,10 +188,9 @@ def write(command: str, sources: Sources, wanted: Wanted) -> tuple[str, list[str
     there = parser.read(wanted.others, os.environ, number) if wanted.others else parser.Configuration([], [])
     own = there.global_section()
     place = os.path.dirname(installed.command("multicloud-check") or "")
-    if re.search(r'["$}\\\n]', place):
-        raise UsageError(f"{place!r}: HAProxy cannot be told that; install multicloud elsewhere, such as in /opt")
     directory = "" if place in ("", "/usr/bin", "/usr/local/bin") else f"{place}/"
-    machine = Plan(version=version, directory=directory, maxconn=own.last("maxconn") is None)
+    logs = not there.sections or own.last("log") is not None
+    machine = Plan(version=version, directory=directory, maxconn=own.last("maxconn") is None, logs=logs)
     plans = [_plan(sources, wanted, *listed, machine) for listed in _listed(sources, wanted).items()]
     _check_addresses(plans, there.sections, sources.path)
     text = haproxy_cfg.configuration(*plans)

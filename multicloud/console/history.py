@@ -1,41 +1,68 @@
-"""Who led when, and why that changed: the samples of the file scored and ranked again, as they came."""
+"""Who led when, why that changed, and who shared: the samples of the file scored and ranked again, as they came."""
 
 from __future__ import annotations
 
 import bisect
 import datetime
+import functools
 import math
 import re
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from multicloud import history, light, overview, reweigh, runtime, settings
+from multicloud import history, light, overview, reweigh, runtime, settings, sharing
+from multicloud.history import Sample
+from multicloud.overview import Switch
+from multicloud.ranking import Decision, Reason
+from multicloud.runtime import Server
+from multicloud.settings import Sources
+from multicloud.sharing import Load
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+Key = tuple[str, str]
 
-    from multicloud.history import Sample
-    from multicloud.overview import Switch
-    from multicloud.settings import Sources
+FALL = 2  # checks in a row that failed after which a server is DOWN, as haproxy.cfg says
+BUSY = Load(rate=1000)  # users enough for a line, of whom none is seen to wait
 
-    Key = tuple[str, str]
 
-FALL = 2
-"""Checks in a row that failed after which a server is DOWN, as haproxy.cfg says."""
+class Sharing(NamedTuple):
+    """A time in which servers of a backend shared its traffic; `begin` and `end` are UNIX times."""
+
+    backend: str
+    servers: Sequence[str]
+    begin: float
+    end: float
 
 
 def lines(sources: Sources, since: str) -> list[str]:
-    """A line for each change of favourite since then, with who led before it. Raises UsageError and CommandError."""
+    """A line for each change of favourite since then, with who led before it, and for each time of sharing.
+
+    Raises UsageError and CommandError.
+    """
     begin = moment(since, time.time())
+    series = read(sources, "replay")
     shown: list[Switch] = []
-    for switch in switches(read(sources, "replay"), sources):
+    for switch in switches(series, sources):
         if switch.time < begin:  # of what was before, only the last one says who led
             shown = [each for each in shown if each.backend != switch.backend]
         shown.append(switch)
+    events = [
+        (
+            each.time,
+            each.backend,
+            f"{each.before} -> {each.after}, {each.words()}" if each.before else f"{each.after} leads",
+        )
+        for each in shown
+    ]
+    for backend, servers, first, last in sharings(series, sources):
+        if last >= begin:
+            until = time.strftime("%H:%M:%S", time.localtime(last))
+            events.append(
+                (first, backend, f"{', '.join(servers)} share until {until}, if {servers[0]} has users enough")
+            )
     return [
-        f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(switch.time))} {switch.backend}: "
-        + (f"{switch.before} -> {switch.after}, {switch.words()}" if switch.before else f"{switch.after} leads")
-        for switch in sorted(shown, key=lambda switch: switch.time)
+        f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(when))} {backend}: {text}"
+        for when, backend, text in sorted(events)
     ]
 
 
@@ -61,22 +88,52 @@ def moment(text: str, now: float) -> float:
 
 
 def switches(series: Mapping[Key, Sequence[Sample]], sources: Sources) -> Iterator[Switch]:
-    """The changes of favourite of each backend, one backend after the other; the samples are newest first.
-
-    There is a reweigh in each second that has samples.
-    """
-    needed = reweigh.samples_needed(sources)
-    for members in runtime.by_backend(runtime.Server(*key, runtime.UP, 1) for key in series).values():
+    """The changes of favourite of each backend, one backend after the other; the samples are newest first."""
+    for members in _backends(series):
         favorites = overview.Favorites()
-        for now in sorted({math.ceil(sample.time or 0.0) for server in members for sample in series[server.key]}):
-            known: dict[Key, Sequence[Sample]] = {}
-            for server in members:
-                samples = series[server.key]
-                first = bisect.bisect_left(samples, True, key=lambda sample: (sample.time or 0.0) <= now)
-                known[server.key] = newest = samples[first : first + needed]
-                failed = [sample.failed for sample in newest[:FALL]]
-                server.state = runtime.DOWN if len(failed) == FALL and all(failed) else runtime.UP
-            decisions = reweigh.decide(members, reweigh.score(known, sources, now), sources)
+        for now, decisions in _replay(members, series, sources):
             yield from favorites.follow(decisions, now)
-            for decision in decisions:
-                decision.server.weight = decision.weight
+
+
+def sharings(series: Mapping[Key, Sequence[Sample]], sources: Sources) -> Iterator[Sharing]:
+    """When servers of each backend shared, as samples show it, if they had users enough: only HAProxy counts those."""
+    for members in _backends(series):
+        shared = None
+        for now, decisions in _replay(members, series, sources, in_use=True):
+            servers = [each.server.name for each in decisions if each.reason is Reason.SHARES]
+            if servers:
+                names = dict.fromkeys([*(shared.servers if shared else ()), *servers])
+                shared = Sharing(members[0].backend, [*names], shared.begin if shared else now, now)
+            elif shared:
+                yield shared
+                shared = None
+        if shared:
+            yield shared
+
+
+def _backends(series: Mapping[Key, Sequence[Sample]]) -> Iterable[list[Server]]:
+    return runtime.by_backend(Server(*key, runtime.UP, 1) for key in series).values()
+
+
+def _replay(
+    members: Sequence[Server], series: Mapping[Key, Sequence[Sample]], sources: Sources, *, in_use: bool = False
+) -> Iterator[tuple[float, list[Decision]]]:
+    """What is decided in each second that has samples, a UNIX time; where servers are `in_use`, they may share."""
+    needed = reweigh.samples_needed(sources)
+    users = dict.fromkeys([server.key for server in members], BUSY)
+    before = math.inf
+    for now in sorted({math.ceil(sample.time or 0.0) for server in members for sample in series[server.key]}):
+        known: dict[Key, Sequence[Sample]] = {}
+        for server in members:
+            samples = series[server.key]
+            first = bisect.bisect_left(samples, True, key=lambda sample: (sample.time or 0.0) <= now)
+            known[server.key] = newest = samples[first : first + needed]
+            failed = [sample.failed for sample in newest[:FALL]]
+            server.state = runtime.DOWN if len(failed) == FALL and all(failed) else runtime.UP
+        load: dict[str, Any] = {"users": users, "again": users.copy, "connect": lambda _: 0.0}
+        share = functools.partial(sharing.share, samples=known, elapsed=max(0.0, now - before), **load)
+        decisions = reweigh.decide(members, reweigh.score(known, sources, now), sources, share if in_use else None)
+        yield now, decisions
+        for decision in decisions:
+            decision.server.weight = decision.weight
+        before = now

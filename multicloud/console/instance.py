@@ -27,12 +27,15 @@ REWEIGH_SERVER = "multicloud-reweigh"
 PASSED, TIMED_OUT, EXTERNAL, NOT_YET = "PROCOK", "PROCTOUT", "PROC", ("", "INI")
 """Check statuses: two of external checks, how all of these begin, and those of a server that is not checked (yet)."""
 
+SIGNAL = "4294967295"  # what HAProxy says of a check that had no exit code
+ENDED = "a signal ended it: is memory short (`dmesg`)"
+ADDED = "was it added while HAProxy runs (`add server`), which cannot start its check? Write it into the configuration"
+
 EXIT_CODES = {
     "126": "HAProxy's user may not execute the check's command",
     "127": "a program was not found: the check's command, or what it runs, is not in `external-check path`",
     "255": "HAProxy could not start the check's command: is it there, and may HAProxy's user execute it?",
-    "4294967295": "a signal ended it: is memory short (`dmesg`)? Or it is a server that was added while HAProxy runs "
-    "(`add server`), whose check HAProxy cannot start",
+    SIGNAL: f"{ENDED}? Or {ADDED}",
 }
 """What the exit code of an external check says by itself: of multicloud's own commands, of a shell and of HAProxy."""
 

@@ -47,7 +47,7 @@ def draw(sources: Sources, path: str, begin: str | None = None, end: str | None 
 def _draw_backend(
     axes: Axes, backend: str, series: dict[str, list[Sample]], sources: Sources, first: float, last: float
 ) -> None:
-    values = sources.read(settings.SCORING, backend)
+    values = sources.read(settings.SCORING_SETTINGS, backend)
     score = f"p{values.percentile:g}, or the mean of {values.min_samples} or fewer"
     colors = {}
     slowest = 0.0
@@ -65,12 +65,18 @@ def _draw_backend(
                 heights = [0.0 if failed else 1000 * sample.seconds for sample in shown]
                 slowest = max(slowest, *heights)
                 axes.plot(when, heights, marker, markersize=4, alpha=0.4, color=colors[server], clip_on=False)
-    for switch in histories.switches({(backend, server): timed for server, timed in series.items()}, sources):
+    by_key = {(backend, server): timed for server, timed in series.items()}
+    for switch in histories.switches(by_key, sources):
         if switch.before and first <= switch.time <= last:
             axes.axvline(switch.time, color=colors[switch.after], linestyle=":", linewidth=1)
             at_top = axes.get_xaxis_transform()
             axes.text(switch.time, 0.98, switch.after, transform=at_top, rotation=90, va="top", ha="right", fontsize=7)
-    axes.set_title(f"{backend}: samples (dots), failures (x), new favourite (dotted), score: {score}", fontsize=10)
+    for sharing in histories.sharings(by_key, sources):
+        begin, end = max(first, sharing.begin), min(last, sharing.end)
+        if begin <= end:
+            axes.axvspan(begin, end, color="0.9", zorder=0, gid="shared")
+    marks = "samples (dots), failures (x), new favourite (dotted), shared (grey)"
+    axes.set_title(f"{backend}: {marks}, score: {score}", fontsize=10)
     axes.set_ylabel("round-trip time, ms")
     axes.set_ylim(0, 1.1 * (slowest or 1000.0))  # what a server with failures is scored by is beyond
     axes.xaxis.set_major_formatter(lambda when, _: time.strftime("%H:%M:%S", time.localtime(when)))

@@ -35,7 +35,7 @@ class Status(NamedTuple):
 
 def collect(sources: Sources) -> Status:
     """Read the sample file and ask HAProxy. Raises SettingError, SampleFileError and RuntimeAPIError."""
-    values = sources.read(settings.REWEIGH)
+    values = sources.read(settings.REWEIGH_SETTINGS)
     if who := let_in(values.socket):
         raise runtime.RuntimeAPIError(f"{values.socket}: permission denied; run this {who}")
     with runtime.RuntimeAPI(values.socket) as api:

@@ -9,7 +9,7 @@ kept connections, and POST. HAProxy finds them by their host names through a nam
 an IPv6 address for each, too, where there is no way, and another address for names that a search domain completes.
 Regions die, hang, slow down or answer 500; the sample file is deleted, cut, filled with garbage, locked or unwritable;
 checks are killed and stopped, or multicloud-run is; HAProxy is reloaded; DNS goes away (tests.bench.faults). Each fault
-is undone after a while, and the next one waits until all is as it should be. One time in four a second one comes on top.
+is undone after a while, and the next one waits until all is as it should be. One time in four a second comes on top.
 
 After each it prints how soon the right region led, by the regions' true delays, and which requests failed. At the end:
 all faults, what failed beyond what docs/promises.md allows, and what grew. Exit code 1 where a request failed beyond

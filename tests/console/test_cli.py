@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 GREEN = "\x1b[32m"
-CHECK = settings.Sources({}).read(settings.CHECK)
+CHECK = settings.Sources({}).read(settings.CHECK_SETTINGS)
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,7 @@ def test_all_is_well_with_the_shipped_configuration() -> None:
             "upstream-once: measured with upstream, whose servers its own track",
             "last-resort: not measured",
             "reweigh: its check sets the weights",
-            "takes weights while HAProxy runs",
+            "upstream: `balance random(2)` takes weights while HAProxy runs",
             "HAProxy accepts the certificates of ",
         ):
             assert one(others, part).startswith("ok ")
@@ -391,5 +391,5 @@ def test_a_version_that_crashes_on_external_checks_is_no_matter_to_the_loop_besi
 ) -> None:
     sources = settings.Sources({"MULTICLOUD_BACKENDS": backends} if backends else {})
     instance = Instance("3.4.0-a1b2c3", 1, "admin", [], {})
-    case = Case(sources, sources.read(settings.RUN), instance, "", None, [], Configuration([], []))
+    case = Case(sources, sources.read(settings.RUN_SETTINGS), instance, "", None, [], Configuration([], []))
     assert [finding.kind for finding in running.answers(case)] == [kind, "ok"]

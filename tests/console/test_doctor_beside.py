@@ -48,7 +48,7 @@ def test_all_is_well_with_the_loop_beside_haproxy(tmp_path: Path) -> None:
             wrong, others = doctor(here, *arguments)
             assert wrong == []
             one(others, "HAProxy's own checks of all 2 servers pass")
-            assert arguments == () or one(others, "app: `balance roundrobin` takes weights while HAProxy runs")
+            assert arguments == () or one(others, "HAProxy runs; where servers share, `balance random(2)` spreads")
             one(others, "2 servers are measured, and have the weights that they should have")
             assert not any("external" in line or "multicloud-reweigh" in line for line in others)
         assert "!" not in status(here)

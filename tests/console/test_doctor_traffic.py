@@ -107,6 +107,12 @@ def test_a_check_that_a_signal_ends_is_told_as_such_until_none_does() -> None:
         program.chmod(0o755)
         wait_until(lambda: "PROCERR" in say(router, "show stat"), 10, "a check fails")
         wait_until(lambda: "fails with exit code 4294967295: a signal ended it" in str(examine(router)[0]), 10, "told")
+        assert "add server" not in str(examine(router)[0])
+        path = router.directory / "haproxy.cfg"
+        path.write_text(re.sub(r"    server us .*\n", "", text := path.read_text()))
+        added = "fails with exit code 4294967295: it is not in these files: was it added while HAProxy runs"
+        assert added in one(examine(router)[0], "upstream/us")
+        path.write_text(text)
         program.unlink()
         well(router)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING
 
@@ -63,6 +64,20 @@ def test_each_backend_has_its_own_and_one_server_alone_leads() -> None:
     ]
 
 
+LINE = [0.05] * 100 + [0.15, 0.25, 0.2, 0.26, 0.18, 0.24] * 5 + [0.05] * 40
+
+
+def test_servers_share_while_the_samples_of_the_favourite_vary_as_those_of_a_line() -> None:
+    (shared,) = histories.sharings(series(eu=LINE, us=[0.08] * len(LINE)), SOURCES)
+    assert (shared.backend, shared.servers) == ("app", ["eu", "us"])
+    assert 200 <= shared.begin - NOW < 210 < shared.end - NOW < 260
+
+
+def test_who_is_slow_and_steady_is_left_and_nobody_shares() -> None:
+    slow = [0.05] * 100 + [0.2] * 40
+    assert [*histories.sharings(series(eu=slow, us=[0.08] * len(slow)), SOURCES)] == []
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -102,6 +117,20 @@ def test_of_what_was_before_only_who_led_is_shown(times: Path) -> None:
     ]
     assert run("history", "--times", str(times), "--since", "5m").stdout.splitlines() == done.stdout.splitlines()[1:]
     assert run("history", "--times", str(times), "--since", "1s").stdout.splitlines() == done.stdout.splitlines()[2:]
+
+
+def test_a_time_of_sharing_has_its_line(times: Path) -> None:
+    begin = int(time.time()) - 2 * len(LINE)
+    lines = [
+        f"upstream {name} {seconds:.6f} {begin + 2 * number:.3f}"
+        for number, value in enumerate(LINE)
+        for name, seconds in (("eu", value), ("us", 0.08))
+    ]
+    times.write_text("\n".join(lines) + "\n")
+    done = run("history", "--times", str(times))
+    assert (done.returncode, done.stderr) == (0, "")
+    (line,) = [line for line in done.stdout.splitlines() if " share " in line]
+    assert re.fullmatch(r"[-\d]+ [:\d]+ upstream: eu, us share until \d\d:\d\d:\d\d, if eu has users enough", line)
 
 
 @pytest.mark.parametrize("text", [None, "", "garbage\nupstream eu 0.1\n"])

@@ -60,6 +60,23 @@ def test_a_change_of_favourite_is_marked_where_it_is_in_the_time_that_is_drawn(t
     assert done.stderr.startswith("error: no samples of that time to draw")
 
 
+def test_a_time_of_sharing_is_shaded(tmp_path: Path, times: Path) -> None:
+    now = time.time()
+    slow = [0.05] * 100 + [0.15, 0.25, 0.2, 0.26, 0.18, 0.24] * 5
+    lines = [
+        f"upstream {name} {seconds:.6f} {now - 300 + 2 * number:.3f}"
+        for number, value in enumerate(slow)
+        for name, seconds in (("eu", value), ("us", 0.08))
+    ]
+    times.write_text("\n".join(lines) + "\n")
+    picture = tmp_path / "latency.svg"
+    for end, shaded in (("0s", 1), ("2m", 0)):
+        done = run(
+            "plot", "-o", str(picture), "--to", end, "--times", str(times), environ={"MPLCONFIGDIR": str(tmp_path)}
+        )
+        assert (done.returncode, picture.read_text().count('id="shared"')) == (0, shaded), done.stderr
+
+
 def test_the_score_that_is_drawn_is_the_one_that_decided_then() -> None:
     sources = settings.Sources({"MULTICLOUD_MIN_SAMPLES": "2", "MULTICLOUD_MAX_AGE": "50"})
     timed = [Sample(0.040, 100.0), Sample(0.020, 2.0), Sample(0.030, 1.0), Sample(0.010, 0.0)]

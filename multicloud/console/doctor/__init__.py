@@ -37,7 +37,7 @@ def examine(sources: Sources, files: Sequence[str]) -> list[Finding]:
 
 def _case(sources: Sources, files: Sequence[str]) -> Case:
     _read_all(sources)
-    values = sources.read(settings.RUN)
+    values = sources.read(settings.RUN_SETTINGS)
     instance, away, environ = Instance("", 0, "", [], {}), "", dict(os.environ)
     try:
         with runtime.RuntimeAPI(values.socket) as api:
@@ -62,14 +62,14 @@ def _read_all(sources: Sources) -> None:
     for each in (sources, alone):
         for section in each.sections:
             backend, _, server = section.partition("/")
-            each.read(settings.CHECK if server else settings.ALL, backend, server)
+            each.read(settings.CHECK_SETTINGS if server else settings.ALL_SETTINGS, backend, server)
 
 
 def settings_shown(case: Case) -> Iterator[Finding]:
     """A line for each section: what is written there, and what the environment says for all; whose nobody's are."""
     sources = case.sources
     shown = []
-    for setting in settings.ALL:
+    for setting in settings.ALL_SETTINGS:
         where = sources.where(setting)
         if where != "default":
             shown.append(f"{setting.name} = {sources.text(setting)} ({where.removesuffix(f': {setting.name}')})")
@@ -90,7 +90,7 @@ def settings_shown(case: Case) -> Iterator[Finding]:
 
 def _written(sources: Sources, section: str, name: str) -> str:
     text, number = sources.sections[section][name]
-    setting = next(each for each in settings.ALL if each.name == name)
+    setting = next(each for each in settings.ALL_SETTINGS if each.name == name)
     overridden = f", but {setting.variable} wins here" if sources.environ.get(setting.variable) else ""
     return f"{name} = {text} ({sources.path}:{number}{overridden})"
 

@@ -171,7 +171,7 @@ def _terms_of_check(server: Server, case: Case) -> Terms | None:
 
 def as_checked(server: Server, sources: Sources) -> tuple[probe.Target, Settings]:
     """What a check of the server probes, and its settings. Raises UsageError."""
-    values = sources.read(settings.CHECK, server.backend, server.name)
+    values = sources.read(settings.CHECK_SETTINGS, server.backend, server.name)
     return check.haproxy_target((), variables_of(server), values), values
 
 

@@ -149,7 +149,8 @@ def _algorithm(name: str, section: Section | None, instance: Instance) -> Iterat
     if told == "unknown":  # so HAProxy 3.3 calls its default
         yield unknown(f"{name}: HAProxy does not name its balance algorithm; -f shows it")
     elif algorithm in DYNAMIC or (algorithm in HASHED and consistent):
-        yield ok(f"{name}: `balance {told}` takes weights while HAProxy runs")
+        better = "" if algorithm == "random" else "; where servers share, `balance random(2)` spreads requests better"
+        yield ok(f"{name}: `balance {told}` takes weights while HAProxy runs{better}")
     elif algorithm in HASHED and section is None:
         yield unknown(f"{name}: `balance {told}` takes weights with `hash-type consistent` only; -f shows it")
     elif algorithm == "first":

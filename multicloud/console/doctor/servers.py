@@ -11,7 +11,7 @@ from multicloud import haproxy_checks, history, probe, reweigh, runtime, samplef
 from multicloud.console import problems
 from multicloud.console.doctor import certificates
 from multicloud.console.doctor.case import ok, problem, unknown
-from multicloud.console.instance import EXIT_CODES, PASSED, REASON, REWEIGH_SERVER, TIMED_OUT
+from multicloud.console.instance import ADDED, ENDED, EXIT_CODES, PASSED, REASON, REWEIGH_SERVER, SIGNAL, TIMED_OUT
 from multicloud.light import UsageError
 from multicloud.runtime import MAINT
 
@@ -164,6 +164,8 @@ def _failures(failing: Sequence[Server], case: Case) -> Iterator[tuple[Server, s
 
 def _why(server: Server, case: Case, *, ask: bool) -> tuple[str, str]:
     """Why an external check fails, and what to do, with {place} for a setting's section."""
+    if server.code == SIGNAL and case.files:
+        return ENDED if server.key in case.configuration.lines else f"it is not in these files: {ADDED}", ""
     if server.code in EXIT_CODES:
         return EXIT_CODES[server.code], ""
     user = case.user.name if case.user and case.forks else "haproxy"
