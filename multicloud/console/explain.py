@@ -36,9 +36,7 @@ def explain(outcome: Outcome, sources: Sources) -> list[str]:
                 score = _score(each, outcome, values)
                 rows.append((each.server.name, each.server.state, score, becomes, _why(each, values)))
             widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-            for row in rows:
-                cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
-                lines.append(f"  {'  '.join(cells)}".rstrip())
+            lines += [f"  {'  '.join(map(str.ljust, row, widths))}".rstrip() for row in rows]
     times = sources.read((TIMES,)).times
     return lines or [f"{times} has no samples of any server that HAProxy knows: weights stay as they are"]
 

@@ -78,10 +78,8 @@ def table(status: Status, *, color: bool = False, width: int = 80) -> str:
         lines += [f"{backend}: the same, since its servers track those of {tracked}", ""]
     if any(None in row.trend for row in status.rows):
         lines.append(paint(f"{FAILURE} a check that failed", DIM))
-    if status.rows:
-        lines.append(paint("* favourite; n samples that count, and their times in ms; age of the last in s", DIM))
-    else:
-        lines.append("no samples yet of any server that HAProxy knows")
+    legend = paint("* favourite; n samples that count, and their times in ms; age of the last in s", DIM)
+    lines.append(legend if status.rows else "no samples yet of any server that HAProxy knows")
     wrap = textwrap.TextWrapper(width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     lines += [paint(line, RED) for problem in status.problems for line in wrap.wrap(f"! {problem}")]
     lines += [line for note in status.notes for line in wrap.wrap(f"? {note}")]
@@ -105,13 +103,11 @@ def _short(text: str, room: int) -> str:
     if len(text) < room:
         return text
     head = (room - 2) // 2
-    return f"{text[:head]}…{text[len(text) - (room - 2 - head) :]}"
+    return f"{text[:head]}…{text[head + 2 - room :]}"
 
 
 def _ms(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    return f"{seconds * 1000:.1f}" if seconds < 0.1 else f"{seconds * 1000:.0f}"
+    return "-" if seconds is None else f"{seconds * 1000:.{1 if seconds < 0.1 else 0}f}"
 
 
 def _sparkline(trend: Sequence[float | None], scale: float) -> str:
