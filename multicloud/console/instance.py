@@ -10,40 +10,30 @@ import os
 import pwd
 import re
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from multicloud import installed, runtime
+from multicloud.runtime import RuntimeAPI, Server
 from multicloud.settings import digits
 
-if TYPE_CHECKING:
-    from collections.abc import Collection
-
-    from multicloud.runtime import RuntimeAPI, Server
-
-REWEIGH_SERVER = "multicloud-reweigh"
-"""The name that haproxy.cfg gives the server whose check is the reweigh."""
-
+REWEIGH_SERVER = "multicloud-reweigh"  # the name that haproxy.cfg gives the server whose check is the reweigh
+# Check statuses: two of external checks, how all of these begin, and those of a server that is not checked (yet).
 PASSED, TIMED_OUT, EXTERNAL, NOT_YET = "PROCOK", "PROCTOUT", "PROC", ("", "INI")
-"""Check statuses: two of external checks, how all of these begin, and those of a server that is not checked (yet)."""
-
 SIGNAL = "4294967295"  # what HAProxy says of a check that had no exit code
-ENDED = "a signal ended it: is memory short (`dmesg`)"
+ENDED = "a signal ended it: is memory short (`dmesg`)?"
 ADDED = "was it added while HAProxy runs (`add server`), which cannot start its check? Write it into the configuration"
-
-EXIT_CODES = {
+EXIT_CODES = {  # what that of an external check says by itself: of multicloud's own commands, of a shell and of HAProxy
     "126": "HAProxy's user may not execute the check's command",
     "127": "a program was not found: the check's command, or what it runs, is not in `external-check path`",
     "255": "HAProxy could not start the check's command: is it there, and may HAProxy's user execute it?",
-    SIGNAL: f"{ENDED}? Or {ADDED}",
+    SIGNAL: f"{ENDED} Or {ADDED}",
 }
-"""What the exit code of an external check says by itself: of multicloud's own commands, of a shell and of HAProxy."""
-
-REASON = (
+REASON = (  # of a check or a reweigh that fails: where it is
     "its reason is on HAProxy's standard error (`journalctl -u haproxy`), unless that is /dev/null (`haproxy -D`, or "
     "`-q`)"
 )
-"""Where the reason is that a check or a reweigh fails."""
 
 
 class User(NamedTuple):
@@ -56,16 +46,13 @@ class User(NamedTuple):
 
 
 class Instance(NamedTuple):
-    """A running HAProxy.
-
-    `algorithms` are the balance algorithms by backend, empty where the level is `user`.
-    """
+    """A running HAProxy."""
 
     version: str
     pid: int
     level: str
     servers: list[Server]
-    algorithms: dict[str, str]
+    algorithms: dict[str, str]  # how each backend balances; empty where the level is `user`
 
     def checked(self) -> list[Server]:
         """The servers that have an external check other than the reweigh."""
@@ -79,7 +66,7 @@ class Instance(NamedTuple):
     def forks(self, backends: Collection[str]) -> bool:
         """Whether HAProxy's user runs the commands: it should, unless the checks are for `multicloud run`."""
         external = any(server.check.startswith(EXTERNAL) for server in self.servers)
-        return external or not (backends or any(server.check not in NOT_YET for server in self.servers))
+        return external or not (backends or self.own_checked())
 
 
 def ask(api: RuntimeAPI) -> Instance:
@@ -106,12 +93,12 @@ def describe_haproxy() -> str | None:
 def user_of(pid: int) -> User | None:
     """Whom a HAProxy on this machine runs as; None where no such process can be seen here."""
     try:
-        if "haproxy" not in Path(f"/proc/{pid}/comm").read_text():
-            return None
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return None
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    if "haproxy" not in fields["Name"]:
+        return None
     uid, gid = int(fields["Uid"].split()[1]), int(fields["Gid"].split()[1])
     return User(_name(uid), uid, gid, tuple(map(int, fields["Groups"].split())))
 
@@ -126,8 +113,7 @@ def may(user: User, modes: str, path: str | Path) -> bool | None:
         return os.access(path, sum({"r": os.R_OK, "w": os.W_OK, "x": os.X_OK}[mode] for mode in modes))
     if os.geteuid() != 0:
         return None
-    tests = " && ".join(f'test -{mode} "$1"' for mode in modes)
-    ask = ["/bin/sh", "-c", tests, "sh", path]
+    ask = ["/bin/sh", "-c", " && ".join(f'test -{mode} "$1"' for mode in modes), "sh", path]
     asked = subprocess.run(ask, check=False, cwd="/", user=user.uid, group=user.gid, extra_groups=user.groups)
     return asked.returncode == 0
 

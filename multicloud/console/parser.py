@@ -11,33 +11,26 @@ import glob
 import itertools
 import os
 import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from multicloud.light import UsageError, reason
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 SECTIONS = (
     *("global", "defaults", "frontend", "backend", "listen", "peers", "resolvers", "mailers", "userlist", "program"),
     *("http-errors", "cache", "ring", "log-forward", "fcgi-app", "crt-store", "traces", "log-profile", "acme"),
 )
-
 PROXIES = ("frontend", "backend", "listen")
-
+# A part of a word, a word or a comment, and what stands for something else, outside of double quotes and in them.
 PARTS = r"""'(?P<strong>[^']*)'?|"(?P<weak>(?:[^"\\]|\\.)*)"?|(?:[^\s#'"\\]|\\.?)+"""
 PART, WORD = (re.compile(each, re.ASCII | re.DOTALL) for each in (PARTS, f"#.*|(?:{PARTS})+"))
 ESCAPED = r"""\\(x[0-9a-fA-F]{2}|[ \\#'"nrt]"""
 UNQUOTED = re.compile(f"{ESCAPED})")
 QUOTED = re.compile(rf"{ESCAPED}|\$)|\$(?:(\w+)|\{{(\w+)(\[\*\])?(?:-([^}}]{{0,1000}}+))?\}})", re.ASCII)
-"""A word or a comment, a part of a word, and what stands for something else outside of double quotes and in them."""
-
 LINE_ENDS = {"n": "\n", "r": "\r", "t": "\t"}
 CONDITION = re.compile(r"(!*)\s*(?:(version_atleast|version_before|defined)\(\s*([^()\s]*)\s*\)|(-?\d{0,9}))")
-
-OWN = "HAPROXY_"
-"""So begin the variables that HAProxy sets itself, some of them after it has read its configuration."""
+OWN = "HAPROXY_"  # so begin the variables that HAProxy sets itself, some of them after it has read its configuration
 
 
 class ConfigurationError(UsageError):
@@ -67,14 +60,11 @@ class Section(NamedTuple):
 
 
 class Configuration(NamedTuple):
-    """The sections of the files, in order, and the conditions (`.if …`) that were not decided: all branches count.
+    """What the files say."""
 
-    `lines` are the words that hold for each server, by its backend and name.
-    """
-
-    sections: list[Section]
-    undecided: list[str]
-    lines: Mapping[tuple[str, str], list[str]] = MappingProxyType({})
+    sections: list[Section]  # in their order
+    undecided: list[str]  # the conditions (`.if …`) that were not decided, so that all branches count
+    lines: Mapping[tuple[str, str], list[str]] = MappingProxyType({})  # of each server, by backend and name: its words
 
     def global_section(self) -> Section:
         """All sections `global` as one."""
@@ -115,9 +105,8 @@ def read(paths: Sequence[str], environ: Mapping[str, str], version: str | None =
     if not sections:
         raise ConfigurationError(f"{', '.join(paths)}: no section of a HAProxy configuration")
     read = Configuration([each for each in sections if not _is_disabled(each)], undecided)
-    return read._replace(
-        lines={(each.name, name): words for each in read.proxies() for name, words in options(each).items()}
-    )
+    by_key = {(each.name, name): words for each in read.proxies() for name, words in options(each).items()}
+    return read._replace(lines=by_key)
 
 
 def _is_disabled(section: Section) -> bool:
@@ -150,7 +139,7 @@ def _branch(
     keyword, condition = words[0], " ".join(words[1:])
     chosen = False
     if keyword in (".elif", ".else", ".endif") and blocks:
-        chosen = blocks.pop()[1]
+        _, chosen = blocks.pop()
     if keyword not in (".if", ".elif", ".else"):
         return []
     decided: bool | None = False
@@ -185,13 +174,11 @@ def order(version: str) -> tuple[int, ...]:
 
 def _inherited(words: Sequence[str], sections: Sequence[Section]) -> list[list[str]]:
     """The lines of the `defaults` that a section is `from`, or else of the last one before it."""
-    kind = words[0]
-    named = words[words.index("from") + 1 :][:1] if "from" in words else []
-    if kind not in PROXIES and not (kind == "defaults" and named):
-        return []
-    for section in reversed(sections):
-        if section.kind == "defaults" and (not named or section.name == named[0]):
-            return list(section.lines)
+    kind, name = words[0], value(words, "from")
+    if kind in PROXIES or (kind == "defaults" and name):
+        for section in reversed(sections):
+            if section.kind == "defaults" and name in ("", section.name):
+                return list(section.lines)
     return []
 
 

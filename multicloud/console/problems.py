@@ -8,99 +8,74 @@ from __future__ import annotations
 import functools
 import itertools
 import time
+from collections.abc import Collection, Iterator, Sequence
 from math import inf
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from multicloud import reweigh, run, runtime, scores, sharing
 from multicloud.console import instance as instances
-from multicloud.console.instance import EXTERNAL, PASSED, REWEIGH_SERVER, cannot_append, user_of
+from multicloud.history import Samples
 from multicloud.ranking import candidates, changes
-from multicloud.runtime import DOWN, MAINT, UP
-from multicloud.settings import BACKENDS, TIMES
+from multicloud.runtime import DOWN, MAINT, UP, Server
+from multicloud.settings import BACKENDS, TIMES, Settings, Sources
 
-if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
-
-    from multicloud.console.instance import Instance
-    from multicloud.history import Samples
-    from multicloud.runtime import Server
-    from multicloud.settings import Settings, Sources
-
-TOLERATED = 10.0
-"""Seconds for which a sample may be missing, or a weight not be set, before that is a problem."""
-
-LOOK_BACK = 60
-"""How many samples are read beyond those that count, so that it can be judged what counted some seconds ago."""
-
-STEP = 5.0
-"""Seconds between the moments that are judged."""
-
-SLOWER, LONGER = 3, 0.1
-"""Users wait longer than samples say if it is so many times their median, and so many seconds more."""
+TOLERATED = 10.0  # seconds for which a sample may be missing, or a weight not be set, before that is a problem
+LOOK_BACK = 60  # samples read beyond those that count, so that it can be judged what counted some seconds ago
+STEP = 5.0  # seconds between the moments that are judged
+EVERY_LINE = "on every `server` line (from HAProxy 2.8 on, `default-server` will do)"
+WHOLE_DOMAIN = "with its whole domain (HAProxy does not use `search` of /etc/resolv.conf)"
+SLOWER, LONGER = 3, 0.1  # users wait longer than samples say: so many times their median, and so many seconds more
 
 
 class Seen(NamedTuple):
-    """What is judged: a running HAProxy and the samples, as both were at `now`, a UNIX time.
+    """What is judged: a running HAProxy and the samples, as both were at `now`, a UNIX time."""
 
-    `others` are the backends whose external checks are not for us (foreign).
-    """
-
-    instance: Instance
+    instance: instances.Instance
     samples: Samples
     sources: Sources
     now: float
-    others: Collection[str] = ()
+    foreign: Collection[str] = ()  # the backends whose external checks are not for us
 
     @property
     def values(self) -> Settings:
         """The sample file, and the backends that `multicloud run` measures."""
         return self.sources.read((TIMES, BACKENDS))
 
-    def has_samples(self, members: Sequence[Server]) -> bool:
-        """Of any of these servers."""
-        return any(server.source in self.samples.series for server in members)
-
     def routed(self) -> dict[str, list[Server]]:
         """The backends that are checked for us, or have samples, with their servers."""
-        checked = {
-            server.backend for server in self.instance.checked() + self.instance.own_checked(self.values.backends)
-        }
-        checked -= {*self.others}
-        members = runtime.by_backend(self.instance.servers)
-        return {name: each for name, each in members.items() if name in checked or self.has_samples(each)}
+        checked = self.instance.checked() + self.instance.own_checked(self.values.backends)
+        names = {server.backend for server in checked} - {*self.foreign}
+        names |= {server.backend for server in self.instance.servers if server.source in self.samples.series}
+        return {name: each for name, each in runtime.by_backend(self.instance.servers).items() if name in names}
 
 
 def problems(seen: Seen) -> list[str]:
     """A line for each problem, causes first; what follows from another one is left out."""
-    garbage, servers, user = seen.samples.garbage, seen.instance.servers, user_of(seen.instance.pid)
-    unwritten = cannot_append(user, seen.values.times) if user and seen.instance.forks(seen.values.backends) else None
+    servers, values, user = seen.instance.servers, seen.values, instances.user_of(seen.instance.pid)
+    unwritten = instances.cannot_append(user, values.times) if user and seen.instance.forks(values.backends) else None
     nobody_weighs = [*reweigh_stopped(seen), *nobody_records(seen)]
-    return [
-        *([unwritten] if unwritten else []),
-        *without_address(servers),
-        *run.unmeasured(servers, seen.values.backends).values(),
-        *nobody_weighs,
-        *cannot_serve(seen),
-        *([] if unwritten else samples_missing(seen)),
-        *([] if nobody_weighs else weights_not_set(seen)),
-        *no_room(seen),
-        *(
-            [f"{seen.values.times} has lines that are no samples ({garbage}): who else writes there?"]
-            if garbage
-            else []
-        ),
-    ]
+    lines = [unwritten] if unwritten else []
+    lines += [*without_address(servers), *run.unmeasured(servers, values.backends).values()]
+    lines += [*nobody_weighs, *cannot_serve(seen)]
+    if not unwritten:
+        lines += samples_missing(seen)
+    if not nobody_weighs:
+        lines += weights_not_set(seen)
+    lines += no_room(seen)
+    if seen.samples.garbage:
+        lines.append(f"{values.times} has lines that are no samples ({seen.samples.garbage}): who else writes there?")
+    return lines
 
 
-def foreign(instance: Instance, samples: Samples, ours: Collection[str] | None = None) -> set[str]:
+def foreign(instance: instances.Instance, samples: Samples, ours: Collection[str] | None = None) -> set[str]:
     """The backends whose external checks have never left a sample, where others' have, and which are not `ours`.
 
     Where that is not known, they are those whose checks pass.
     """
     checked = instance.checked()
     measured = {server.backend for server in checked if server.source in samples.series}
-    silent = {each.backend for each in checked if measured and (ours is not None or each.check == PASSED)} - measured
-    return silent - {*(ours or ())}
+    silent = {each.backend for each in checked if ours is not None or each.check == instances.PASSED} - measured
+    return silent - {*(ours or ())} if measured else set()
 
 
 def without_address(servers: Sequence[Server]) -> list[str]:
@@ -111,114 +86,105 @@ def without_address(servers: Sequence[Server]) -> list[str]:
         name, host = "/".join(server.key), server.host
         text = (
             f"the name {host} does not resolve, so HAProxy has put {name} into maintenance, until it does: is it spelt "
-            "right, with its whole domain (HAProxy does not use `search` of /etc/resolv.conf), and do HAProxy's name "
-            "servers know it?"
+            f"right, {WHOLE_DOMAIN}, and do HAProxy's name servers know it?"
         )
         if other := addressed.get((server.backend, host)):
             text = (
                 f"{name} has the host name of {other}, {host}, and HAProxy gives an address to one of two such servers "
-                "only: write `resolve-opts allow-dup-ip` on every `server` line (from HAProxy 2.8 on, `default-server` "
-                "will do)"
+                f"only: write `resolve-opts allow-dup-ip` {EVERY_LINE}"
             )
         lines.setdefault(host, text)
     return list(lines.values())
 
 
-def reweigh_stopped(seen: Seen) -> list[str]:
+def reweigh_stopped(seen: Seen) -> Iterator[str]:
     """Why nobody sets weights, where the reweigh has the name that haproxy.cfg gives it."""
-    user = user_of(seen.instance.pid)
+    user = instances.user_of(seen.instance.pid)
     by_hand = f"`runuser -u {user.name} -- multicloud reweigh`" if user else "`multicloud reweigh` as HAProxy's user"
-    lines = []
-    for server in seen.instance.servers:
+    for server in [each for each in seen.instance.servers if each.name == instances.REWEIGH_SERVER]:
         name = "/".join(server.key)
-        if server.name == REWEIGH_SERVER and server.state == DOWN:
-            says_why = f"{by_hand} says why; {instances.REASON}"
-            lines.append(f"{name} is DOWN, so nobody sets weights: {instances.EXIT_CODES.get(server.code, says_why)}")
-        elif server.name == REWEIGH_SERVER and server.state == MAINT:
-            lines.append(
+        if server.state == DOWN:
+            why = instances.EXIT_CODES.get(server.code, f"{by_hand} says why; {instances.REASON}")
+            yield f"{name} is DOWN, so nobody sets weights: {why}"
+        elif server.state == MAINT:
+            yield (
                 f"{name} is in maintenance, so an operator has frozen the weights: `set server {name} state ready` "
                 "at the Runtime API lets go"
             )
-    return lines
 
 
-def cannot_serve(seen: Seen) -> list[str]:
+def cannot_serve(seen: Seen) -> Iterator[str]:
     """The backends that have no server to send a request to, and what becomes of it."""
-    lines = []
+    alive = {server.backend for server in seen.instance.servers if server.state == UP}
     for backend, members in seen.routed().items():
         up = [server for server in members if server.state == UP]
         if any(server.weight for server in up) or not any(server.source == server.key for server in members):
             continue  # the servers that these track have the same problem
         each, ends = ("connection", "is closed") if members[0].mode == "tcp" else ("request", "is a 503")
         lost = f"so each {each} to it {ends}"
-        if resort := _last_resort(backend, seen.instance.servers):
+        resort = next((name for name in (f"{backend}-last-resort", "last-resort") if name in alive - {backend}), "")
+        if resort:  # as haproxy.cfg has it
             rule = f"`use_backend {resort} if {{ nbsrv({backend}) lt 1 }}`"
             lost = f"so {resort} is tried where a frontend has {rule}, and else each {each} {ends}"
         if up:
-            lines.append(
+            yield (
                 f"every server of {backend} that is UP has weight 0, {lost}: "
                 "run `multicloud reweigh`, and give the servers `weight 1` in the configuration"
             )
         else:
-            lines.append(f"no server of {backend} is UP ({', '.join(sorted({one.state for one in members}))}), {lost}")
-    return lines
+            yield f"no server of {backend} is UP ({', '.join(sorted({one.state for one in members}))}), {lost}"
 
 
-def _last_resort(backend: str, servers: Sequence[Server]) -> str:
-    """The backend of haproxy.cfg that is asked when no server of this one is left; "" where none is there or UP."""
-    up = {server.backend for server in servers if server.state == UP and server.backend != backend}
-    return next((name for name in (f"{backend}-last-resort", "last-resort") if name in up), "")
-
-
-def nobody_records(seen: Seen) -> list[str]:
+def nobody_records(seen: Seen) -> Iterator[str]:
     """Whether nobody records what HAProxy's own checks of any server say: then no `multicloud run` sets weights."""
     own = seen.instance.own_checked(seen.values.backends)
     steady = [server for server in own if server.state == UP and server.state_age >= TOLERATED]
-    if not steady or not all(_missing(server, seen) for server in steady):
-        return []
-    backends = ", ".join(dict.fromkeys(server.backend for server in steady))
-    last = max((seen.samples.series[each.key][0].time or 0.0 for each in steady if seen.has_samples([each])), default=0)
-    since = f" since {_clock(last)} ({seen.now - last:.0f} s)" if last else ""
-    return [
-        f"HAProxy's own checks of {backends} have not been recorded in {seen.values.times}{since}: is `multicloud run` "
-        "at work, with the same `times`? Its log says what it lacks (`journalctl -u multicloud`)"
-    ]
+    if steady and all(_missing(server, seen) for server in steady):
+        backends = ", ".join(dict.fromkeys(server.backend for server in steady))
+        newest = [seen.samples.series[each.key][0].time or 0.0 for each in steady if each.key in seen.samples.series]
+        since = f" {_since(max(newest), seen)}" if any(newest) else ""
+        yield (
+            f"HAProxy's own checks of {backends} have not been recorded in {seen.values.times}{since}: is "
+            "`multicloud run` at work, with the same `times`? Its log says what it lacks (`journalctl -u multicloud`)"
+        )
 
 
-def samples_missing(seen: Seen) -> list[str]:
+def samples_missing(seen: Seen) -> Iterator[str]:
     """The servers that nobody measures although they are UP, and why."""
-    unrecorded = bool(nobody_records(seen))
-    lines = []
+    unrecorded = any(nobody_records(seen))
     for server in itertools.chain.from_iterable(seen.routed().values()):
         beside = server.backend in seen.values.backends
         explained = beside and (unrecorded or not server.check)  # by `nobody_records`, or run.unmeasured
         if not explained and (missing := _missing(server, seen)):
-            lines.append(f"{missing}: {_why_missing(server, seen)}")
-    return lines
+            yield f"{missing}: {_why_missing(server, seen)}"
 
 
 def _missing(server: Server, seen: Seen) -> str:
     """That samples of a server are missing, and since when; "" where they are not, or need not be there."""
     if server.state != UP or server.state_age < TOLERATED or server.source != server.key:
         return ""
-    newest = seen.samples.series.get(server.key, [])
+    newest = seen.samples.series.get(server.key)
     if not newest:
         return f"no samples for {server.name}, which is UP"
     times = [sample.time for sample in newest if sample.time is not None]
     gaps = [later - earlier for later, earlier in itertools.pairwise(times)]
     usual = scores.percentiles(gaps, (50,))[0] if gaps else 0.0
-    if times and (age := seen.now - times[0]) > max(TOLERATED, 3 * usual):
-        return f"no samples for {server.name} since {_clock(times[0])} ({age:.0f} s), although it is UP"
+    if times and seen.now - times[0] > max(TOLERATED, 3 * usual):
+        return f"no samples for {server.name} {_since(times[0], seen)}, although it is UP"
     return ""
+
+
+def _since(when: float, seen: Seen) -> str:
+    return f"since {time.strftime('%H:%M:%S', time.localtime(when))} ({seen.now - when:.0f} s)"
 
 
 def _why_missing(server: Server, seen: Seen) -> str:
     if not server.check:
         return "HAProxy does not check it"
-    if server.check == PASSED:
+    if server.check == instances.PASSED:
         times = seen.values.times
         return f"its check passes, but does not write to {times}: is it multicloud-check, with the same `times`?"
-    if server.check.startswith(EXTERNAL):
+    if server.check.startswith(instances.EXTERNAL):
         return f"its check fails; {instances.REASON}"
     if server.backend in seen.values.backends:
         return "HAProxy checks it by itself, but `multicloud run` does not record that: its log says why"
@@ -226,44 +192,40 @@ def _why_missing(server: Server, seen: Seen) -> str:
     return f"HAProxy checks it by itself: give it an external check, or for `multicloud run` write {backends}"
 
 
-def weights_not_set(seen: Seen) -> list[str]:
-    """The backends to which a reweigh, now and at each moment of the last seconds, would have given other weights."""
-    return [
-        f"{backend} has had other weights for at least {TOLERATED:.0f} s than a reweigh with these settings gives it, "
-        "so none has set them: `multicloud reweigh --dry-run -v` explains"
-        for backend, members in seen.routed().items()
-        if _not_set(members, seen)
-    ]
+def weights_not_set(seen: Seen) -> Iterator[str]:
+    """The backends to which a reweigh, now and at each moment of the last seconds, would have given other weights.
+
+    Judged where the servers are since then what they are, and where samples have a time.
+    """
+    for backend, members in seen.routed().items():
+        steady = min(server.state_age for server in members) >= TOLERATED
+        if steady and all(_differ(members, seen, seen.now - ago) for ago in (0.0, STEP, TOLERATED)):
+            yield (
+                f"{backend} has had other weights for at least {TOLERATED:.0f} s than a reweigh with these settings "
+                "gives it, so none has set them: `multicloud reweigh --dry-run -v` explains"
+            )
 
 
-def no_room(seen: Seen) -> list[str]:
+def _differ(members: Sequence[Server], seen: Seen, then: float) -> bool:
+    """Whether a reweigh at the UNIX time `then` would have changed a weight of these servers."""
+    series = {each.source: seen.samples.series[each.source] for each in members if each.source in seen.samples.series}
+    past = {key: [each for each in newest if each.time and each.time <= then] for key, newest in series.items()}
+    # Who shares, shares.
+    share = functools.partial(sharing.share, samples=past, users={}, again=dict, connect=lambda _: 0.0, elapsed=0.0)
+    return bool(changes(reweigh.decide(members, reweigh.score(past, seen.sources, then), seen.sources, share)))
+
+
+def no_room(seen: Seen) -> Iterator[str]:
     """The backends whose servers are all full, so that the traffic cannot be shared any better."""
-    lines, users = [], sharing.loads(seen.instance.servers)
+    users = sharing.loads(seen.instance.servers)
     for backend, members in seen.routed().items():
         able = candidates(members)
         full = sharing.full(able, seen.samples.series, users)
         if full and len(full) == len(able) and members[0].source == members[0].key:
-            lines.append(
+            yield (
                 f"no region of {backend} has room: {len(full)} of {len(able)} have lines, so users wait wherever they "
                 "go, until there are more servers or less traffic"
             )
-    return lines
-
-
-def _not_set(members: list[Server], seen: Seen) -> bool:
-    """Judged where the servers are since then what they are, and where samples have a time."""
-    series = {each.source: seen.samples.series[each.source] for each in members if seen.has_samples([each])}
-    if min(server.state_age for server in members) < TOLERATED:
-        return False
-    for ago in (0.0, STEP, TOLERATED):
-        then = seen.now - ago
-        past = {key: [each for each in newest if each.time and each.time <= then] for key, newest in series.items()}
-        share = functools.partial(  # who shares, shares
-            sharing.share, samples=past, users={}, again=dict, connect=lambda _: 0.0, elapsed=0.0
-        )
-        if not changes(reweigh.decide(members, reweigh.score(past, seen.sources, then), seen.sources, share)):
-            return False
-    return True
 
 
 def notes(seen: Seen) -> list[str]:
@@ -285,7 +247,3 @@ def notes(seen: Seen) -> list[str]:
                     "as much work as what users ask for?"
                 )
     return lines
-
-
-def _clock(when: float) -> str:
-    return time.strftime("%H:%M:%S", time.localtime(when))

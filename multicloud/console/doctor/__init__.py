@@ -7,35 +7,29 @@ problem, and says what it did not look at.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
 from multicloud import history, runtime, samplefile, settings
 from multicloud.console import parser, problems
 from multicloud.console.doctor import certificates, configuration, running, servers
-from multicloud.console.doctor.case import Case, ok, problem, some, unknown
+from multicloud.console.doctor.case import Case, Finding, ok, problem, some, unknown
 from multicloud.console.instance import Instance, ask, user_of
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
-    from multicloud.console.doctor.case import Finding
-    from multicloud.settings import Sources
-
-
-def examine(sources: Sources, files: Sequence[str]) -> list[Finding]:
+def examine(sources: settings.Sources, files: Sequence[str]) -> list[Finding]:
     """All findings. `files` are HAProxy's configuration files, or none. Raises UsageError."""
     case = _case(sources, files)
     groups = AWAY if case.away else GROUPS
     findings: list[Finding] = []
     for number, (_, look) in enumerate(groups, 1):
         findings += look(case)
-        if any(finding.kind == "problem" for finding in findings):
-            left = ", ".join(what for what, _ in groups[number:])
-            return [*findings, unknown(f"not looked at until that is mended: {left}")] if left else findings
+        left = ", ".join(what for what, _ in groups[number:])
+        if left and any(finding.kind == "problem" for finding in findings):
+            return [*findings, unknown(f"not looked at until that is mended: {left}")]
     return findings
 
 
-def _case(sources: Sources, files: Sequence[str]) -> Case:
+def _case(sources: settings.Sources, files: Sequence[str]) -> Case:
     _read_all(sources)
     values = sources.read(settings.RUN_SETTINGS)
     instance, away, environ = Instance("", 0, "", [], {}), "", dict(os.environ)
@@ -52,11 +46,10 @@ def _case(sources: Sources, files: Sequence[str]) -> Case:
         foreign = problems.foreign(instance, history.read(values.times, 1), ours)
     except samplefile.SampleFileError:
         foreign = set()
-    user = user_of(instance.pid) if instance.pid else None
-    return Case(sources, values, instance, away, user, list(parser.files(files)), read, foreign)
+    return Case(sources, values, instance, away, user_of(instance.pid), [*parser.files(files)], read, foreign)
 
 
-def _read_all(sources: Sources) -> None:
+def _read_all(sources: settings.Sources) -> None:
     """Read every value, also what the environment overrides in the file. Raises SettingError."""
     alone = settings.Sources({settings.CONF: sources.environ.get(settings.CONF, "")})
     for each in (sources, alone):
@@ -66,13 +59,13 @@ def _read_all(sources: Sources) -> None:
 
 
 def settings_shown(case: Case) -> Iterator[Finding]:
-    """A line for each section: what is written there, and what the environment says for all; whose nobody's are."""
+    """What the environment and each section of the file say, and the sections that are nobody's."""
     sources = case.sources
-    shown = []
-    for setting in settings.ALL_SETTINGS:
-        where = sources.where(setting)
-        if where != "default":
-            shown.append(f"{setting.name} = {sources.text(setting)} ({where.removesuffix(f': {setting.name}')})")
+    shown = [
+        f"{setting.name} = {sources.text(setting)} ({where.removesuffix(f': {setting.name}')})"
+        for setting in settings.ALL_SETTINGS
+        if (where := sources.where(setting)) != "default"
+    ]
     yield ok(f"settings: {', '.join(shown)}" if shown else "settings: all have their defaults")
     backends = runtime.by_backend(case.instance.servers)
     for section, written in sources.sections.items():
@@ -88,7 +81,7 @@ def settings_shown(case: Case) -> Iterator[Finding]:
             yield problem(f"{sources.path}: [{section}] names no {lost}: {some(known)}")
 
 
-def _written(sources: Sources, section: str, name: str) -> str:
+def _written(sources: settings.Sources, section: str, name: str) -> str:
     text, number = sources.sections[section][name]
     setting = next(each for each in settings.ALL_SETTINGS if each.name == name)
     overridden = f", but {setting.variable} wins here" if sources.environ.get(setting.variable) else ""
@@ -107,5 +100,5 @@ GROUPS = (
     ("samples, weights", servers.measured),
     ("whom HAProxy runs as", running.exposure),
 )
+# What can be asked where HAProxy does not answer: its configuration, too, which may be why.
 AWAY = SETTINGS, ("the socket", running.away), ("the running HAProxy", lambda _: ())
-"""What can be asked where HAProxy does not answer: its configuration, too, which may be why."""

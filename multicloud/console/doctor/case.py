@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from multicloud.console.instance import may
+from multicloud.console.instance import Instance, User, may
+from multicloud.console.parser import Configuration
+from multicloud.runtime import Server
+from multicloud.settings import Settings, Sources
 
-if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
-
-    from multicloud.console.instance import Instance, User
-    from multicloud.console.parser import Configuration
-    from multicloud.runtime import Server
-    from multicloud.settings import Settings, Sources
-
-SHOWN = 8
-"""How many names a line has."""
+SHOWN = 8  # names that a line has
 
 
 class Finding(NamedTuple):
@@ -27,21 +22,16 @@ class Finding(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A router, as far as it can be seen from here.
-
-    `values` are the settings of `multicloud run`. `away` says why HAProxy does not answer, and then `instance` is
-    empty, as `configuration` is without `files`. `user` is whom HAProxy runs as, None where that cannot be seen.
-    `foreign` are the backends whose external checks seem to be another program.
-    """
+    """A router, as far as it can be seen from here."""
 
     sources: Sources
-    values: Settings
-    instance: Instance
-    away: str
-    user: User | None
-    files: Sequence[str]
-    configuration: Configuration
-    foreign: Collection[str] = ()
+    values: Settings  # of `multicloud run`
+    instance: Instance  # empty where HAProxy does not answer
+    away: str  # why it does not; "" where it does
+    user: User | None  # whom HAProxy runs as; None where that cannot be seen
+    files: Sequence[str]  # HAProxy's configuration files
+    configuration: Configuration  # empty without `files`
+    foreign: Collection[str] = ()  # the backends whose external checks seem to be another program
 
     @property
     def forks(self) -> bool:

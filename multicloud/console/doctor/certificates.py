@@ -11,55 +11,36 @@ import os
 import re
 import socket
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from multicloud import check, probe, settings
 from multicloud.console import parser
 from multicloud.console.check import describe
-from multicloud.console.doctor.case import ok, problem, some, unknown
+from multicloud.console.doctor.case import Case, Finding, ok, problem, some, unknown
 from multicloud.light import UsageError
-from multicloud.runtime import MAINT
+from multicloud.runtime import MAINT, Server
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from multicloud.console.doctor.case import Case, Finding
-    from multicloud.runtime import Server
-    from multicloud.settings import Settings, Sources
-
-TIMEOUT, TIME_FOR_ALL = 1.0, 6.0
-"""Seconds that one handshake may take, and all of them."""
-
-SYSTEM = "@system-ca"
-"""The system's authorities, as HAProxy calls them."""
-
+TIMEOUT, TIME_FOR_ALL = 1.0, 6.0  # seconds that one handshake may take, and all of them
+SYSTEM = "@system-ca"  # the system's authorities, as HAProxy calls them
 REFUSED, EXPIRED = "certificate not accepted: ", "certificate has expired"
 MISMATCH = ("Hostname mismatch", "IP address mismatch")
-
-SNI_AUTO = parser.order("3.3-dev0")
-"""The version from which on HAProxy sends the Host of a request as SNI."""
-
-NO_CHECK_TIME = 0x200000
-"""OpenSSL's X509_V_FLAG_NO_CHECK_TIME: a certificate may have expired."""
-
-
-class Terms(NamedTuple):
-    """What is asked of a certificate, if anything: an authority in `ca_file` ("": the system's), and a name.
-
-    The name is None where none is asked for, and "" where it depends on the request.
-    """
-
-    verify: bool
-    ca_file: str
-    name: str | None
-
-
+SNI_AUTO = parser.order("3.3-dev0")  # the version from which on HAProxy sends the Host of a request as SNI
+NO_CHECK_TIME = 0x200000  # OpenSSL's X509_V_FLAG_NO_CHECK_TIME: a certificate may have expired
 UNSEEN = unknown("certificates that could not be had in time from here were not verified: {names}")
 MOVING = unknown(
     "the certificate of {names} must be for a name that depends on the request, which is its Host where the line has "
     "no `sni` (from HAProxy 3.3 on): write `sni str(…)`, or `no-sni-auto`"
 )
 ACCEPTED = ok("HAProxy accepts the certificates of {names} by what their lines say")
+
+
+class Terms(NamedTuple):
+    """What is asked of a certificate: an authority and a name, if `verify` says that anything is."""
+
+    verify: bool
+    ca_file: str  # "": the system's
+    name: str | None  # None where none is asked for, "" where it depends on the request
 
 
 def look(case: Case) -> Iterator[Finding]:
@@ -74,10 +55,10 @@ def look(case: Case) -> Iterator[Finding]:
         said = refusal(servers[0], terms, deadline - time.monotonic())
         finding = UNSEEN if said is None else MOVING if terms.verify and terms.name == "" else ACCEPTED
         if said:
-            text = (
-                f"each request to it is a 503, although its check passes: {cure_of_line(said, servers[0], terms, case)}"
+            finding = problem(
+                f"HAProxy does not accept the certificate of {{names}} ({said}), so each request to it is a 503, "
+                f"although its check passes: {cure_of_line(said, servers[0], terms, case)}"
             )
-            finding = problem(f"HAProxy does not accept the certificate of {{names}} ({said}), so {text}")
         findings.setdefault(finding, []).extend("/".join(server.key) for server in servers)
     for finding, names in findings.items():
         yield finding._replace(text=finding.text.replace("{names}", some(names)))
@@ -101,8 +82,7 @@ def refusal(server: Server, terms: Terms, seconds: float = TIMEOUT) -> str | Non
         return ""
     if seconds <= 0 or not server.port.isdigit():
         return None
-    name = terms.name or server.name
-    target = probe.Target("tls", server.address, int(server.port), name, ca_file=terms.ca_file)
+    target = probe.Target("tls", server.address, int(server.port), terms.name or server.name, ca_file=terms.ca_file)
     try:
         result = probe.probe(target, min(TIMEOUT, seconds))
         result.close()
@@ -119,7 +99,8 @@ def _seen(server: Server, ca_file: str) -> tuple[str, str]:
 
     Its names and its dates may be wrong, but an authority in the file must have signed it.
     """
-    try:
+    seen: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError, UsageError):
         context = probe.tls_context(probe.Target("tls", server.address, None, server.name, ca_file=ca_file))
         context.check_hostname = False
         context.verify_flags |= NO_CHECK_TIME
@@ -127,13 +108,9 @@ def _seen(server: Server, ca_file: str) -> tuple[str, str]:
             socket.create_connection((server.address, int(server.port)), TIMEOUT) as plain,
             context.wrap_socket(plain, server_hostname=server.name) as tls,
         ):
-            seen = describe(tls.getpeercert())
-    except (OSError, ValueError, UsageError):
-        seen = None
-    if not seen:
-        return "", "renew it"
-    renewal = f"renew it: it expired on {seen['not_after'][:10]}" if seen["days_left"] < 0 else "renew it"
-    return next((name for name in seen["names"] if "*" not in name), ""), renewal
+            seen = describe(tls.getpeercert()) or {}
+    name = next((name for name in seen.get("names", ()) if "*" not in name), "")
+    return name, f"renew it: it expired on {seen['not_after'][:10]}" if seen.get("days_left", 0) < 0 else "renew it"
 
 
 def terms_of_line(server: Server, case: Case) -> Terms | None:
@@ -169,7 +146,7 @@ def _terms_of_check(server: Server, case: Case) -> Terms | None:
     return None
 
 
-def as_checked(server: Server, sources: Sources) -> tuple[probe.Target, Settings]:
+def as_checked(server: Server, sources: settings.Sources) -> tuple[probe.Target, settings.Settings]:
     """What a check of the server probes, and its settings. Raises UsageError."""
     values = sources.read(settings.CHECK_SETTINGS, server.backend, server.name)
     return check.haproxy_target((), variables_of(server), values), values

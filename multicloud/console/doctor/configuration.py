@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import os
 import pwd
 import shutil
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
 from multicloud import run, runtime
 from multicloud.console import config, parser
 from multicloud.console.doctor import routes
-from multicloud.console.doctor.case import can, ok, problem, some, unknown
-from multicloud.console.instance import EXTERNAL, PASSED, REWEIGH_SERVER, User
-from multicloud.runtime import MAINT
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from multicloud.console.doctor.case import Case, Finding
-    from multicloud.console.instance import Instance
-    from multicloud.console.parser import Configuration, Section
-    from multicloud.runtime import Server
+from multicloud.console.doctor.case import Case, Finding, can, ok, problem, some, unknown
+from multicloud.console.instance import EXTERNAL, PASSED, REWEIGH_SERVER, Instance, User
+from multicloud.console.parser import Configuration, Section
+from multicloud.runtime import MAINT, Server
 
 REMOVE_CHROOT = "remove `chroot` from `global` (from HAProxy 3.4 on, write `chroot /`, without which it warns)"
-
-DYNAMIC = ("roundrobin", "leastconn", "random")
-"""The balance algorithms under which a weight counts and can be set while HAProxy runs."""
-
-HASHED = ("source", "uri", "url_param", "hdr", "rdp-cookie", "hash", "log-hash")
-"""Those under which it can be set with `hash-type consistent` only."""
-
+DYNAMIC = ("roundrobin", "leastconn", "random")  # under these a weight counts, and can be set while HAProxy runs
+HASHED = ("source", "uri", "url_param", "hdr", "rdp-cookie", "hash", "log-hash")  # with `hash-type consistent` only
 REFUSAL = "Backend is using a static LB algorithm and only accepts weights '0%' and '100%'."
 
 
@@ -41,13 +30,14 @@ def look(case: Case) -> Iterator[Finding]:
             text = f"{path} is not what would be written for these settings now: run `{command}`, and reload HAProxy"
             yield problem(text)
     yield from _measured(case)
-    for name, section in routed(case).items():
+    sections = routed(case)
+    for name, section in sections.items():
         yield from _algorithm(name, section, case.instance)
     if not case.files:
         yield unknown("the configuration was not looked at: name it with -f haproxy.cfg")
         return
     yield from _targets(case.configuration)
-    yield from routes.look(case, routed(case))
+    yield from routes.look(case, sections)
     if checked_sections(case):
         yield from _forks(case.configuration.global_section(), case.instance)
     if case.configuration.undecided:
@@ -73,7 +63,6 @@ def _measured(case: Case) -> Iterator[Finding]:
 
 
 def _by_nobody(case: Case) -> Iterator[Finding]:
-    """That no backend at all is measured."""
     own = list(dict.fromkeys(server.backend for server in case.instance.own_checked()))
     if case.away and case.files:
         yield problem("no backend has `option external-check`, so nothing is measured")
@@ -226,11 +215,9 @@ def _executable(backend: str, program: str, user: User) -> Finding:
 
 def _begin(program: str, size: int) -> bytes:
     """The first bytes of a file; none where it cannot be read."""
-    try:
-        with open(program, "rb") as file:
-            return file.read(size)
-    except OSError:
-        return b""
+    with contextlib.suppress(OSError), open(program, "rb") as file:
+        return file.read(size)
+    return b""
 
 
 def _targets(configuration: Configuration) -> Iterator[Finding]:
@@ -240,7 +227,8 @@ def _targets(configuration: Configuration) -> Iterator[Finding]:
         if section.first_word("http-send-name-header") == "Host" and not _guarded(section):
             leads = ["use_backend", section.name], ["default_backend", section.name]
             before = [each for each in configuration.sections if any(line[:2] in leads for line in each.lines)]
-            bare += [section.name] if not before or not all(map(_guarded, before)) else []
+            if not before or not all(map(_guarded, before)):
+                bare.append(section.name)
     if bare:
         yield problem(
             f"{some(bare)}: `GET http://other.example.com/` reaches that host at a region, past `http-send-name-header "

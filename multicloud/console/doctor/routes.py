@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
 
 from multicloud.console import parser
-from multicloud.console.doctor.case import problem, some, unknown
+from multicloud.console.doctor.case import Case, Finding, problem, some, unknown
+from multicloud.console.parser import Configuration, Section
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from multicloud.console.doctor.case import Case, Finding
-    from multicloud.console.parser import Configuration, Section
-
-FIRST = "upstream"
-"""The backend whose `choice` and `last-resort` bear no name; those of another one begin with its name."""
-
+FIRST = "upstream"  # the backend whose `choice` and `last-resort` bear no name; those of others begin with theirs
+# What keeps users with a server whatever its weight is, and what lets them go in time.
 STICKY = {"cookie": "`maxidle 10m maxlife 1h`", "stick": "`expire 10m` of its table"}
-"""What keeps users with a server whatever its weight is, and what lets them go in time."""
-
+# The conditions of an application that has a frontend to itself: by the method, or by how many servers it has left.
 ALONE = re.compile(r"(if|unless) \{ (method|nbsrv\(\S*\)) [^{}]*\}")
-"""The conditions of an application that has a frontend to itself: by the method, or by how many servers it has left."""
-
-ONCE_ONLY = ("frontend", "backend", "listen", "defaults", "resolvers")
-"""The sections of which each name stands once."""
+ONCE_ONLY = ("frontend", "backend", "listen", "defaults", "resolvers")  # the sections of which each name stands once
 
 
 def look(case: Case, routed: Mapping[str, Section | None]) -> Iterator[Finding]:
@@ -58,7 +48,6 @@ def _lists(case: Case, routed: Mapping[str, Section | None]) -> Iterator[Finding
 
 
 def _sticky(routed: Mapping[str, Section | None]) -> Iterator[Finding]:
-    """Whether users stay with a server whatever its weight is."""
     for backend, section in routed.items():
         words = {line[0] for line in section.lines} if section else set()
         for word, end in STICKY.items():

@@ -6,29 +6,18 @@ import contextlib
 import grp
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from multicloud import settings
 from multicloud.console.doctor import configuration
-from multicloud.console.doctor.case import can, ok, problem, unknown
-from multicloud.console.instance import EXTERNAL, cannot_append, let_in, may
+from multicloud.console.doctor.case import Case, Finding, can, ok, problem, unknown
+from multicloud.console.instance import EXTERNAL, User, cannot_append, let_in, may
 from multicloud.light import reason
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from multicloud.console.doctor.case import Case, Finding
-    from multicloud.console.instance import User
-    from multicloud.settings import Sources
-
-UNCONFINED = ("", "unconfined", "kernel")
-"""What the kernel says of a process that no profile of SELinux or AppArmor confines."""
-
+UNCONFINED = ("", "unconfined", "kernel")  # what the kernel says of a process without SELinux's or AppArmor's profile
 WAY = "`chmod a+x` each directory of the way"
-
-MANY_FILES = 1_000_000
-"""The soft limit of open files with which a check costs 10 ms more than it should; with a billion none ends in time."""
+MANY_FILES = 1_000_000  # with this soft limit a check costs 10 ms more than it should; with a billion none ends in time
 
 
 def away(case: Case) -> Iterator[Finding]:
@@ -39,9 +28,9 @@ def away(case: Case) -> Iterator[Finding]:
     if case.away.startswith(address) and (who := let_in(address)):
         cure = f"Run this {who}"
     elif there and address not in there:
-        by_hand = case.sources.where(settings.SOCKET) == settings.SOCKET.variable
-        file = f"write `socket = {there[0]}` into {case.sources.path}"
-        name = f"set MULTICLOUD_SOCKET={there[0]}" if by_hand else file
+        name = f"write `socket = {there[0]}` into {case.sources.path}"
+        if case.sources.where(settings.SOCKET) == settings.SOCKET.variable:
+            name = f"set MULTICLOUD_SOCKET={there[0]}"
         start = "" if os.path.lexists(there[0]) else ", and start HAProxy"
         cure = f"HAProxy's configuration has its socket elsewhere: {name}{start}"
     else:
@@ -130,8 +119,7 @@ def _open_files(pid: int) -> Iterator[Finding]:
         match = re.search(r"^Max open files +(\d+)", Path(f"/proc/{pid}/limits").read_text(), re.MULTILINE)
     except OSError:
         return
-    limit = int(match[1]) if match else 0
-    if limit >= MANY_FILES:
+    if match and (limit := int(match[1])) >= MANY_FILES:
         yield problem(
             f"HAProxy's process may have {limit:,} files open, and before a check it closes each of these numbers: a "
             "million cost 10 ms. Write `maxconn 8000` into `global`, and start HAProxy with a soft limit of 1024: "
@@ -139,7 +127,7 @@ def _open_files(pid: int) -> Iterator[Finding]:
         )
 
 
-def _settings_file(sources: Sources, user: User) -> Iterator[Finding]:
+def _settings_file(sources: settings.Sources, user: User) -> Iterator[Finding]:
     """Whether HAProxy's user can read it, and the CA bundles that it names. HAProxy reads its own as root."""
     cure = f"so each check and reweigh ends with exit code 2: `chmod a+r {sources.path}`, and {WAY}"
     yield can(user, "r", sources.path, "read the settings file", cure)

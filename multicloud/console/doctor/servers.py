@@ -5,85 +5,63 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
-from multicloud import haproxy_checks, history, probe, reweigh, runtime, samplefile
+from multicloud import haproxy_checks, history, probe, reweigh, samplefile
 from multicloud.console import problems
 from multicloud.console.doctor import certificates
-from multicloud.console.doctor.case import ok, problem, unknown
+from multicloud.console.doctor.case import Case, Finding, ok, problem, unknown
 from multicloud.console.instance import ADDED, ENDED, EXIT_CODES, PASSED, REASON, REWEIGH_SERVER, SIGNAL, TIMED_OUT
 from multicloud.light import UsageError
-from multicloud.runtime import MAINT
+from multicloud.runtime import MAINT, RuntimeAPI, Server
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from multicloud.console.doctor.case import Case, Finding
-    from multicloud.runtime import RuntimeAPI, Server
-
-BETWEEN_LOOKS = 1.5
-"""Seconds between two looks at the name servers' counters: HAProxy asks every second for what it does not know."""
-
-PROBES, PROBE_TIME = 3, 2.0
-"""How many failing servers are probed, and for how many seconds each."""
-
+BETWEEN_LOOKS = 1.5  # seconds between two looks at name servers' counters: HAProxy asks every second for unknown names
+PROBES, PROBE_TIME = 3, 2.0  # how many failing servers are probed, and for how many seconds each
+# The counters of answers in `show resolvers`. That a name has no address of the family asked for is an `any_err`.
 ANSWERS = ("valid", "any_err", "cname_error", "nx", "refused", "other", "invalid", "too_big", "truncated", "outdated")
-"""The counters of answers in `show resolvers`. That a name has no address of the family asked for is an `any_err`."""
-
-ANSWERED_BADLY = {
+ANSWERED_BADLY = {  # what name servers do, by HAProxy's counters
     "truncated": "cuts its answers ({truncated} truncated), and HAProxy takes none of those: write "
     "`accepted_payload_size 8192` into `resolvers`",
     "refused": "refuses to answer HAProxy: {keeps}: let it answer this machine",
 }
-"""What name servers do, by HAProxy's counters."""
-
-UNKNOWN = (
+UNKNOWN = (  # words of a `server` line of which an external check knows nothing, but HAProxy's own checks do
     *("port", "addr", "source", "usesrc", "socks4", "namespace", "crt", "alpn"),
     *("send-proxy", "send-proxy-v2", "send-proxy-v2-ssl"),
 )
-"""Words of a `server` line of which an external check knows nothing, but HAProxy's own checks do."""
-
-REMEDIES = (
+REMEDIES = (  # the settings that may mend what a probe says, by a part of it; the first one that fits counts
     ("mismatch", "`host`"),
     ("certificate not accepted", "`ca_file`"),
     *((part, "`scheme`") for part in ("without TLS?", "TLS server?", "HTTP")),
     ("status ", "`path` or `expect` or `host`"),
     ("timed out", "`timeout`"),
 )
-"""The settings that may mend what a probe says, by a part of it; the first one that fits counts."""
-
 IPV6 = (
     "HAProxy has taken an IPv6 address: if this machine has no way over IPv6, and the name has an IPv4 address, too, "
-    "write `resolve-prefer ipv4` on every `server` line (from HAProxy 2.8 on, `default-server` will do)"
+    f"write `resolve-prefer ipv4` {problems.EVERY_LINE}"
 )
-
-OWN_REMEDIES = (
+OWN_REMEDIES = (  # what to look at, by how the status of a failed check of HAProxy's begins; the first that fits counts
     ("L4", "is it at the address and port of its line?"),
     ("L6", "does it speak TLS there, with a certificate that the `ca-file` of its line verifies, for its `check-sni`?"),
     ("L7STS", "are the path and the Host of `http-check send` right, and the status of `http-check expect`?"),
     ("L7", "does it speak what is asked of it, and in time (`inter`, `timeout check`)?"),
 )
-"""What to look at, by how the status of a failed check of HAProxy's own begins; the first one that fits counts."""
 
 
 def names(case: Case) -> Iterator[Finding]:
-    """Host names that give a server no address, or that may be lost."""
+    """Host names that give a server no address, or that may be lost: what the counters say of HAProxy's name servers.
+
+    It keeps the last address of a name that they do not give it. Counters begin with HAProxy, so only those that grow
+    are of now. Raises RuntimeAPIError.
+    """
     lost = problems.without_address(case.instance.servers)
     yield from map(problem, lost)
     hosts = list(dict.fromkeys(server.host for server in case.instance.servers if server.host))
-    if hosts:
-        yield from _name_servers(case, hosts, some_lost=bool(lost))
-
-
-def _name_servers(case: Case, hosts: list[str], *, some_lost: bool) -> Iterator[Finding]:
-    """What the counters say of HAProxy's name servers. It keeps the last address of a name that they do not give it.
-
-    `some_lost`: a name that they do not know is one of those without any address. Counters begin with HAProxy, so only
-    those that grow are of now. Raises RuntimeAPIError.
-    """
-    with runtime.RuntimeAPI(case.values.socket) as api:
+    if not hosts:
+        return
+    with RuntimeAPI(case.values.socket) as api:
         before = after = _counters(api)
-        if any(any(map(each.get, ("unanswered", "nx", *ANSWERED_BADLY))) for _, each in before):
+        if any(each[kind] for _, each in before for kind in ("unanswered", "nx", *ANSWERED_BADLY)):
             with api.paused():
                 time.sleep(BETWEEN_LOOKS)
             after = _counters(api)
@@ -93,7 +71,7 @@ def _name_servers(case: Case, hosts: list[str], *, some_lost: bool) -> Iterator[
     unknown_to = []
     keeps = f"HAProxy keeps the last addresses of {', '.join(hosts)}, as far as it had one"
     for name, old, new in asked:
-        grown = {kind: count - old[kind] for kind, count in new.items()}
+        grown = new - old
         bad = next((text for kind, text in ANSWERED_BADLY.items() if grown[kind]), "")
         if old["unanswered"] > 0 and 0 < grown["sent"] == grown["unanswered"]:
             yield problem(f"the name server {name} does not answer HAProxy: {keeps}, until it does: let it answer")
@@ -101,24 +79,25 @@ def _name_servers(case: Case, hosts: list[str], *, some_lost: bool) -> Iterator[
             yield problem(f"the name server {name} {bad.format(keeps=keeps, **new)}")
         elif grown["nx"]:
             unknown_to.append(name)
-    if unknown_to and len(unknown_to) == len(asked) and not some_lost:
+    if unknown_to and len(unknown_to) == len(asked) and not lost:  # a lost one is what they do not know
         yield problem(
             f"a name does not resolve any more, say {' and '.join(unknown_to)}: {keeps}. Of which one, HAProxy does "
-            "not tell: is each in DNS, with its whole domain (HAProxy does not use `search` of /etc/resolv.conf), and "
-            "not in /etc/hosts alone?"
+            f"not tell: is each in DNS, {problems.WHOLE_DOMAIN}, and not in /etc/hosts alone?"
         )
 
 
-def _counters(api: RuntimeAPI) -> list[tuple[str, dict[str, int]]]:
+def _counters(api: RuntimeAPI) -> list[tuple[str, Counter[str]]]:
     """The name servers and what `show resolvers` counts of each, with how many queries are `unanswered`."""
-    servers: list[tuple[str, dict[str, int]]] = []
+    counters: list[tuple[str, Counter[str]]] = []
     for line in api.lines("show resolvers"):
         name, _, count = line.partition(":")
         if name.startswith(" nameserver "):
-            servers.append((name.split()[1], dict.fromkeys(("sent", *ANSWERS), 0)))
-        elif servers and count.strip().isdigit():
-            servers[-1][1][name.strip()] = int(count)
-    return [(name, each | {"unanswered": each["sent"] - sum(map(each.__getitem__, ANSWERS))}) for name, each in servers]
+            counters.append((name.split()[1], Counter()))
+        elif counters and count.strip().isdigit():
+            counters[-1][1][name.strip()] = int(count)
+    for _, each in counters:
+        each["unanswered"] = each["sent"] - sum(each[kind] for kind in ANSWERS)
+    return counters
 
 
 def checks(case: Case) -> Iterator[Finding]:
@@ -129,8 +108,7 @@ def checks(case: Case) -> Iterator[Finding]:
             f"the check of {'/'.join(server.key)} is slower than its interval, and was killed: a longer `inter`, or a "
             "MULTICLOUD_TIMEOUT below it, which also says what it waited for"
         )
-    for server, text in _failures([each for each in checked if each.check not in (PASSED, TIMED_OUT)], case):
-        yield problem(f"the check of {'/'.join(server.key)} fails with exit code {server.code}: {text}")
+    yield from _failures([each for each in checked if each.check not in (PASSED, TIMED_OUT)], case)
     if checked and all(server.check == PASSED for server in checked):
         yield ok(f"the checks of all {len(checked)} servers pass")
     own = case.instance.own_checked(case.values.backends)
@@ -148,18 +126,18 @@ def checks(case: Case) -> Iterator[Finding]:
         yield ok(f"HAProxy's own checks of all {len(own)} servers pass")
 
 
-def _failures(failing: Sequence[Server], case: Case) -> Iterator[tuple[Server, str]]:
+def _failures(failing: Sequence[Server], case: Case) -> Iterator[Finding]:
     """Why each of the external checks fails, as far as it can be seen, and what to do."""
     said = {server.key: _why(server, case, ask=number < PROBES) for number, server in enumerate(failing)}
-    sections = case.sources.sections
     for server in failing:
         why, cure = said[server.key]
         members = {each.key for each in case.checked if each.backend == server.backend}
         cures = {said[key][1] for key in members & said.keys()} - {""}
         section = "/".join(server.key)
-        if members <= said.keys() and len(cures) == 1 and section not in sections:  # all there fail alike
+        if members <= said.keys() and len(cures) == 1 and section not in case.sources.sections:  # all there fail alike
             section = server.backend
-        yield server, why + cure.replace("{place}", f"[{section}] of {case.sources.path}")
+        cure = cure.replace("{place}", f"[{section}] of {case.sources.path}")
+        yield problem(f"the check of {'/'.join(server.key)} fails with exit code {server.code}: {why}{cure}")
 
 
 def _why(server: Server, case: Case, *, ask: bool) -> tuple[str, str]:
@@ -175,9 +153,8 @@ def _why(server: Server, case: Case, *, ask: bool) -> tuple[str, str]:
         return f"wrong settings, in its environment or a wrapper script, since those here can be read: {reason}", ""
     if server.address == "-":
         return f"HAProxy does not tell the path of its socket, so it was not asked; {reason}", ""
-    line = dict.fromkeys(case.configuration.lines.get(server.key, []))
-    other = " and ".join(f"`{word}`" for word in line if word in UNKNOWN)
-    if other:
+    line = case.configuration.lines.get(server.key, [])
+    if other := " and ".join(f"`{word}`" for word in dict.fromkeys(line) if word in UNKNOWN):
         own = f"HAProxy's own checks go that way: for `multicloud run`, write `backends = {server.backend}`"
         other = f"a check knows nothing of {other} on its line; {own}"
     if not ask:
@@ -201,17 +178,16 @@ def _why(server: Server, case: Case, *, ask: bool) -> tuple[str, str]:
 
 def measured(case: Case) -> Iterator[Finding]:
     """Whether the sample file has what it should; if so, whether somebody sets the weights, and the right ones."""
-    newest = reweigh.longest_window(case.sources) + problems.LOOK_BACK
     try:
-        samples = history.read(case.values.times, newest)
+        samples = history.read(case.values.times, reweigh.longest_window(case.sources) + problems.LOOK_BACK)
     except samplefile.SampleFileError as error:
         yours = "permission denied" in str(error) and os.geteuid() != 0
         yield problem(f"{error}: {'run this as root' if yours else 'remove it, or name another in MULTICLOUD_TIMES'}")
         return
     seen = problems.Seen(case.instance, samples, case.sources, time.time(), case.foreign)
     lines = problems.problems(seen)
-    passing = any(server.check == PASSED for server in case.checked)
-    if passing and not lines and not seen.has_samples(case.instance.servers):
+    known = any(server.source in samples.series for server in case.instance.servers)
+    if not lines and not known and any(server.check == PASSED for server in case.checked):
         lines = [
             f"{seen.values.times} has no samples of a server that HAProxy knows: do its servers have "
             "`option external-check` with multicloud-check, and does that write to the same file?"
