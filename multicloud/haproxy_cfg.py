@@ -10,6 +10,21 @@ import re
 
 from multicloud.plan import AUTHORITIES, EXAMPLES, NONE, USUAL, Plan, escaped
 
+SAFE = "{ method GET HEAD OPTIONS }"
+SMALL = "{ req.hdr_val(content-length) gt 0 } { req.hdr_val(content-length) lt 8192 }"
+WHOLE = f"    http-request wait-for-body time 29s if {SMALL}"
+SHARED, IPV4 = "resolve-opts allow-dup-ip", "resolve-prefer ipv4"
+CHOSEN = "    use-server %[var(txn.region)] if { always_true }"
+CLOSING = "    option http-server-close\n    http-reuse never"
+FORWARDED = """\
+    # A region is told the client's address, Host and scheme. `Forwarded`, and what CGI takes for these, stays out.
+    option forwardfor
+    http-request del-header ^(forwarded|x(_forwarded[-_]|-forwarded_)(for|host|proto))$ -m reg
+    http-request set-header X-Forwarded-Host %[req.hdr(host)]
+    http-request set-header X-Forwarded-Proto http unless { var(txn.region) -m found }
+    # The last condition is for a frontend that trusts a proxy before it, which took TLS away.
+    http-request set-header X-Forwarded-Proto https if { ssl_fc } || { dst_port 443 } || { var(txn.https) -m found }"""
+
 
 def configuration(*plans: Plan) -> str:
     """The text: the sections that stand there once for all applications, then those of each application."""
@@ -19,12 +34,9 @@ def configuration(*plans: Plan) -> str:
     parts = _router, _relay, _regions, _upstream, _once, _choice, _last_resort
     sections += [part(plan) for plan in plans for part in parts]
     sections.append(STATS.replace("common", first.common) * (not first.blocks))
-    return "\n\n".join(filter(None, sections)) + "\n"
-
-
-def _text(lines: str) -> str:
-    """The lines of a section, less those that are empty: where a condition does not hold."""
-    return "\n".join(filter(str.strip, lines.splitlines()))
+    # A line is empty where its condition does not hold.
+    written = ("\n".join(filter(str.strip, section.splitlines())) for section in sections)
+    return "\n\n".join(filter(None, written)) + "\n"
 
 
 def _global(plan: Plan) -> str:
@@ -49,14 +61,13 @@ def _global(plan: Plan) -> str:
     # Checks are programs, and HAProxy must fork to run them. A chroot would hide those.
     insecure-fork-wanted
 {plan.since((2, 8, 25), preserve, "    external-check")}"""
-    return _text(f"""\
+    return f"""\
 {once * plan.blocks}
 global
 {alone * (not plan.blocks)}
 {limit * plan.maxconn}
 {plan.since((3, 2), "    dns-accept-family auto # IPv6 where this machine has it")}
-{forks * (not plan.beside)}
-""")
+{forks * (not plan.beside)}"""
 
 
 RESOLVERS = """\
@@ -79,7 +90,7 @@ def _common(plan: Plan) -> str:
     log global
     option {mode}log
     option dontlognull"""
-    return _text(f"""\
+    return f"""\
 defaults {plan.common}
     mode {mode}
 {logs * plan.logs}
@@ -92,8 +103,7 @@ defaults {plan.common}
     {"timeout http-keep-alive 30s" * plan.http}
     timeout queue 5s
     # For a connection and its TLS handshake: so soon another server is tried when one accepts but does not answer.
-    timeout connect 2s
-""")
+    timeout connect 2s"""
 
 
 def _reweigh(plan: Plan) -> str:
@@ -105,20 +115,6 @@ backend reweigh from {plan.common}
     external-check path "${{PATH}}"
     external-check command {plan.variable("MULTICLOUD_REWEIGH", f"{plan.directory}multicloud-reweigh")}
     server multicloud-reweigh 127.0.0.1:1 check inter {plan.variable("MULTICLOUD_REWEIGH_INTER", "3s")} fall 2 rise 1"""
-
-
-FORWARDED = """\
-    # A region is told the client's address, Host and scheme. `Forwarded`, and what CGI takes for these, stays out.
-    option forwardfor
-    http-request del-header ^(forwarded|x(_forwarded[-_]|-forwarded_)(for|host|proto))$ -m reg
-    http-request set-header X-Forwarded-Host %[req.hdr(host)]
-    http-request set-header X-Forwarded-Proto http unless { var(txn.region) -m found }
-    # The last condition is for a frontend that trusts a proxy before it, which took TLS away.
-    http-request set-header X-Forwarded-Proto https if { ssl_fc } || { dst_port 443 } || { var(txn.https) -m found }"""
-
-
-SMALL = "{ req.hdr_val(content-length) gt 0 } { req.hdr_val(content-length) lt 8192 }"
-WHOLE = f"    http-request wait-for-body time 29s if {SMALL}"
 
 
 def _choices(plan: Plan) -> str:
@@ -186,13 +182,12 @@ def _router(plan: Plan) -> str:
     fly = """\
     http-request del-header ^fly[-_]extra$ -m reg
     http-request set-header Fly_Extra "region=%[env(FLY_REGION)] client=%[src]\""""
-    return _text(f"""\
+    return f"""\
 {head}frontend {plan.name("router")} from {plan.common}
 {f"    bind {plan.bind or USUAL}" if plan.bind or plan.blocks else usual}
 {fly * (plan.http and not plan.blocks)}
 {plan.relayed(WHOLE)}
-{_routes(plan)}
-""")
+{_routes(plan)}"""
 
 
 def _regions(plan: Plan) -> str:
@@ -230,7 +225,7 @@ def _regions(plan: Plan) -> str:
     # this, and the words above, on the lines of the servers only.
     default-server {IPV4}"""
     required = f"required ca-file {plan.variable('UPSTREAM_CA', plan.ca_file or AUTHORITIES)}"
-    return _text(f"""\
+    return f"""\
 # What the backends have in common whose servers are the regions. Every other section says `from {plan.common}`.
 defaults {plan.name("regions")} from {plan.common}
     # Of two servers, drawn by their weights, the one with fewer requests in flight: it evens out between two reweighs.
@@ -243,14 +238,7 @@ defaults {plan.name("regions")} from {plan.common}
     default-server resolvers {plan.shared("default")} init-addr last,libc,none weight 1
     # Servers may share a host name.
     default-server {SHARED}
-{plan.since((3, 2), "", family)}
-""")
-
-
-SAFE = "{ method GET HEAD OPTIONS }"
-SHARED, IPV4 = "resolve-opts allow-dup-ip", "resolve-prefer ipv4"
-CHOSEN = "    use-server %[var(txn.region)] if { always_true }"
-CLOSING = "    option http-server-close\n    http-reuse never"
+{plan.since((3, 2), "", family)}"""
 
 
 def _upstream(plan: Plan) -> str:
@@ -261,7 +249,7 @@ def _upstream(plan: Plan) -> str:
     yours = """\
     # Your servers, one line each, in the lists below, too. The name is the Host header, the name in the certificate and
     # the one in the sample file. Any platform that routes by host name will do."""
-    return _text(f"""\
+    return f"""\
 backend {plan.backend} from {plan.name("regions")}
 {kept * plan.http}
     # What drops idle connections on the way, such as NAT, sees that they are in use, and one that is dead is noticed.
@@ -276,8 +264,7 @@ backend {plan.backend} from {plan.name("regions")}
     default-server observe layer4 error-limit 5 on-error mark-down
 {plan.relayed(CHOSEN)}
 {yours * (not plan.servers)}
-{_servers(plan, checked=True)}
-""")
+{_servers(plan, checked=True)}"""
 
 
 def _checks(plan: Plan) -> str:
@@ -305,28 +292,26 @@ def _checks(plan: Plan) -> str:
 def _servers(plan: Plan, *, checked: bool = False, tracking: bool = False, relayed: bool = False) -> str:
     """A list of the servers: with checks, tracking those that have them, or at the address of `relay`."""
     lines = []
-    old = plan.version is not None and plan.version < (2, 8)
+    families = f"{SHARED} {IPV4}" * (plan.version is not None and plan.version < (2, 8))
     for server in plan.servers or EXAMPLES:
         # Not `no-ssl`: of a server with that, HAProxy tells an external check that it speaks TLS.
-        own = [f"{server.address}:{server.port}", "ssl" * (server.tls and not plan.tls), server.words]
-        own.append(f"{SHARED} {IPV4}" * old)
-        if relayed:
-            own = [plan.relay]
-        own.append(f"track {plan.backend}/{server.name}" * tracking)
-        own.append(f"check-sni {plan.host or server.name}" * (checked and plan.beside and plan.http and server.tls))
-        lines.append(" ".join(filter(None, ["    #" if not plan.servers else "   ", "server", server.name, *own])))
+        own = [f"{server.address}:{server.port}", "ssl" * (server.tls and not plan.tls), server.words, families]
+        words = ["   " if plan.servers else "    #", "server", server.name, *([plan.relay] if relayed else own)]
+        words.append(f"track {plan.backend}/{server.name}" * tracking)
+        words.append(f"check-sni {plan.host or server.name}" * (checked and plan.beside and plan.http and server.tls))
+        lines.append(" ".join(filter(None, words)))
     return "\n".join(lines)
 
 
 def _once(plan: Plan) -> str:
-    once = f"""\
+    text = f"""\
 # For requests that must not be sent twice, such as POST: a server may close a kept connection just as one is sent, so
 # each gets a connection of its own. These servers track those of `{plan.backend}`, and are scored by their samples.
 backend {plan.backend}-once from {plan.name("regions")}
 {CLOSING}
 {plan.relayed(CHOSEN)}
 {_servers(plan, tracking=True)}"""
-    return _text(once) * plan.http
+    return text * plan.http
 
 
 def _choice(plan: Plan) -> str:
@@ -338,11 +323,10 @@ def _last_resort(plan: Plan) -> str:
     first = f"backend {plan.name('last-resort')} from"
     relayed = f"{first} {plan.shared('choices')}\n{_servers(plan, relayed=True)}"
     direct = f"{first} {plan.name('regions')}\n{CLOSING * plan.http}\n{_servers(plan)}"
-    return _text(f"""\
+    return f"""\
 # The same servers without checks and weights, for when all checks fail but the servers may serve (a mistyped health
 # path, say), and until the next reweigh when favourite and backup die together. Goes with the use_backend line above.
-{plan.relayed(relayed, direct)}
-""")
+{plan.relayed(relayed, direct)}"""
 
 
 STATS = """\

@@ -8,13 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    Version = tuple[int, ...]
-
-RELAYED = (3, 3)
-"""From this version on HAProxy refuses `http-send-name-header Host`, and a relay does the same."""
-
-USUAL, NONE = ":8080", "none"
-"""Where users come in if nothing is said, and what says that there is no frontend."""
+RELAYED = (3, 3)  # from this version on HAProxy refuses `http-send-name-header Host`, and a relay does the same
+USUAL, NONE = ":8080", "none"  # where users come in if nothing is said, and what says that there is no frontend
+AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"  # the system's, on Debian and where its packages are
 
 
 class Server(NamedTuple):
@@ -27,37 +23,28 @@ class Server(NamedTuple):
     words: str = ""
 
 
-AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
-"""The system's, on Debian and where its packages are."""
-
+# They stand in comments where no servers are named.
 EXAMPLES = tuple(Server(host, host, 443) for host in ("helloworld-xyz-uc.a.run.app", "helloworld-eu.herokuapp.com"))
-"""They stand in comments where no servers are named."""
 
 
 class Plan(NamedTuple):
-    """What is to be written: for which servers of which backend, and for which HAProxy (None: not known).
-
-    Without `http` it is TCP. `blocks` stand beside a configuration that is there, with `maxconn` if that has none, and
-    log what they do if it `logs`. `bind` is where users come in, "" the usual ports and NONE no frontend. All servers
-    answer to `host`, or each to its name. With `beside` HAProxy checks them itself, for multicloud-run: it asks for
-    `path`, and expects a status of `expect`. The commands are in `directory`, such as "/opt/bin/".
-    """
+    """What is to be written."""
 
     servers: Sequence[Server] = ()
-    version: Version | None = None
+    version: tuple[int, ...] | None = None  # of the HAProxy that reads it; None: not known
     backend: str = "upstream"
-    http: bool = True
-    path: str = "/"
-    blocks: bool = False
-    beside: bool = False
-    directory: str = ""
-    bind: str = ""
-    host: str = ""
+    http: bool = True  # else TCP
+    path: str = "/"  # what HAProxy's own checks ask for
+    blocks: bool = False  # what stands beside a configuration that is there, and not a whole one
+    beside: bool = False  # whether HAProxy checks the servers itself, for multicloud-run
+    directory: str = ""  # where the commands are, such as "/opt/bin/"
+    bind: str = ""  # where users come in: "" the usual ports, NONE no frontend
+    host: str = ""  # what all servers answer to; "": each to its name
     ca_file: str = ""
     insecure: bool = False
-    expect: str = "200"
-    maxconn: bool = True
-    logs: bool = True
+    expect: str = "200"  # the status that HAProxy's own checks expect
+    maxconn: bool = True  # whether to set it, since the configuration that is there does not
+    logs: bool = True  # whether to log what goes through, as the configuration that is there does
 
     def name(self, section: str) -> str:
         """The name of a section of this application."""
@@ -87,7 +74,7 @@ class Plan(NamedTuple):
         plain = self.blocks or re.search(r'["$}\\]', default)
         return escaped(before + default) if plain else f'"{before}${{{name}-{default}}}"'
 
-    def since(self, version: Version, new: str, old: str = "") -> str:
+    def since(self, version: tuple[int, ...], new: str, old: str = "") -> str:
         """`new` for HAProxy `version` and newer, `old` for those before; both where it is not known which it is."""
         if self.version:
             return new if self.version >= version else old

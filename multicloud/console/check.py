@@ -9,7 +9,8 @@ import shutil
 import socket
 import ssl
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import click
 
@@ -17,24 +18,18 @@ from multicloud import check as checks
 from multicloud import light, probe, settings
 from multicloud.console import terminal
 from multicloud.samplefile import SampleFileError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from multicloud.settings import Settings, Sources
+from multicloud.settings import Settings, Sources
 
 ACCEPTED = "https://host/path, http://host/path, tls://host:port, tcp://host:port, host or host:port"
+# A host, an IPv6 address in brackets or without, and a port behind the first two.
 PLACE = re.compile(r"(?:\[([^][]+)\]|([^][:]+|[^][:]*(?::[^][:]*){2,}))(?::([0-9]+))?")
-"""A host, an IPv6 address in brackets or without, and a port behind the first two."""
-
 BAR = "▇"
 
 
 def check(url: str | None, connect: str | None, sources: Sources, *, count: int, record: bool, form: str) -> None:
     """Probe `count` times and print what was found, as "text" or "json"; `record` appends samples.
 
-    Without a URL the server is the one that HAProxy's variables name. Raises UsageError, and CommandError where the
-    server was down.
+    Raises UsageError, and CommandError where the server was down.
     """
     named = checks.server_named(os.environ)
     if connect is not None and not url:
@@ -43,13 +38,8 @@ def check(url: str | None, connect: str | None, sources: Sources, *, count: int,
         raise light.UsageError(f"no server to probe; give {ACCEPTED}")
     if record and not all(named):
         raise light.UsageError("--record needs HAPROXY_PROXY_NAME and HAPROXY_SERVER_NAME, to say whose sample it is")
-    resolved = None
-    if url:
-        values = sources.read(settings.CHECK_SETTINGS)
-        target, resolved = resolve(url, connect, values)
-    else:
-        values = sources.read(settings.CHECK_SETTINGS, *named)
-        target = checks.haproxy_target((), os.environ, values)
+    values = sources.read(settings.CHECK_SETTINGS, *(() if url else named))
+    target, resolved = resolve(url, connect, values) if url else (checks.haproxy_target((), os.environ, values), None)
     if form == "text":
         click.echo(target)
     results = []
@@ -57,30 +47,28 @@ def check(url: str | None, connect: str | None, sources: Sources, *, count: int,
         result = probe.probe(target, values.timeout, values.clock)
         result.close()
         results.append(result)
-        if form == "text":
-            _show(result, resolved, number if count > 1 else 0)
+        if form == "text" and count > 1:
+            click.echo(one_line(number, result))
+        elif form == "text":
+            _show(result, resolved)
         if record:
             try:
                 checks.record(os.environ, values.times, result.seconds, values.timeout)
             except SampleFileError as error:
                 light.warn(f"warning: not recorded: {error}")
+    errors = [result.error for result in results if result.seconds is None]
     if form == "json":
         click.echo(as_json(target, resolved, results))
     elif count > 1:
-        up = sum(result.seconds is not None for result in results)
         figures = "  ".join(f"{name} {seconds * 1000:.1f}" for name, seconds in (summary(results) or {}).items())
-        line = f"{up} of {len(results)} up" + (f": {figures} ms" if figures else "")
-        click.secho(line, fg="green" if up == len(results) else None, color=terminal.colorful())
-    for result in results:
-        if result.seconds is None:
-            raise light.CommandError(f"{target}: {result.error}")
+        line = f"{count - len(errors)} of {count} up" + (f": {figures} ms" if figures else "")
+        click.secho(line, fg=None if errors else "green", color=terminal.colorful())
+    if errors:
+        raise light.CommandError(f"{target}: {errors[0]}")
 
 
-def _show(result: probe.Probe, resolved: float | None, number: int) -> None:
-    """One probe: a line where it is one of several, with a number."""
-    if number:
-        click.echo(one_line(number, result))
-        return
+def _show(result: probe.Probe, resolved: float | None) -> None:
+    """The only probe, with all that is known of it."""
     phases = result.phases if resolved is None else {"resolve": resolved, **result.phases}
     for line in (*waterfall(phases, shutil.get_terminal_size().columns), *facts(result)):
         click.echo(line)
@@ -210,9 +198,8 @@ def summary(results: Sequence[probe.Probe]) -> dict[str, float] | None:
     from multicloud import scores  # numpy
 
     times = [result.seconds for result in results if result.seconds is not None]
-    if not times:
-        return None
-    return dict(zip(("min", "p50", "p90", "max"), scores.percentiles(times, (0, 50, 90, 100)), strict=True))
+    names = ("min", "p50", "p90", "max")
+    return dict(zip(names, scores.percentiles(times, (0, 50, 90, 100)), strict=True)) if times else None
 
 
 def as_json(target: probe.Target, resolved: float | None, results: Sequence[probe.Probe]) -> str:

@@ -7,22 +7,19 @@ import io
 import os
 import shutil
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import click
 
-from multicloud import light, samplefile, settings
+from multicloud import light, runtime, samplefile, settings
 from multicloud.console import terminal
 from multicloud.console.config import config
+from multicloud.console.instance import describe_haproxy
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    Command = Callable[..., None]
-
-
-EXTRAS = {"matplotlib": "plot", "trustme": "demo"}
-"""The optional dependencies, and the extras of the package that have them."""
+Command = Callable[..., None]
+EXTRAS = {"matplotlib": "plot", "trustme": "demo"}  # optional dependencies, and the package's extras that have them
+FLAG: dict[str, Any] = {"is_flag": True, "flag_value": "1", "default": None}  # of a setting that is 0 or 1
 
 
 def with_settings(group: Sequence[settings.Setting]) -> Callable[[Command], Command]:
@@ -37,12 +34,9 @@ def with_settings(group: Sequence[settings.Setting]) -> Callable[[Command], Comm
 
         decorated: Command = with_sources
         for setting in reversed(group):
-            option = f"--{setting.name.replace('_', '-')}"
-            kind: dict[str, Any] = {"metavar": "VALUE"}
-            if setting.accepts == "0 or 1":
-                kind = {"is_flag": True, "flag_value": "1", "default": None}
+            kind = FLAG if setting.accepts == "0 or 1" else {"metavar": "VALUE"}
             meaning = f"{setting.meaning}  [{setting.variable}; default: {setting.default or 'none'}]"
-            decorated = click.option(option, setting.name, help=meaning, **kind)(decorated)
+            decorated = click.option(f"--{setting.name.replace('_', '-')}", help=meaning, **kind)(decorated)
         return decorated
 
     return decorate
@@ -52,8 +46,6 @@ def _say_versions(context: click.Context, _: click.Parameter, wanted: bool) -> N
     """Print this program's version and that of the HAProxy on this machine, and end."""
     if wanted:
         from importlib.metadata import version
-
-        from multicloud.console.instance import describe_haproxy
 
         haproxy = describe_haproxy()
         click.echo(f"multicloud, version {version('multicloud')}" + (f", with {haproxy}" if haproxy else ""))
@@ -121,7 +113,6 @@ def reweigh(dry_run: bool, verbose: bool, sources: settings.Sources) -> None:
     Exit code: 0 done, or nothing to do; 1 HAProxy unreachable or refused a command; 2 wrong settings.
     """
     from multicloud import reweigh as reweighs
-    from multicloud import runtime
     from multicloud.console import explain
 
     outcome = reweighs.reweigh(sources, dry_run=dry_run)
@@ -152,8 +143,7 @@ def reweigh(dry_run: bool, verbose: bool, sources: settings.Sources) -> None:
 def status(watch: float | None, form: str, sources: settings.Sources) -> None:
     """Show where traffic goes, and what is wrong.
 
-    It has the state, the weight and the times of every server that is measured, and under them the problems, in
-    words. Give it the settings of multicloud-reweigh: with others it would expect other weights.
+    Give it the settings of multicloud-reweigh: with others it would expect other weights.
 
     \b
     Examples:
@@ -175,7 +165,6 @@ def watch_status(
     sources: settings.Sources, *, interval: float, duration: float | None = None, heading: Callable[[], str] = str
 ) -> None:
     """Show the table again and again, under what `heading` returns, until Ctrl-C. It goes on while HAProxy is away."""
-    from multicloud import runtime
 
     def draw() -> str:
         try:
@@ -205,8 +194,8 @@ def _status(sources: settings.Sources, form: str) -> str:
 def run(metrics: str, log: str, sources: settings.Sources) -> None:
     """Set the weights again and again, beside HAProxy, by its own checks.
 
-    It is what multicloud-run does: each round reads how long HAProxy's own checks took, of the servers of the
-    backends that --backends names, and sets the weights. Until SIGTERM or Ctrl-C; SIGHUP reads the settings file again.
+    It is what multicloud-run does, with the checks of the backends that --backends names, until SIGTERM or Ctrl-C;
+    SIGHUP reads the settings file again.
 
     \b
     Examples:
@@ -350,9 +339,8 @@ def _run() -> int:
     except ImportError as error:
         if error.name not in EXTRAS:
             raise
-        # Debian's packages of these modules have their names.
-        pip, apt = f"pip install '.[{EXTRAS[error.name]}]'", f"apt install python3-{error.name}"
-        missing = f"{error.name} is missing; in the project's directory: {pip}, or with the Debian package: {apt}"
-        raise light.UsageError(missing) from None
+        pip = f"in the project's directory: pip install '.[{EXTRAS[error.name]}]'"
+        apt = f"with the Debian package: apt install python3-{error.name}"  # it has the module's name
+        raise light.UsageError(f"{error.name} is missing; {pip}, or {apt}") from None
     except OSError as error:
         raise light.CommandError(light.reason(error)) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import itertools
 import os
@@ -10,8 +11,9 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
@@ -19,14 +21,9 @@ from multicloud import haproxy_cfg, installed, light, runtime, settings
 from multicloud.console import parser
 from multicloud.light import CommandError, UsageError
 from multicloud.plan import AUTHORITIES, NONE, USUAL, Plan, Server, escaped
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from multicloud.settings import Settings, Sources
+from multicloud.settings import Settings, Sources
 
 HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?")
-
 OF_SERVER = (settings.PATH, settings.EXPECT, settings.HOST, settings.CA_FILE, settings.INSECURE)
 
 
@@ -114,15 +111,13 @@ def outdated(path: str, here: Sequence[str], sources: Sources) -> str:
     Lines that were added to the file, other than servers, are its owner's. `here` are the files beside it where no
     HAProxy tells. Raises UsageError where the command is refused by now.
     """
-    try:
+    wanted = Wanted()
+    with contextlib.suppress(OSError, ValueError, click.ClickException, click.exceptions.Exit):  # `--help` exits
         text = Path(path).read_text(errors="replace")
         command = text.partition("\n")[0].removeprefix("# ")
-        multicloud, *words = shlex.split(command)
-        if [multicloud, *words[:1]] != ["multicloud", "config"]:
-            return ""
-        wanted = Wanted(**config.make_context("config", words[1:]).params)
-    except (OSError, ValueError, click.ClickException, click.exceptions.Exit):  # `--help` exits
-        return ""
+        words = shlex.split(command)
+        if words[:2] == ["multicloud", "config"]:
+            wanted = Wanted(**config.make_context("config", words[2:]).params)
     if not wanted.output:
         return ""
     now, _ = write(command, sources, _with_others(wanted, sources, here))
@@ -179,11 +174,9 @@ def servers(texts: Iterable[str], *, http: bool = True) -> list[Server]:
 
 
 def _is_address(text: str) -> bool:
-    if "%" in text:  # no scope: HAProxy knows none
-        return False
-    brackets = text.startswith("[") and text.endswith("]")
+    brackets = re.fullmatch(r"\[([^%]*)\]", text)  # no scope: HAProxy knows none
     try:
-        return ipaddress.ip_address(text[1:-1] if brackets else text).version == (6 if brackets else 4)
+        return ipaddress.ip_address(brackets[1] if brackets else text).version == (6 if brackets else 4)
     except ValueError:
         return HOST.fullmatch(text) is not None and ".." not in text and re.search("[^0-9.]", text) is not None
 
@@ -192,14 +185,14 @@ def write(command: str, sources: Sources, wanted: Wanted) -> tuple[str, list[str
     """What `command` writes, which wants this, and what else its user has to do. Raises UsageError."""
     version = installed.version(wanted.haproxy) if wanted.haproxy else installed.haproxy_version(os.environ)
     number = ".".join(map(str, version)).removesuffix(".0")  # as one writes it
-    there = parser.read(wanted.others, os.environ, number).sections if wanted.others else []
-    own = parser.Configuration(there, []).global_section()
+    there = parser.read(wanted.others, os.environ, number) if wanted.others else parser.Configuration([], [])
+    own = there.global_section()
     place = os.path.dirname(installed.command("multicloud-check") or "")
     directory = "" if place in ("", "/usr/bin", "/usr/local/bin") else f"{place}/"
-    logs = not there or own.last("log") is not None
+    logs = not there.sections or own.last("log") is not None
     machine = Plan(version=version, directory=directory, maxconn=own.last("maxconn") is None, logs=logs)
     plans = [_plan(sources, wanted, *listed, machine) for listed in _listed(sources, wanted).items()]
-    _check_addresses(plans, there, sources.path)
+    _check_addresses(plans, there.sections, sources.path)
     text = haproxy_cfg.configuration(*plans)
     names = re.findall(r"^(?:defaults|resolvers|frontend|backend) (\S+)", text, re.MULTILINE)
     if twice := [name for name in names if names.count(name) > 1]:
@@ -301,6 +294,5 @@ def _notes(sources: Sources, wanted: Wanted, plans: Sequence[Plan]) -> list[str]
         other = ((plan.backend, plan.path) for plan in plans if plan.path != sources.text(settings.PATH, plan.backend))
         return [f"the checks need `[{name}]` and, below it, `path = {path}` in {sources.path}" for name, path in other]
     names = [plan.backend for plan in plans]
-    if {*names} <= {*sources.read((settings.BACKENDS,)).backends}:
-        return []
-    return [f"`multicloud run` needs `backends = {','.join(names)}` in {sources.path}, beside those that are there"]
+    note = f"`multicloud run` needs `backends = {','.join(names)}` in {sources.path}, beside those that are there"
+    return [] if {*names} <= {*sources.read((settings.BACKENDS,)).backends} else [note]

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
-from multicloud.ranking import Reason, by_backend
-from multicloud.reweigh import settings_of
-from multicloud.settings import TIMES
+from multicloud.ranking import Decision, Reason, by_backend
+from multicloud.reweigh import Outcome, settings_of
+from multicloud.settings import TIMES, Settings, Sources
 
-if TYPE_CHECKING:
-    from multicloud.ranking import Decision
-    from multicloud.reweigh import Outcome
-    from multicloud.settings import Settings, Sources
-
-SAYS_ALL = (
-    *(Reason.SHARES, Reason.RESERVE, Reason.MAINTENANCE, Reason.UNRESOLVED, Reason.DRAIN),
-    *(Reason.NONE_MEASURED, Reason.NONE_UP),
-)
-"""The reasons whose words say what the server is. Of any other one its weight says it."""
+# The reasons whose words say what the server is. Of any other one its weight says it.
+SAYS_ALL = {Reason.SHARES, Reason.RESERVE, Reason.MAINTENANCE, Reason.UNRESOLVED, Reason.DRAIN}
+SAYS_ALL |= {Reason.NONE_MEASURED, Reason.NONE_UP}
 
 
 def explain(outcome: Outcome, sources: Sources) -> list[str]:
-    """A paragraph for each backend that has samples: what each server has, what becomes of it and why.
-
-    `sources` are the settings that were decided with.
-    """
+    """A paragraph for each backend that has samples: what each server has, what becomes of it and why, by `sources`."""
     backends = by_backend(outcome.decisions)
     weights = {
         name: [(each.server.name, each.server.weight, each.weight) for each in members]
@@ -47,9 +36,7 @@ def explain(outcome: Outcome, sources: Sources) -> list[str]:
                 score = _score(each, outcome, values)
                 rows.append((each.server.name, each.server.state, score, becomes, _why(each, values)))
             widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-            for row in rows:
-                cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
-                lines.append(f"  {'  '.join(cells)}".rstrip())
+            lines += [f"  {'  '.join(map(str.ljust, row, widths))}".rstrip() for row in rows]
     times = sources.read((TIMES,)).times
     return lines or [f"{times} has no samples of any server that HAProxy knows: weights stay as they are"]
 

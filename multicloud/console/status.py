@@ -2,44 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import textwrap
 import time
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from multicloud import history, overview, reweigh, runtime, scores, settings
 from multicloud.console import problems
 from multicloud.console.instance import ask, let_in
 from multicloud.overview import PERCENTS, Row
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from multicloud.settings import Sources
+from multicloud.settings import Sources
 
 BARS, FAILURE = "▁▂▃▄▅▆▇█", "x"
 BOLD, DIM, RED, GREEN, PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[0m"
-
 COLUMNS = f"{'state':>6}{'weight':>7}{'n':>5}{'p50':>6}{'p90':>6}{'p99':>6}{'last':>6}{'age':>5} trend"
-NARROW_TREND, NARROW_NAME = 8, 10
-"""The least room for the trend and for a name, whatever the width."""
-
-SHARED = 0.01
-"""Part of the traffic from which on a server shares it: a backup of weight 1 beside 256 has less."""
+NARROW_TREND, NARROW_NAME = 8, 10  # the least room for the trend and for a name, whatever the width
+SHARED = 0.01  # part of the traffic from which on a server shares it: a backup of weight 1 beside 256 has less
 
 
 class Status(NamedTuple):
-    """A row for each server of each backend that has samples, what is wrong in words, and what is good to know.
-
-    Backends whose servers track others and have the same states and weights need no rows: `alike` has the backend that
-    they track by their names.
-    """
+    """What is shown. `alike` has the backends that need no rows, and the one that each tracks (overview.rows)."""
 
     rows: list[Row]
-    problems: list[str]
-    notes: Sequence[str] = ()
+    problems: list[str]  # what is wrong, in words
+    notes: Sequence[str] = ()  # what is good to know
     alike: Mapping[str, str] = MappingProxyType({})
 
 
@@ -60,16 +50,14 @@ def collect(sources: Sources) -> Status:
 
 def table(status: Status, *, color: bool = False, width: int = 80) -> str:
     """A table for a terminal of `width` columns, backend by backend, and the problems under it."""
-    backends: dict[str, list[Row]] = {}
-    for row in status.rows:
-        backends.setdefault(row.backend, []).append(row)
     paint: Callable[[str, str], str] = (lambda text, code: f"{code}{text}{PLAIN}") if color else (lambda text, _: text)
     longest = max((len(name) for row in status.rows for name in (row.server, row.backend)), default=0)
     columns = len(COLUMNS) - len("trend")
     room = max(NARROW_NAME, min(longest + 3, width - columns - NARROW_TREND))
     trend = max(NARROW_TREND, width - room - columns)
     lines = []
-    for backend, members in backends.items():
+    for backend, group in itertools.groupby(status.rows, key=lambda row: row.backend):
+        members = list(group)
         lines.append(paint(f"{_short(backend, room):<{room}}{COLUMNS}", BOLD))
         # Not the slowest of all: one slow answer would make everything else flat.
         shown = [[seconds for seconds in row.trend[-trend:] if seconds is not None] for row in members]
@@ -78,9 +66,10 @@ def table(status: Status, *, color: bool = False, width: int = 80) -> str:
             code = GREEN if row.favorite else RED if row.state == runtime.DOWN else DIM if not row.weight else PLAIN
             times = [_ms(seconds) for seconds in row.percentiles or (None,) * len(PERCENTS)]
             times.append("fail" if row.trend and row.trend[-1] is None else _ms(row.last))
+            age = "-" if row.age is None else f"{math.floor(row.age)}" if row.age < 9999 else "old"
             name = f"{'*' if row.favorite else ' '} {_short(row.server, room - 2):<{room - 2}}"
             line = f"{name}{row.state:>6}{row.weight:>7}{row.samples:>5}{''.join(f'{each:>6}' for each in times)}"
-            lines.append(paint(f"{line}{_age(row.age):>5} {_sparkline(row.trend[-trend:], scale)}", code))
+            lines.append(paint(f"{line}{age:>5} {_sparkline(row.trend[-trend:], scale)}", code))
         parts = [f"{row.server} {row.traffic:.0%} ({row.in_flight})" for row in members if row.traffic >= SHARED]
         if len(parts) > 1:
             lines.append(f"shared, with requests in flight: {', '.join(parts)}")
@@ -89,10 +78,8 @@ def table(status: Status, *, color: bool = False, width: int = 80) -> str:
         lines += [f"{backend}: the same, since its servers track those of {tracked}", ""]
     if any(None in row.trend for row in status.rows):
         lines.append(paint(f"{FAILURE} a check that failed", DIM))
-    if backends:
-        lines.append(paint("* favourite; n samples that count, and their times in ms; age of the last in s", DIM))
-    else:
-        lines.append("no samples yet of any server that HAProxy knows")
+    legend = paint("* favourite; n samples that count, and their times in ms; age of the last in s", DIM)
+    lines.append(legend if status.rows else "no samples yet of any server that HAProxy knows")
     wrap = textwrap.TextWrapper(width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     lines += [paint(line, RED) for problem in status.problems for line in wrap.wrap(f"! {problem}")]
     lines += [line for note in status.notes for line in wrap.wrap(f"? {note}")]
@@ -116,17 +103,11 @@ def _short(text: str, room: int) -> str:
     if len(text) < room:
         return text
     head = (room - 2) // 2
-    return f"{text[:head]}…{text[len(text) - (room - 2 - head) :]}"
+    return f"{text[:head]}…{text[head + 2 - room :]}"
 
 
 def _ms(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    return f"{seconds * 1000:.1f}" if seconds < 0.1 else f"{seconds * 1000:.0f}"
-
-
-def _age(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{math.floor(seconds)}" if seconds < 9999 else "old"
+    return "-" if seconds is None else f"{seconds * 1000:.{1 if seconds < 0.1 else 0}f}"
 
 
 def _sparkline(trend: Sequence[float | None], scale: float) -> str:

@@ -9,16 +9,12 @@ import shutil
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import click
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
+# The alternate screen, without a cursor and without wrapping; and back to what was there before.
 ENTER, LEAVE = "\x1b[?1049h\x1b[?25l\x1b[?7l", "\x1b[?7h\x1b[?25h\x1b[?1049l"
-"""The alternate screen, without a cursor and without wrapping; and back to what was there before."""
-
 HOME, END_OF_LINE, END_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
 
 

@@ -11,27 +11,20 @@ import signal
 import socket
 import sys
 import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from multicloud import light
 from multicloud.demo import regions as simulated
 from multicloud.demo.router import BESIDE, Router, configuration
 from multicloud.light import CommandError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-
-    from multicloud.demo.regions import Region
-
-WINDOW, INTERVAL = "4", "1s"
-"""The demo measures more often and counts fewer samples than the defaults, as its regions change places so quickly."""
-
 
 class Demo(NamedTuple):
     """A running demo: its regions, the settings of its commands, and what is shown above the table."""
 
-    regions: Sequence[Region]
+    regions: Sequence[simulated.Region]
     settings: Mapping[str, str]
     heading: Callable[[], str]
 
@@ -45,20 +38,17 @@ def running(port: int, stats_port: int, *, beside: bool = False) -> Iterator[Dem
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="multicloud-demo-") as name, simulated.running(Path(name)) as regions:
         authority = f"{name}/{simulated.AUTHORITY}"
-        router = Router(
-            Path(name),
-            configuration({region.name: region.port for region in regions}, beside=beside),
-            commands={"MULTICLOUD_CA_FILE": authority, "MULTICLOUD_WINDOW": WINDOW, **(BESIDE if beside else {})},
-            environ={
-                **{variable: str(number) for variable, number in ports.items()},
-                "ADDRESS": "127.0.0.1",
-                "RELAY": f"multicloud-{port}",
-                "UPSTREAM_CA": authority,
-                "MULTICLOUD_INTER": INTERVAL,
-                "MULTICLOUD_REWEIGH_INTER": INTERVAL,
-                "FLY_REGION": os.environ.get("FLY_REGION", "localhost"),
-            },
-        )
+        text = configuration({region.name: region.port for region in regions}, beside=beside)
+        # As its regions change places so quickly, it counts fewer samples and measures more often than by default.
+        commands = {"MULTICLOUD_CA_FILE": authority, "MULTICLOUD_WINDOW": "4"} | (BESIDE if beside else {})
+        environ = {variable: str(number) for variable, number in ports.items()} | {
+            "ADDRESS": "127.0.0.1",
+            "RELAY": f"multicloud-{port}",
+            "UPSTREAM_CA": authority,
+            "MULTICLOUD_INTER": "1s",
+            "MULTICLOUD_REWEIGH_INTER": "1s",
+            "FLY_REGION": os.environ.get("FLY_REGION", "localhost"),
+        }
         app, stats = (f"http://localhost:{number}/" for number in (port, stats_port))
 
         def heading() -> str:
@@ -66,7 +56,7 @@ def running(port: int, stats_port: int, *, beside: bool = False) -> Iterator[Dem
             now = f"fastest region right now: {fastest.name}, {fastest.delay * 1000:.0f} ms"
             return f"app:   {app}    try: curl -sD- {app}\nstats: {stats}\n{now}\n\n"
 
-        with router:
+        with Router(Path(name), text, commands=commands, environ=environ) as router:
             yield Demo(regions, router.settings, heading)
 
 

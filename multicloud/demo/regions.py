@@ -8,20 +8,14 @@ import math
 import ssl
 import threading
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import trustme
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
 NAMES = ("us-central.gcp.demo", "eu-west.gcp.demo", "us-east.heroku.demo", "ap-south.aws.demo")
-
 AUTHORITY = "authority.pem"
-
-TURN = 30.0
-"""Seconds after which another region is the fastest."""
+TURN = 30.0  # seconds after which another region is the fastest
 
 
 class Region:
@@ -41,8 +35,7 @@ class Region:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer the requests of a connection until the other side goes away, or this one does."""
-        ends = OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.CancelledError
-        with contextlib.suppress(*ends):
+        with contextlib.suppress(OSError, EOFError, asyncio.LimitOverrunError, asyncio.CancelledError):
             head = b""
             while b"\r\nconnection: close\r\n" not in head.lower():
                 head = await reader.readuntil(b"\r\n\r\n")

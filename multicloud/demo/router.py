@@ -12,18 +12,15 @@ import shutil
 import signal
 import subprocess
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
 
 from multicloud import haproxy_cfg, installed, plan, runtime
 from multicloud.light import CommandError
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-    from typing import Self
-
+# With these settings multicloud-run sets the weights of what `configuration` writes.
 BESIDE = {"MULTICLOUD_BACKENDS": "upstream"}
-"""With these settings multicloud-run sets the weights of what `configuration` writes."""
 
 
 class Router:
