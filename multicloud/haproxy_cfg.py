@@ -4,8 +4,6 @@ A version decides by plain conditions. Where none is known, both branches are wr
 the project's haproxy.cfg. Text is put together here, never cut, and `multicloud config` checks what is wanted.
 """
 
-from __future__ import annotations
-
 import re
 
 from multicloud.plan import AUTHORITIES, EXAMPLES, NONE, USUAL, Plan, escaped

@@ -19,13 +19,10 @@ TLS handshake. In `mode tcp`, words with a code are not believed: of `option smt
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable
 
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
-
-    from multicloud.runtime import Server
-    from multicloud.settings import Key
+from multicloud.runtime import Server
+from multicloud.settings import Key
 
 # Check statuses (HAProxy's management guide, section 9.1). The others are of no check, or of one that could not begin
 # for want of something on this side, or of an external one, whose command records it.

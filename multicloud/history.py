@@ -13,16 +13,13 @@ import contextlib
 import fcntl
 import os
 from collections import Counter
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from multicloud import samplefile
 from multicloud.settings import NAME_CHARACTERS, Key
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-KEEP = 100  # samples of each server that a trim leaves in the file
-KEEP_IN_ALL = 10_000  # and in all where that is more, for who asks what happened in the last hour
+KEEP_IN_ALL = 10_000  # samples that a trim leaves in the file of few servers, for who asks about the last hour
 MIN_SECONDS, MAX_SECONDS, MAX_TIME = 1e-6, 3600.0, 1e11
 MAX_SERVERS = 20_000
 MAX_LINES = 500_000  # how many lines are read: a reweigh that also trims has time for twice as many that are no samples

@@ -1,19 +1,14 @@
 """The programs on this machine: HAProxy with its version, and the commands that it starts."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from multicloud import light
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 OLDEST = (2, 6, 0)
 CRASHES = (3, 4, 0)  # it does at start, on any external check

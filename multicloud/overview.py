@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from multicloud import ranking, reweigh, runtime, scores
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from multicloud.history import Samples
-    from multicloud.scores import Score
-    from multicloud.settings import Key, Sources
+from multicloud.history import Samples
+from multicloud.scores import Score
+from multicloud.settings import Key, Sources
 
 PERCENTS = (50, 90, 99)
 TREND = 30  # samples that a row has for a trend, whatever the window

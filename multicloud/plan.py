@@ -1,12 +1,8 @@
 """What an haproxy.cfg is to be: its servers, and the words that depend on the version and on the application."""
 
-from __future__ import annotations
-
 import re
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 RELAYED = (3, 3)  # from this version on HAProxy refuses `http-send-name-header Host`, and a relay does the same
 USUAL, NONE = ":8080", "none"  # where users come in if nothing is said, and what says that there is no frontend

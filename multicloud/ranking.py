@@ -14,18 +14,15 @@ fastest has the backup's weight, so that it is the one that serves then.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from math import inf
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from multicloud.runtime import DOWN, DRAIN, UP, Server
+from multicloud.settings import Key
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from multicloud.settings import Key
-
-    Scores = Mapping[Key, float]
+Scores = Mapping[Key, float]
 
 
 class Reason(Enum):

@@ -11,18 +11,15 @@ import os
 import socket
 import sys
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from multicloud import history, light, ranking, runtime, samplefile, scores, settings, sharing
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-
-    from multicloud.history import Sample, Samples
-    from multicloud.ranking import Decision
-    from multicloud.runtime import RuntimeAPI, Server
-    from multicloud.scores import Score
-    from multicloud.settings import Key, Settings, Sources
+from multicloud.history import Sample, Samples
+from multicloud.ranking import Decision
+from multicloud.runtime import RuntimeAPI, Server
+from multicloud.scores import Score
+from multicloud.settings import Key, Settings, Sources
 
 REMEMBERED = 3600.0  # seconds for which samples stay of a server that has no new ones, unless they count for longer
 ATTEMPTS = 3  # how often it is decided, at most, where another reweigh changes weights at the same time
@@ -74,7 +71,7 @@ def reweigh(sources: Sources, *, dry_run: bool = False, trim: bool = False) -> O
     finally:
         if trim:  # last, since no weight should wait for it, and also where HAProxy is away
             try:
-                trim_if_long(sources, max(history.KEEP, newest), samples)
+                trim_if_long(sources, newest, samples)
             except samplefile.SampleFileError as error:
                 light.warn(f"warning: not trimmed: {error}")
 

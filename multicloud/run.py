@@ -17,12 +17,9 @@ import socket
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 from multicloud import haproxy_checks, history, light, overview, reweigh, runtime, samplefile, scrape, settings
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 USAGE = "multicloud-run [--metrics [ADDR:]PORT] [--log text|json]"
 LOGS = ("text", "json")
@@ -188,7 +185,7 @@ class Rounds:
                 problems["file"] = f"samples are kept in memory only: {error}"
         if "trim" not in problems or self.totals.rounds % TRIM_AGAIN == 0:
             try:
-                reweigh.trim_if_long(self.sources, max(history.KEEP, self.newest), self.samples)
+                reweigh.trim_if_long(self.sources, self.newest, self.samples)
                 problems.pop("trim", None)
             except samplefile.SampleFileError as error:
                 problems["trim"] = f"the sample file is not trimmed: {error}"

@@ -21,10 +21,13 @@ for the worse makes an older one forgotten.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import TYPE_CHECKING, NamedTuple
 
+from multicloud.history import Sample
 from multicloud.light import CommandError
+from multicloud.settings import Key
 
 # One BLAS thread: starting more costs as much CPU time as the rest of the program, and percentiles use none.
 for library in ("OPENBLAS", "MKL", "OMP"):
@@ -39,12 +42,7 @@ except Exception as error:  # of a processor that it was not built for, it says 
     raise CommandError(f"numpy cannot be loaded: {said}; {advice}") from None
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from numpy.typing import NDArray
-
-    from multicloud.history import Sample
-    from multicloud.settings import Key
 
 RECOVERY_RUN = 4  # samples in a row that show a recovery, and samples before them that they are held against
 SLOWDOWN_RUN, SLOWDOWN_BASE = 2, 8  # samples in a row that show a slowdown, and how many there must be before them

@@ -12,17 +12,13 @@ import re
 import socket
 import time
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
 
 from multicloud import light, settings
 from multicloud.overview import PERCENTS, Favorites, Row
 from multicloud.ranking import Reason
+from multicloud.reweigh import Outcome
 from multicloud.runtime import DOWN, DRAIN, MAINT, UP
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-
-    from multicloud.reweigh import Outcome
 
 STATES = (UP, DOWN, MAINT, DRAIN)
 # Seconds up to which the checks of a bucket took.

@@ -26,20 +26,17 @@ are a crowd, but no line: it does not grow, and checks beside it are quick. In T
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import sqrt
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from multicloud.history import Sample
 from multicloud.ranking import Decision, Reason, candidates
 from multicloud.runtime import UP, Server
 from multicloud.scores import CHANGE, percentiles
+from multicloud.settings import Key
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-
-    from multicloud.history import Sample
-    from multicloud.settings import Key
-
-    Views = Mapping[Server, "_View"]
+Views = Mapping[Server, "_View"]
 
 USUAL = 100  # samples whose median is the usual time: of some minutes, so that a line of one is not yet what is usual
 RECENT = 3  # newest samples, whose mean shows a line: fewer are noise, more are older than the line

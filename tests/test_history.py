@@ -627,7 +627,7 @@ HOG = """
 import sys
 from multicloud import history, samplefile
 found = history.read(sys.argv[1], 30)
-history.trim(sys.argv[1], history.KEEP)
+history.trim(sys.argv[1], 100)
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(len(found.series), peak.split()[1])
 """

@@ -230,7 +230,7 @@ def test_the_narrower_section_of_the_file_wins(conf: Path) -> None:
     assert (eu.path, eu.host, eu.expect) == ("/healthz", "eu.example.com", (range(200, 201), range(204, 205)))
     us = found.read(settings.CHECK_SETTINGS, "api", "us1")
     assert (us.path, us.host) == ("/healthz", "")
-    assert found.read(settings.RANKING, "api").hysteresis == 20
+    assert found.read(settings.RANKING_SETTINGS, "api").hysteresis == 20
     assert found.backends() == ["api", "other"]
 
 
@@ -287,7 +287,7 @@ def test_a_value_of_the_file_that_cannot_be_read_is_an_error_for_who_uses_it_alo
     )
     assert found.read(settings.CHECK_SETTINGS, "app").expect == (range(200, 201),)
     with pytest.raises(settings.SettingError, match=r":3: hysteresis: cannot read 'much'; accepted: 0 to 100"):
-        found.read(settings.RANKING, "api")
+        found.read(settings.RANKING_SETTINGS, "api")
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_a_value_of_the_file_that_cannot_be_read_is_an_error_for_who_uses_it_alo
 def test_two_lines_of_the_file_that_contradict_each_other_are_both_named(conf: Path, text: str, number: int) -> None:
     found = sources(conf, text)
     with pytest.raises(settings.SettingError) as caught:
-        found.read(settings.RANKING, "api")
+        found.read(settings.RANKING_SETTINGS, "api")
     assert str(caught.value) == (
         f"{conf}:3: backup: 9 is above {conf}:{number}: favorite, which is 5; accepted: 0 to the favourite's weight"
     )

@@ -29,7 +29,7 @@ PROGRAMS = sorted(Path("multicloud", "bin").iterdir())
 GROUPS = {
     "Where things are. Before the first section only": settings.GLOBAL_ONLY,
     "How a server is checked. Also in [backend] and in [backend/server]": settings.CHECK_SETTINGS,
-    "What multicloud config writes. Also in [backend]": settings.CONFIG,
+    "What multicloud config writes. Also in [backend]": settings.CONFIG_SETTINGS,
     "How servers are ranked. Also in [backend]": settings.ALL_SETTINGS,
 }
 """Each setting belongs to the first that has it."""

@@ -1,7 +1,5 @@
 """`multicloud check`: what a person means by a URL, and where the time of a probe went."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """The command `multicloud`, for people: what HAProxy starts all day, by hand, and with every step shown."""
 
-from __future__ import annotations
-
 import functools
 import io
 import os

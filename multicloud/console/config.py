@@ -1,7 +1,5 @@
 """`multicloud config`: what it is told by arguments and settings, checked, and where it is written (haproxy_cfg)."""
 
-from __future__ import annotations
-
 import contextlib
 import ipaddress
 import itertools

@@ -1,7 +1,5 @@
 """Why each server gets the weight that it gets, in words, for who runs a reweigh by hand. Pure: no I/O, no clock."""
 
-from __future__ import annotations
-
 import time
 
 from multicloud.ranking import Decision, Reason, by_backend

@@ -1,7 +1,5 @@
 """Who led when, why that changed, and who shared: the samples of the file scored and ranked again, as they came."""
 
-from __future__ import annotations
-
 import bisect
 import datetime
 import functools
@@ -16,10 +14,8 @@ from multicloud.history import Sample
 from multicloud.overview import Switch
 from multicloud.ranking import Decision, Reason
 from multicloud.runtime import Server
-from multicloud.settings import Sources
+from multicloud.settings import Key, Sources
 from multicloud.sharing import Load
-
-Key = tuple[str, str]
 
 FALL = 2  # checks in a row that failed after which a server is DOWN, as haproxy.cfg says
 BUSY = Load(rate=1000)  # users enough for a line, of whom none is seen to wait

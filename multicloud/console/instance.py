@@ -4,8 +4,6 @@ It asks the Runtime API for `show info`, `show stat` and the level of the connec
 section 9.3), which change nothing.
 """
 
-from __future__ import annotations
-
 import os
 import pwd
 import re

@@ -5,8 +5,6 @@ them. Of its conditional blocks those are decided whose condition is a version, 
 all branches count. A proxy that is `disabled` is left out.
 """
 
-from __future__ import annotations
-
 import glob
 import itertools
 import os

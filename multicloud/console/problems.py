@@ -3,8 +3,6 @@
 `status` shows all of it under its table, and `doctor` a kind at a time, each in its place among other causes.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import time

@@ -1,7 +1,5 @@
 """What the router knows, for a person or a scraper: per server its state, its weight and its samples."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

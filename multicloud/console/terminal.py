@@ -1,7 +1,5 @@
 """What depends on the terminal: whether to use colour, and a screen that is redrawn in place."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os

@@ -3,8 +3,6 @@
 All of it is on loopback and in one temporary directory, and is gone at the end.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

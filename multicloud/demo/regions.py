@@ -1,7 +1,5 @@
 """Simulated cloud regions: HTTPS servers on loopback whose answers take as long as they are told."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import math

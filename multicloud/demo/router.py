@@ -3,8 +3,6 @@
 The demo, the tests and the benchmarks start it with what they want to see.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shlex

@@ -9,11 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from multicloud import settings
 from multicloud.console.doctor import running
-from multicloud.console.doctor.case import Case
-from multicloud.console.instance import Instance
-from multicloud.console.parser import Configuration
 from multicloud.demo.router import haproxy_binary
 from tests.command import Terminal, run
 from tests.console.patient import AS_ROOT, GOOD, VERSION, examine, look, one, rewrite, say, small, told, well
@@ -383,13 +379,3 @@ def test_conditional_blocks_are_told_of_only_where_one_was_not_decided() -> None
         assert ".if" not in " ".join(examine(router)[1])
         rewrite(router, lambda text: text + "\n.if feature(OPENSSL)\n.endif\n")
         assert one(examine(router)[1], ".if").endswith("so all do here: `.if feature(OPENSSL)`")
-
-
-@pytest.mark.parametrize(("backends", "kind"), [("", "problem"), ("app", "ok")])
-def test_a_version_that_crashes_on_external_checks_is_no_matter_to_the_loop_beside_haproxy(
-    backends: str, kind: str
-) -> None:
-    sources = settings.Sources({"MULTICLOUD_BACKENDS": backends} if backends else {})
-    instance = Instance("3.4.0-a1b2c3", 1, "admin", [], {})
-    case = Case(sources, sources.read(settings.RUN_SETTINGS), instance, "", None, [], Configuration([], []))
-    assert [finding.kind for finding in running.answers(case)] == [kind, "ok"]

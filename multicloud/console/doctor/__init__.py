@@ -4,8 +4,6 @@ It asks in groups: what is asked first explains what is asked later. So it stops
 problem, and says what it did not look at.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 

@@ -1,7 +1,5 @@
 """What doctor knows before it asks its first question, and what it says: a line for each finding."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from functools import partial
 from typing import NamedTuple

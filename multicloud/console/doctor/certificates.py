@@ -4,8 +4,6 @@ A check has settings of its own, and knows nothing of a `server` line but `ssl`.
 that the other one does not: it is UP and each request is a 503, or it serves well and is DOWN.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

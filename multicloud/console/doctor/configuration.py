@@ -1,7 +1,5 @@
 """The configuration: who measures each backend, what checks and weights need in it, and which way requests go."""
 
-from __future__ import annotations
-
 import contextlib
 import grp
 import os

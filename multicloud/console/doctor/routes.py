@@ -1,7 +1,5 @@
 """The configuration: which way users' requests go, and what on it lets weights count for nothing."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 

@@ -1,7 +1,5 @@
 """The servers, as HAProxy and the samples show them: their names, their checks, their samples and their weights."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import time
