@@ -8,11 +8,12 @@ import re
 
 from multicloud.plan import AUTHORITIES, EXAMPLES, NONE, USUAL, Plan, escaped
 
+# Conditions and lines that several sections have.
 SAFE = "{ method GET HEAD OPTIONS }"
 SMALL = "{ req.hdr_val(content-length) gt 0 } { req.hdr_val(content-length) lt 8192 }"
 WHOLE = f"    http-request wait-for-body time 29s if {SMALL}"
 SHARED, IPV4 = "resolve-opts allow-dup-ip", "resolve-prefer ipv4"
-CHOSEN = "    use-server %[var(txn.region)] if { always_true }"
+CHOSEN = "    use-server %[var(txn.region)] if { always_true }"  # the region that `relay` was told
 CLOSING = "    option http-server-close\n    http-reuse never"
 FORWARDED = """\
     # A region is told the client's address, Host and scheme. `Forwarded`, and what CGI takes for these, stays out.

@@ -17,8 +17,6 @@ microseconds from the request to its answer: the sample, then, and not the durat
 TLS handshake. In `mode tcp`, words with a code are not believed: of `option smtpchk` they are the server's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable
 
 from multicloud.runtime import Server

@@ -1,13 +1,12 @@
 """The history of each server's checks: the sample file (samplefile.py) read, followed and trimmed.
 
-Readers need no lock, and trust nothing: what is no sample is skipped and counted. Lines of three fields have no time.
+Readers need no lock, and trust nothing: what is no sample is skipped and counted. Lines of three fields are samples
+without a time.
 
 A trim puts a shorter file in the place of the file with a rename, so that a process killed at any moment leaves either
 the old file or the new one. Where there is no space or no right for that, it moves the lines that stay to the front of
 the file: a killed trim, or who reads just then, can see one twice, and never loses one.
 """
-
-from __future__ import annotations
 
 import contextlib
 import fcntl
@@ -67,7 +66,8 @@ def read(path: str, newest: int) -> Samples:
         fd = samplefile.open_file(path, os.O_RDONLY)
         try:
             found = os.fstat(fd)
-            samples, _ = _newest(fd, _end_of_lines(fd)[0], newest)
+            end, _ = _end_of_lines(fd)
+            samples, _ = _newest(fd, end, newest)
         finally:
             os.close(fd)
     except FileNotFoundError:
@@ -145,6 +145,7 @@ def trim(path: str, keep: int, oldest: float = 0.0) -> int:
             end, last = _end_of_lines(fd)
             samples, kept = _newest(fd, end, keep, oldest)
             dropped = samples.lines - len(kept) + (end > samplefile.MAX_BYTES)  # what lies before, whatever it is
+            # Without `last` nothing tells whether it is still that file.
             return dropped if dropped and last and _leave(path, os.fstat(fd), end, last, b"".join(kept)) else 0
         finally:
             os.close(fd)

@@ -1,7 +1,5 @@
 """A row for each server, and who leads each backend: what people and scrapers read of it. Pure: no I/O, no clock."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -40,7 +38,7 @@ def rows(
 ) -> tuple[list[Row], dict[str, str]]:
     """A row for each server of each backend that has samples. Raises SettingError.
 
-    Told beside are those that need none, since they track another with the same states and weights: that one, by name.
+    Beside the rows: the backends that need none, each with the one that it tracks, whose states and weights it has.
     """
     backends = {
         backend: members
@@ -110,7 +108,7 @@ class Favorites:
 
     def follow(self, decisions: Iterable[ranking.Decision], now: float) -> list[Switch]:
         """The changes since the last call, at the UNIX time `now`. Where none is UP or measured, nobody else leads."""
-        backends = ranking.by_backend(decisions)
+        backends = runtime.by_backend(decisions)
         for gone in self.last.keys() - backends.keys():
             del self.last[gone]
         switches = []

@@ -40,7 +40,7 @@ class Plan(NamedTuple):
     insecure: bool = False
     expect: str = "200"  # the status that HAProxy's own checks expect
     maxconn: bool = True  # whether to set it, since the configuration that is there does not
-    logs: bool = True  # whether to log what goes through, as the configuration that is there does
+    logs: bool = True  # whether to log: not where the configuration that is there has no `log`
 
     def name(self, section: str) -> str:
         """The name of a section of this application."""
@@ -66,7 +66,7 @@ class Plan(NamedTuple):
         return f"str({self.host})" if self.host else "srv_name"
 
     def variable(self, name: str, default: str, *, before: str = "") -> str:
-        """A word that ends with a value, which an environment variable overrides, but in blocks."""
+        """A word that ends with a value, which a variable overrides, but in blocks, and where no quotes can hold it."""
         plain = self.blocks or re.search(r'["$}\\]', default)
         return escaped(before + default) if plain else f'"{before}${{{name}-{default}}}"'
 
@@ -90,6 +90,7 @@ class Plan(NamedTuple):
     @property
     def answered(self) -> str:
         """The variable that has the name of the region that answered last."""
+        # Such a name has no `-` and no `:`, and those of `a-b` and `a_b` must differ.
         return "proc." + re.sub("[:-]", lambda found: f".{ord(found[0])}.", self.backend)
 
 

@@ -5,7 +5,7 @@ It stops at the first byte of the answer (http, https), when the handshake is do
 (tcp). Outside of it are the loading of certificates, before, and the rest of the answer, after.
 
 One deadline bounds it all, so that a server that sends a byte a second cannot hold a probe. What goes wrong with the
-server is part of the result, never an exception. Of RFC 9112 it speaks what a health check needs: one GET, and a head.
+server is part of the result, never an exception. Of RFC 9112 it speaks what a check needs: one GET, and a head.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ WHOLE_STORE = 50  # certificates that make a directory the system's store, of so
 class Target:
     """What to probe: `scheme` tcp, tls, http or https, at an IP address and port, or a UNIX socket's path (port None).
 
-    `host` is for Host header, SNI and verification; `expect` are status codes; `ca_file` is a bundle, "" the system's.
+    `host` is for Host header, SNI and verification, `expect` are accepted statuses, `ca_file` is a bundle or "", the
+    system's.
     """
 
     def __init__(

@@ -12,8 +12,6 @@ Servers that HAProxy has as its own `backup` get traffic only while no other can
 fastest has the backup's weight, so that it is the one that serves then.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from math import inf
@@ -58,21 +56,17 @@ class Decision(NamedTuple):
     in_flight: int = 0  # where servers share: its requests in flight
     expected: int = 0  # and how many there would be without a line
 
+    @property
+    def backend(self) -> str:
+        return self.server.backend
+
     def why(self) -> str:
         """The reason with its figures."""
         return self.reason.value.format(**self._asdict() | {"other": self.other.name if self.other else ""})
 
 
-def by_backend(decisions: Iterable[Decision]) -> dict[str, list[Decision]]:
-    """The decisions of each backend, in their order."""
-    backends: dict[str, list[Decision]] = {}
-    for decision in decisions:
-        backends.setdefault(decision.server.backend, []).append(decision)
-    return backends
-
-
 def changes(decisions: Iterable[Decision]) -> list[Decision]:
-    """The decisions that change a weight: first those that raise one, so that at no time every server is without."""
+    """The decisions that change a weight: first those that raise one, so that never all are without weight."""
     differing = [decision for decision in decisions if decision.weight != decision.server.weight]
     return sorted(differing, key=lambda decision: decision.weight < decision.server.weight)
 
@@ -94,7 +88,7 @@ def rank(
 ) -> list[Decision]:
     """A decision for each server of a backend, in their order.
 
-    `scores` are seconds; `favorite` and `backup` are weights; `hysteresis` is percent, `tolerance` milliseconds.
+    `scores` are seconds by `source`, `favorite` and `backup` weights, `hysteresis` percent, `tolerance` milliseconds.
     """
     if not any(server.source in scores for server in servers):
         return [Decision(server, server.weight, Reason.NONE_MEASURED) for server in servers]
@@ -104,9 +98,8 @@ def rank(
     leaders = _lead(ordered, scores, favorite, hysteresis, tolerance)
     others = [server for server in ordered if server not in leaders]
     following = {*others[:1], *reserve[:1]}
-    led = next((each for each in others if each.weight == favorite and each.source in scores), None)  # until now
-    if favorite == backup or tolerance:  # then no single one leads
-        led = None
+    alone = favorite != backup and not tolerance  # whether a single one leads
+    led = next((each for each in others if alone and each.weight == favorite and each.source in scores), None)
     decisions = []
     for server in servers:
         if server.state != UP:

@@ -4,8 +4,6 @@ HAProxy starts it all day, so it does one thing and leaves. The exit code is wha
 nothing to do yet; 1 HAProxy cannot be reached or refused a command; 2 settings or a sample file that cannot be read.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import socket

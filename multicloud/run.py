@@ -7,8 +7,6 @@ it says so once when that begins, and once when it is over.
 Signals are blocked, and taken between two rounds only: SIGTERM and SIGINT end the loop, SIGHUP reads the settings.
 """
 
-from __future__ import annotations
-
 import gc
 import json
 import os

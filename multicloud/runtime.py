@@ -11,22 +11,23 @@ import contextlib
 import os
 import re
 import socket
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from time import monotonic
+from typing import TYPE_CHECKING, TypeVar
 
 from multicloud import light, settings
 
-TYPE_CHECKING = False  # `typing` is not needed at run time
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from multicloud.ranking import Decision  # which imports this module
 
-    from multicloud.ranking import Decision
+    T = TypeVar("T", "Server", Decision)
 
 UP, DOWN, MAINT, DRAIN = "UP", "DOWN", "MAINT", "DRAIN"
 TIMEOUT = 1.5  # seconds for all that is said over one connection: less than HAProxy gives the check that this is
 PROMPT = b"> "  # what stands at the begin of a line behind an answer
-FORCED_BIT, INHERITED_BIT, UNRESOLVED_BIT = 0x01, 0x02, 0x20  # 0x04, configured, stays where an operator has ended it
-MAINT_BITS = FORCED_BIT | INHERITED_BIT | UNRESOLVED_BIT
+FORCED_BIT, INHERITED_BIT, UNRESOLVED_BIT = 0x01, 0x02, 0x20
+MAINT_BITS = FORCED_BIT | INHERITED_BIT | UNRESOLVED_BIT  # not 0x04, which stays where an operator has ended it
 DRAIN_BITS = 0x08 | 0x10  # forced, inherited
 STOPPED, STOPPING = 0, 3
 STATE_COLUMNS = (
@@ -70,14 +71,13 @@ class Server:
         self.rise_left = 0  # checks that it has yet to pass in a row to be UP
         self.in_flight = self.rate = 0  # requests that it has now, and how many came in the last second
         self.total_time = self.response_time = 0.0  # mean seconds of the last 1,024, and those until answers began
-        self.agent = ""  # the status of its agent's last check
 
 
-def by_backend(servers: Iterable[Server]) -> dict[str, list[Server]]:
-    """The servers of each backend, in their order."""
-    backends: dict[str, list[Server]] = {}
-    for server in servers:
-        backends.setdefault(server.backend, []).append(server)
+def by_backend(those: Iterable[T]) -> dict[str, list[T]]:
+    """The servers, or the decisions, of each backend, in their order."""
+    backends: dict[str, list[T]] = {}
+    for each in those:
+        backends.setdefault(each.backend, []).append(each)
     return backends
 
 
@@ -251,8 +251,9 @@ def _add_stat(server: Server, row: Mapping[str, str]) -> None:
     server.check_seconds = float(duration) / 1000 if duration else None
     server.code, server.last_chk = row["check_code"], row["last_chk"]
     server.fingerprint = server.check, duration, health  # not its code, which is 0 as soon as the next one begins
-    server.agent = row["agent_status"]
-    if not server.agent:  # whose `down` HAProxy counts, too; `hanafail` has what `observe` saw in users' requests
+    if not row[
+        "agent_status"
+    ]:  # an agent, whose `down` HAProxy counts, too; `hanafail` has what `observe` saw in users' requests
         server.failures = int(row["chkfail"] or 0) - int(row["hanafail"] or 0)
     server.in_flight, server.rate = int(row["scur"] or 0), int(row["rate"] or 0)
     server.total_time, server.response_time = float(row["ttime"] or 0) / 1000, float(row["rtime"] or 0) / 1000

@@ -82,7 +82,7 @@ def append_lines(path: str, lines: bytes, wait: float = LOCK_WAIT) -> tuple[os.s
 def lock(path: str, wait: float, *, create: bool) -> int:
     """Open the file at `path` for appending and lock it, in `wait` seconds.
 
-    Raises LockedError, SampleFileError and OSError: FileNotFoundError where there is none, unless it is to `create` it.
+    Raises LockedError, SampleFileError and OSError; without `create`, FileNotFoundError where there is no file.
     """
     deadline = time.monotonic() + wait
     while True:

@@ -4,8 +4,6 @@ The server trusts nobody. It serves one client at a time, each for a second at m
 head. It runs in a thread of its own, which rests after each client, so that scrapers never slow down the rounds.
 """
 
-from __future__ import annotations
-
 import bisect
 import os
 import re

@@ -38,7 +38,7 @@ class SettingError(UsageError):
 
 
 class Setting:
-    """One setting. `parse` turns the text into a value, or raises ValueError; `others` may stand in for the default."""
+    """One setting. `parse` turns the text into a value, or raises ValueError; `others` are paths (found_default)."""
 
     def __init__(self, name: str, default: str, kind: Kind[object], meaning: str, *others: str) -> None:
         self.name, self.variable = name, f"MULTICLOUD_{name.upper()}"

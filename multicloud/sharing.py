@@ -17,18 +17,17 @@ routers with stale information do not swing (Fischer and Voecking, "Adaptive rou
 It begins with a line of requests at the favourite, or where ranking would leave one whose samples vary as those of a
 line do. It ends when one server has nearly all again, soon after nobody waits any more. The weights are its only
 memory. Who is slow for another reason is left at once: its samples are slow but steady, or a new connection to it takes
-longer than its requests did. That is far, not full, and shows before two checks have; who is to lead is asked, too.
+longer than its requests did. That is far, not full, and shows before two checks have: so the one that is to lead is
+connected to, too.
 
 It helps where regions can be full, with any number of HAProxys that know nothing of each other. It acts once a reweigh:
 between two of them `balance random(2)` evens out. Requests that stay (WebSockets, slow downloads, on purpose or not)
 are a crowd, but no line: it does not grow, and checks beside it are quick. In TCP mode only the samples show a line.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import sqrt
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from multicloud.history import Sample
 from multicloud.ranking import Decision, Reason, candidates
@@ -38,7 +37,7 @@ from multicloud.settings import Key
 
 Views = Mapping[Server, "_View"]
 
-USUAL = 100  # samples whose median is the usual time: of some minutes, so that a line of one is not yet what is usual
+USUAL = 100  # samples whose median is the usual time: of some minutes, or a line of one minute would soon be usual
 RECENT = 3  # newest samples, whose mean shows a line: fewer are noise, more are older than the line
 CALM = 5  # newest samples, all about as usual: nobody waits
 CROWD, SPARE = 1.5, 3  # a crowd is more than so many times what is expected, and so many more: chance alone has less
@@ -52,7 +51,7 @@ TOLL = 8  # how often a wait counts. From 4 to 16 it hardly matters; with 1, eve
 # rounds a minute apart each would take all from one and give it to another.
 SETTLE = 15.0
 RETURN = 5.0  # the same when nobody waits: all goes back soon. To leave who has a long line as fast makes all jam
-# Of the largest part. A smaller one that does not grow is none; the second where two are left and nobody waits.
+# Of the largest part: what is below LEAST and does not grow is none; LAST where two are left and nobody waits.
 LEAST, LAST = 0.03, 0.1
 
 
@@ -75,7 +74,7 @@ class _View(NamedTuple):
     load: Load
     growth: int = 0  # how many more requests are in flight than a moment before
 
-    def later(self, load: Load) -> _View:
+    def later(self, load: Load) -> Self:
         """The same with the users of a moment later."""
         return self._replace(load=load, growth=load.in_flight - self.load.in_flight)
 
@@ -165,8 +164,9 @@ def share(
     largest = max(parts, key=parts.__getitem__)
     leader = next((each.server for each in decisions if each.weight == favorite and each.server.state == UP), None)
     alone = parts[largest] == 1
+    # By its users' own mean time, so that nothing more is worked out of most backends.
     if alone and leader is largest and not _View(0.0, (), users.get(largest.source, NOBODY)).crowd():
-        return decisions  # so that nothing more is worked out of most backends
+        return decisions
     views = _views(parts, samples, users)
     if any(view.crowd() for view in views.values()):
         later = again()  # a burst is gone by then
@@ -226,7 +226,7 @@ def _whole(
     leaves = leader is not favourite and view.usual < views[leader].usual and view.varies()
     if not leaves and not view.crowd():
         return decisions
-    if not is_far(favourite):  # which is asked for a crowd of which no sample knows yet, too
+    if not is_far(favourite):  # asked where only a crowd shows, too: no sample may have seen it yet
         return None if leaves or view.line() else decisions
     second = next((each.server for each in decisions if each.reason is Reason.BACKUP), None)
     return _exchanged(decisions, favourite, second) if leader is favourite and second else decisions

@@ -128,8 +128,8 @@ def test_the_settings_file_and_the_manual_are_there(machine: Machine) -> None:
     assert SETTINGS in shell(machine, "dpkg-query --show --showformat='${Conffiles}' multicloud")
     pages = shell(machine, "ls /usr/share/man/man1 /usr/share/man/man5")
     assert {"multicloud.1.gz", "multicloud.conf.5.gz"} <= set(pages.split())
-    assert "backend reweigh" in shell(machine, "cat /usr/share/doc/multicloud/examples/haproxy.cfg")
-    shell(machine, "cd /usr/share/doc/multicloud/examples; test -s rules.yml; test -s multicloud.json")
+    assert "backend reweigh" in shell(machine, "cat /usr/share/doc/multicloud/haproxy.cfg")
+    shell(machine, "cd /usr/share/doc/multicloud/deploy; test -s prometheus/rules.yml; test -s grafana/multicloud.json")
     assert shell(machine, "head -n 1 /usr/share/doc/multicloud/docs/install.md") == "# Install\n"
 
 
@@ -149,7 +149,7 @@ def test_the_settings_and_one_option_route_beside_debians_configuration(machine:
     servers = named({region.name: region.port for region in regions})
     # Percentiles from the start: numpy's.
     append(machine, SETTINGS, f"min_samples = 0\n[app]\nservers = {servers}\nbind = 127.0.0.1:{WEB}\n")
-    append(machine, "/etc/default/haproxy", f'EXTRAOPTS="-f {WRITTEN}"\n')
+    append(machine, "/etc/default/haproxy", f'EXTRAOPTS="-S /run/haproxy-master.sock -f {WRITTEN}"\n')
     shell(machine, rf"{WRITE} && sed -i '/^\s*chroot/d' {CONFIGURATION} && service haproxy restart")
     wait_until(lambda: weights(machine, "app") == WEIGHTS, 60, "256/1/0")
     assert {get(WEB) for _ in range(10)} == {"eu.example.com"}

@@ -88,4 +88,4 @@ def test_without_git_all_say_the_same_version(tmp_path: Path) -> None:
 
 
 def test_the_package_has_the_manual() -> None:
-    assert (DEBIAN / "docs").read_text().split() == ["CHANGELOG.md", "README.md", "docs"]
+    assert (DEBIAN / "docs").read_text().split() == ["CHANGELOG.md", "README.md", "docs", "deploy", "haproxy.cfg"]

@@ -185,7 +185,7 @@ def test_each_row_of_the_table_is_as_many_edits_as_it_says_and_traffic_is_right_
         machine.restart()
         first = f"ca_file = /etc/haproxy/regions.pem\n[app]\nservers = {eu} {us}\nbind = 127.0.0.1:{app}\n"
         machine.put("/etc/multicloud.conf", first)
-        machine.put("/etc/default/haproxy", 'EXTRAOPTS="-f /etc/haproxy/multicloud.cfg"\n')
+        machine.put("/etc/default/haproxy", 'EXTRAOPTS="-S /run/haproxy-master.sock -f /etc/haproxy/multicloud.cfg"\n')
         done = machine.type(WRITE)
         assert (done.returncode, done.stdout) == (0, "")
         assert "a `chroot` in `global` must" in done.stderr
@@ -242,7 +242,7 @@ def test_with_multicloud_run_beside_haproxy_no_line_of_debians_configuration_cha
         )
         machine.put("/etc/multicloud.conf", text)
         machine.restart()
-        machine.put("/etc/default/haproxy", 'EXTRAOPTS="-f /etc/haproxy/multicloud.cfg"\n')
+        machine.put("/etc/default/haproxy", 'EXTRAOPTS="-S /run/haproxy-master.sock -f /etc/haproxy/multicloud.cfg"\n')
         assert machine.type(WRITE.replace("--blocks", "--blocks --beside")).stderr == ""
         machine.restart()
         with machine.start("multicloud-run") as running:

@@ -46,7 +46,8 @@ class Site:
             f"    server {name} 127.0.0.1:{region.port} check inter {inter} weight 1\n"
             for name, region in self.region.items()
         )
-        app = f"backend app\n    option httpchk GET /\n    {NUMBERED}\n{servers}\n{extra}"
+        web = f"frontend users\n    bind unix@{directory}/web.sock\n    default_backend app\n"
+        app = f"{web}backend app\n    option httpchk GET /\n    {NUMBERED}\n{servers}\n{extra}"
         self.directory = directory
         self.text = haproxy.CONFIGURATION.format(backends=app, level="admin expose-fd listeners", extra="")
         self.times = directory / "times.txt"

@@ -11,9 +11,11 @@ trap 'rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM
 
 mkdir "$work/multicloud"
-cp -R multicloud docs haproxy.cfg README.md CHANGELOG.md deploy/debian deploy/prometheus deploy/grafana "$work/multicloud"
+cp -R multicloud docs haproxy.cfg README.md CHANGELOG.md deploy "$work/multicloud"
+mv "$work/multicloud/deploy/debian" "$work/multicloud"
 cp deploy/multicloud.service "$work/multicloud/debian"
 version=$(python3 deploy/version.py)
+case $version in *~dev0) echo "no git clone: apt will take any other such build for this one" >&2 ;; esac
 cd "$work/multicloud"
 sed -i "1s/(.*)/($version)/" debian/changelog
 dpkg-checkbuilddeps -I

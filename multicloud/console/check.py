@@ -27,7 +27,8 @@ BAR = "▇"
 def check(url: str | None, connect: str | None, sources: Sources, *, count: int, record: bool, form: str) -> None:
     """Probe `count` times and print what was found, as "text" or "json"; `record` appends samples.
 
-    Raises UsageError, and CommandError where the server was down.
+    Without a URL the server is the one that HAProxy's variables name; `connect` is as in `resolve`. Raises UsageError,
+    and CommandError where the server was down.
     """
     named = checks.server_named(os.environ)
     if connect is not None and not url:

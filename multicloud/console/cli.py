@@ -13,7 +13,6 @@ import click
 from multicloud import light, runtime, samplefile, settings
 from multicloud.console import terminal
 from multicloud.console.config import config
-from multicloud.console.instance import describe_haproxy
 
 Command = Callable[..., None]
 EXTRAS = {"matplotlib": "plot", "trustme": "demo"}  # optional dependencies, and the package's extras that have them
@@ -40,20 +39,8 @@ def with_settings(group: Sequence[settings.Setting]) -> Callable[[Command], Comm
     return decorate
 
 
-def _say_versions(context: click.Context, _: click.Parameter, wanted: bool) -> None:
-    """Print this program's version and that of the HAProxy on this machine, and end."""
-    if wanted:
-        from importlib.metadata import version
-
-        haproxy = describe_haproxy()
-        click.echo(f"multicloud, version {version('multicloud')}" + (f", with {haproxy}" if haproxy else ""))
-        context.exit()
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120, "show_default": True})
-@click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_say_versions, help="Show the versions."
-)
+@click.version_option(package_name="multicloud")
 def cli() -> None:
     """Latency routing for HAProxy: the fastest healthy server gets the traffic.
 
@@ -106,7 +93,6 @@ def reweigh(dry_run: bool, verbose: bool, sources: settings.Sources) -> None:
     Examples:
       multicloud reweigh --dry-run -v
       multicloud reweigh --dry-run | while read -r line; do echo "$line" | socat - /var/run/haproxy.sock; done
-      multicloud reweigh --hysteresis 0
 
     Exit code: 0 done, or nothing to do; 1 HAProxy unreachable or refused a command; 2 wrong settings.
     """
@@ -141,7 +127,8 @@ def reweigh(dry_run: bool, verbose: bool, sources: settings.Sources) -> None:
 def status(watch: float | None, form: str, sources: settings.Sources) -> None:
     """Show where traffic goes, and what is wrong.
 
-    Give it the settings of multicloud-reweigh: with others it would expect other weights.
+    A row a server, and under them the problems, in words. Give it the settings of multicloud-reweigh: with others it
+    would expect other weights.
 
     \b
     Examples:
@@ -219,7 +206,6 @@ def doctor(files: tuple[str, ...], sources: settings.Sources) -> None:
 
     \b
     Examples:
-      multicloud doctor
       multicloud doctor -f /etc/haproxy/haproxy.cfg
 
     Exit code: 0 all well, 1 problems, 2 wrong settings.
@@ -249,7 +235,6 @@ def history(since: str, sources: settings.Sources) -> None:
 
     \b
     Examples:
-      multicloud history
       multicloud history --since 08:30
 
     Exit code: 0 shown, 1 no samples, 2 wrong settings.
@@ -272,7 +257,6 @@ def plot(output: str, begin: str | None, end: str | None, sources: settings.Sour
 
     \b
     Examples:
-      multicloud plot
       multicloud plot --from 08:15 --to 08:45
       multicloud plot -o latency.svg --times /srv/edge1/times.txt
 
@@ -302,7 +286,6 @@ def demo(duration: float | None, port: int, stats_port: int, beside: bool) -> No
 
     \b
     Examples:
-      multicloud demo
       multicloud demo --duration 60 --port 8088 --stats-port 9088
       multicloud demo --beside
     """
@@ -334,11 +317,15 @@ def _run() -> int:
         raise light.UsageError(f"{error.format_message()}; see {command} --help") from None
     except click.Abort:
         return 130
+    except samplefile.SampleFileError as error:
+        if "permission denied" not in str(error) or os.geteuid() == 0:
+            raise
+        raise light.UsageError(f"{error}; run this as root (sudo)") from None
     except ImportError as error:
         if error.name not in EXTRAS:
             raise
         pip = f"in the project's directory: pip install '.[{EXTRAS[error.name]}]'"
-        apt = f"with the Debian package: apt install python3-{error.name}"  # it has the module's name
+        apt = f"with the Debian package: apt install python3-{error.name}"  # Debian's have the modules' names
         raise light.UsageError(f"{error.name} is missing; {pip}, or {apt}") from None
     except OSError as error:
         raise light.CommandError(light.reason(error)) from None

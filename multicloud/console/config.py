@@ -90,17 +90,26 @@ def _with_others(wanted: Wanted, sources: Sources, here: Sequence[str] = ()) -> 
 
 
 def running(sources: Sources) -> list[str]:
-    """The configuration files of the HAProxy that answers at the socket; none where none does, or it is not here."""
+    """The configuration files of the HAProxy that answers at the socket; none where none does, or it is not here.
+
+    Raises UsageError where others than root or this user may write one.
+    """
     try:
         with runtime.RuntimeAPI(sources.read((settings.SOCKET,)).socket) as api:
             pid = api.ask("show info").partition("\nPid: ")[2].partition("\n")[0]
         words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
     except (runtime.RuntimeAPIError, OSError):
         return []
-    # A relative path is where HAProxy was started: here it may be a stranger's file, whose Lua HAProxy would run.
-    files = [os.path.join(f"/proc/{pid}/cwd", file) for option, file in itertools.pairwise(words) if option == "-f"]
-    # Nor is one believed that anybody else may write: whoever answers at the socket may name it.
-    return [file for file in files if os.path.exists(file) and os.stat(file).st_uid in (0, os.geteuid())]
+    # A relative path is where HAProxy was started: here it may be a stranger's file, whose Lua HAProxy would run. So is
+    # any file that others may write, since whoever answers at the socket may name it.
+    named = [os.path.join(f"/proc/{pid}/cwd", file) for option, file in itertools.pairwise(words) if option == "-f"]
+    files = [file for file in parser.files(named) if os.path.exists(file)]
+    for file in files:
+        found = os.stat(file)
+        if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
+            name = os.path.realpath(file)
+            raise UsageError(f"{name}: others may write what HAProxy reads; accepted: --with FILE, for each file of it")
+    return files
 
 
 def outdated(path: str, here: Sequence[str], sources: Sources) -> str:
@@ -134,7 +143,10 @@ def replace(output: str, text: str, others: Sequence[str]) -> None:
         with tempfile.TemporaryDirectory(dir=os.path.dirname(path), prefix=".multicloud-") as directory:
             new = Path(directory, os.path.basename(path))
             new.write_text(text)
-            new.chmod(os.stat(path).st_mode & 0o777 if os.path.exists(path) else 0o644)
+            old = os.stat(path) if os.path.exists(path) else None
+            if old:
+                os.chown(new, -1, old.st_gid)  # HAProxy may read it as a group
+            new.chmod(old.st_mode & 0o777 if old else 0o644)
             command = [haproxy, "-c", *(word for each in (*others, str(new)) for word in ("-f", each))]
             said = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
             if said.returncode not in (0, 2):  # 2: no error, and nowhere to listen, as with `bind = none` alone
@@ -186,10 +198,18 @@ def write(command: str, sources: Sources, wanted: Wanted) -> tuple[str, list[str
     there = parser.read(wanted.others, os.environ, number) if wanted.others else parser.Configuration([], [])
     own = there.global_section()
     place = os.path.dirname(installed.command("multicloud-check") or "")
+    if not place.isprintable():
+        raise UsageError(f"{place!r}: HAProxy cannot be told that; install multicloud elsewhere, such as in /opt")
     directory = "" if place in ("", "/usr/bin", "/usr/local/bin") else f"{place}/"
     logs = not there.sections or own.last("log") is not None
     machine = Plan(version=version, directory=directory, maxconn=own.last("maxconn") is None, logs=logs)
     plans = [_plan(sources, wanted, *listed, machine) for listed in _listed(sources, wanted).items()]
+    measured = [plan.backend for plan in plans if plan.backend in sources.read((settings.BACKENDS,)).backends]
+    if measured and not wanted.beside:
+        raise UsageError(
+            f"{sources.where(settings.BACKENDS)} has {measured[0]}, which `multicloud run` measures by HAProxy's own "
+            "checks; accepted: --beside, or `backends` without it"
+        )
     _check_addresses(plans, there.sections, sources.path)
     text = haproxy_cfg.configuration(*plans)
     names = re.findall(r"^(?:defaults|resolvers|frontend|backend) (\S+)", text, re.MULTILINE)
@@ -276,8 +296,8 @@ def _check_addresses(plans: Sequence[Plan], sections: Iterable[parser.Section], 
     binds = [(whose, line) for whose, line in there if line[0] == "bind" and line[1:]]
     binds += [(f"[{plan.backend}]", ["bind", *(plan.bind or USUAL).split()]) for plan in plans if plan.bind != NONE]
     taken: dict[str, str] = {}
-    for whose, (_, addresses, *_) in binds:
-        for address in parser.places(addresses):
+    for whose, (_, addresses, *words) in binds:
+        for address in parser.places(addresses, words):
             if address in taken and whose.startswith("["):
                 raise UsageError(
                     f"{whose} would bind {address}, as {taken[address]} does, and each get some of the users; "

@@ -2,8 +2,9 @@
 
 import time
 
-from multicloud.ranking import Decision, Reason, by_backend
+from multicloud.ranking import Decision, Reason
 from multicloud.reweigh import Outcome, settings_of
+from multicloud.runtime import by_backend
 from multicloud.settings import TIMES, Settings, Sources
 
 # The reasons whose words say what the server is. Of any other one its weight says it.
@@ -12,7 +13,10 @@ SAYS_ALL |= {Reason.NONE_MEASURED, Reason.NONE_UP}
 
 
 def explain(outcome: Outcome, sources: Sources) -> list[str]:
-    """A paragraph for each backend that has samples: what each server has, what becomes of it and why, by `sources`."""
+    """A paragraph for each backend that has samples: what each server has, what becomes of it and why.
+
+    `sources` are the settings that it was decided with.
+    """
     backends = by_backend(outcome.decisions)
     weights = {
         name: [(each.server.name, each.server.weight, each.weight) for each in members]

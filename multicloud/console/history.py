@@ -18,6 +18,7 @@ from multicloud.settings import Key, Sources
 from multicloud.sharing import Load
 
 FALL = 2  # checks in a row that failed after which a server is DOWN, as haproxy.cfg says
+MISSED, GONE = 3, 10.0  # a server is not there without samples for so many pauses between them, and so many seconds
 BUSY = Load(rate=1000)  # users enough for a line, of whom none is seen to wait
 
 
@@ -25,7 +26,7 @@ class Sharing(NamedTuple):
     """A time in which servers of a backend shared its traffic; `begin` and `end` are UNIX times."""
 
     backend: str
-    servers: Sequence[str]
+    servers: Sequence[str]  # first the one that was full
     begin: float
     end: float
 
@@ -96,8 +97,9 @@ def sharings(series: Mapping[Key, Sequence[Sample]], sources: Sources) -> Iterat
     for members in _backends(series):
         shared = None
         for now, decisions in _replay(members, series, sources, in_use=True):
-            servers = [each.server.name for each in decisions if each.reason is Reason.SHARES]
-            if servers:
+            sharers = [each.server for each in decisions if each.reason is Reason.SHARES]
+            if sharers:
+                servers = [server.name for server in sorted(sharers, key=lambda each: -each.weight)]
                 names = dict.fromkeys([*(shared.servers if shared else ()), *servers])
                 shared = Sharing(members[0].backend, [*names], shared.begin if shared else now, now)
             elif shared:
@@ -111,12 +113,18 @@ def _backends(series: Mapping[Key, Sequence[Sample]]) -> Iterable[list[Server]]:
     return runtime.by_backend(Server(*key, runtime.UP, 1) for key in series).values()
 
 
+def _pause(samples: Sequence[Sample]) -> float:
+    """The mean seconds between two checks."""
+    return ((samples[0].time or 0.0) - (samples[-1].time or 0.0)) / max(1, len(samples) - 1)
+
+
 def _replay(
     members: Sequence[Server], series: Mapping[Key, Sequence[Sample]], sources: Sources, *, in_use: bool = False
 ) -> Iterator[tuple[float, list[Decision]]]:
     """What is decided in each second that has samples, a UNIX time; where servers are `in_use`, they may share."""
     needed = reweigh.samples_needed(sources)
     users = dict.fromkeys([server.key for server in members], BUSY)
+    gone = {server.key: max(GONE, MISSED * _pause(series[server.key])) for server in members}
     before = math.inf
     for now in sorted({math.ceil(sample.time or 0.0) for server in members for sample in series[server.key]}):
         known: dict[Key, Sequence[Sample]] = {}
@@ -125,7 +133,8 @@ def _replay(
             first = bisect.bisect_left(samples, True, key=lambda sample: (sample.time or 0.0) <= now)
             known[server.key] = newest = samples[first : first + needed]
             failed = [sample.failed for sample in newest[:FALL]]
-            server.state = runtime.DOWN if len(failed) == FALL and all(failed) else runtime.UP
+            away = not newest or now - (newest[0].time or 0.0) > gone[server.key]
+            server.state = runtime.DOWN if away or (len(failed) == FALL and all(failed)) else runtime.UP
         load: dict[str, Any] = {"users": users, "again": users.copy, "connect": lambda _: 0.0}
         share = functools.partial(sharing.share, samples=known, elapsed=max(0.0, now - before), **load)
         decisions = reweigh.decide(members, reweigh.score(known, sources, now), sources, share if in_use else None)

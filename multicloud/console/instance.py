@@ -6,13 +6,12 @@ section 9.3), which change nothing.
 
 import os
 import pwd
-import re
 import subprocess
 from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
-from multicloud import installed, runtime
+from multicloud import runtime
 from multicloud.runtime import RuntimeAPI, Server
 from multicloud.settings import digits
 
@@ -22,7 +21,7 @@ PASSED, TIMED_OUT, EXTERNAL, NOT_YET = "PROCOK", "PROCTOUT", "PROC", ("", "INI")
 SIGNAL = "4294967295"  # what HAProxy says of a check that had no exit code
 ENDED = "a signal ended it: is memory short (`dmesg`)?"
 ADDED = "was it added while HAProxy runs (`add server`), which cannot start its check? Write it into the configuration"
-EXIT_CODES = {  # what that of an external check says by itself: of multicloud's own commands, of a shell and of HAProxy
+EXIT_CODES = {  # what an external check's exit code says by itself: a shell's, and HAProxy's own
     "126": "HAProxy's user may not execute the check's command",
     "127": "a program was not found: the check's command, or what it runs, is not in `external-check path`",
     "255": "HAProxy could not start the check's command: is it there, and may HAProxy's user execute it?",
@@ -76,16 +75,6 @@ def ask(api: RuntimeAPI) -> Instance:
         rows = [*runtime.rows(api.lines("show stat -1 2 -1"), ",", ("pxname", "algo"))]
     algorithms = {row["pxname"]: row["algo"] for row in rows if row["algo"]}
     return Instance(version, pid, api.ask("show cli level"), api.servers(), algorithms)
-
-
-def describe_haproxy() -> str | None:
-    """What the HAProxy on this machine says of its version, and where it is; None where there is none."""
-    program = installed.find_haproxy(os.environ)
-    try:
-        version = re.match(r"HA-?Proxy version (\S+)", installed.version_line(program)) if program else None
-    except OSError:
-        return None
-    return f"HAProxy {version[1]} at {program}" if version else None
 
 
 def user_of(pid: int) -> User | None:

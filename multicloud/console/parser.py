@@ -221,9 +221,14 @@ def options(section: Section) -> dict[str, list[str]]:
     return by_name
 
 
-def places(addresses: str) -> list[str]:
-    """Where a `bind` line listens, the same words for the same place: `:80` is port 80 of all IPv4 addresses."""
-    return re.sub(r"(^|,)(ipv4@)?(\*|0\.0\.0\.0)?:", r"\1:", addresses).split(",")
+def places(addresses: str, words: Sequence[str] = ()) -> list[str]:
+    """Where a `bind` line listens, the same words for the same place: `:80` is port 80 of all IPv4 addresses.
+
+    With `v4v6` behind it, `:::80` is that, too.
+    """
+    there = re.sub(r"(^|,)(ipv4@)?(\*|0\.0\.0\.0)?:(?!:)", r"\1:", addresses).split(",")
+    ports = [match[1] for each in there if (match := re.fullmatch(r"(?:ipv6@)?\[?::\]?:(.+)", each))]
+    return there + [f":{port}" for port in ports if "v4v6" in words]
 
 
 def is_on(words: Sequence[str], option: str) -> bool:

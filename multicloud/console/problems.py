@@ -141,9 +141,12 @@ def nobody_records(seen: Seen) -> Iterator[str]:
         backends = ", ".join(dict.fromkeys(server.backend for server in steady))
         newest = [seen.samples.series[each.key][0].time or 0.0 for each in steady if each.key in seen.samples.series]
         since = f" {_since(max(newest), seen)}" if any(newest) else ""
+        in_tmp = seen.values.times.startswith("/tmp/")
         yield (
             f"HAProxy's own checks of {backends} have not been recorded in {seen.values.times}{since}: is "
             "`multicloud run` at work, with the same `times`? Its log says what it lacks (`journalctl -u multicloud`)"
+            + "; the /tmp of its service is another one: `times = /run/multicloud/times.txt`"
+            * in_tmp
         )
 
 
@@ -163,12 +166,12 @@ def _missing(server: Server, seen: Seen) -> str:
         return ""
     newest = seen.samples.series.get(server.key)
     if not newest:
-        return f"no samples for {server.name}, which is UP"
+        return f"no samples for {'/'.join(server.key)}, which is UP"
     times = [sample.time for sample in newest if sample.time is not None]
     gaps = [later - earlier for later, earlier in itertools.pairwise(times)]
     usual = scores.percentiles(gaps, (50,))[0] if gaps else 0.0
     if times and seen.now - times[0] > max(TOLERATED, 3 * usual):
-        return f"no samples for {server.name} {_since(times[0], seen)}, although it is UP"
+        return f"no samples for {'/'.join(server.key)} {_since(times[0], seen)}, although it is UP"
     return ""
 
 
@@ -185,7 +188,10 @@ def _why_missing(server: Server, seen: Seen) -> str:
     if server.check.startswith(instances.EXTERNAL):
         return f"its check fails; {instances.REASON}"
     if server.backend in seen.values.backends:
-        return "HAProxy checks it by itself, but `multicloud run` does not record that: its log says why"
+        return (
+            "HAProxy checks it by itself, but `multicloud run` does not record that: its log says why, unless it has "
+            "not read the settings since (`systemctl reload multicloud`)"
+        )
     backends = f"`backends = {','.join((*seen.values.backends, server.backend))}` into {seen.sources.path}"
     return f"HAProxy checks it by itself: give it an external check, or for `multicloud run` write {backends}"
 
@@ -193,7 +199,7 @@ def _why_missing(server: Server, seen: Seen) -> str:
 def weights_not_set(seen: Seen) -> Iterator[str]:
     """The backends to which a reweigh, now and at each moment of the last seconds, would have given other weights.
 
-    Judged where the servers are since then what they are, and where samples have a time.
+    It is judged only where no server's state has changed since, and by samples that have a time.
     """
     for backend, members in seen.routed().items():
         steady = min(server.state_age for server in members) >= TOLERATED
@@ -208,7 +214,7 @@ def _differ(members: Sequence[Server], seen: Seen, then: float) -> bool:
     """Whether a reweigh at the UNIX time `then` would have changed a weight of these servers."""
     series = {each.source: seen.samples.series[each.source] for each in members if each.source in seen.samples.series}
     past = {key: [each for each in newest if each.time and each.time <= then] for key, newest in series.items()}
-    # Who shares, shares.
+    # Whoever shares now goes on: users are not counted here, and no time has passed.
     share = functools.partial(sharing.share, samples=past, users={}, again=dict, connect=lambda _: 0.0, elapsed=0.0)
     return bool(changes(reweigh.decide(members, reweigh.score(past, seen.sources, then), seen.sources, share)))
 

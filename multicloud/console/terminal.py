@@ -27,7 +27,7 @@ def colorful() -> bool:
 
 
 def watch(draw: Callable[[], str], *, interval: float, duration: float | None = None) -> None:
-    """Show what `draw` returns every `interval` seconds, and when the size changes, for `duration` or until Ctrl-C.
+    """Show what `draw` returns every `interval` seconds, for `duration` or until Ctrl-C.
 
     On a terminal each picture takes the place of the one before, and the last one stays; elsewhere they follow each
     other.
@@ -35,8 +35,6 @@ def watch(draw: Callable[[], str], *, interval: float, duration: float | None = 
     in_place = is_terminal()
     end = math.inf if duration is None else time.monotonic() + duration
     stopped = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    # Blocked, so that the wait below ends with it, and nothing else does.
-    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGWINCH})
     picture = ""
     try:
         if in_place:
@@ -44,11 +42,10 @@ def watch(draw: Callable[[], str], *, interval: float, duration: float | None = 
         while time.monotonic() < end:
             picture = draw()
             click.echo(_frame(picture) if in_place else picture, nl=not in_place)
-            signal.sigtimedwait({signal.SIGWINCH}, max(0.0, min(interval, end - time.monotonic())))
+            time.sleep(max(0.0, min(interval, end - time.monotonic())))
     except KeyboardInterrupt:
         pass
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         signal.signal(signal.SIGTERM, stopped)
         if in_place:
             with contextlib.suppress(OSError):  # the terminal may be gone

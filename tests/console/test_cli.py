@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import multiprocessing
 import os
 import socket
 import subprocess
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -17,18 +19,16 @@ import pytest
 from multicloud import history, probe, ranking, reweigh, settings, sharing
 from multicloud.console import check as probes
 from multicloud.console import explain
-from multicloud.console.cli import cli
-from multicloud.demo.router import haproxy_binary
+from multicloud.console.cli import _run, cli
 from multicloud.history import Sample
 from multicloud.light import UsageError
 from multicloud.runtime import DOWN, DRAIN, MAINT, UP, Server
 from tests.command import BARE, PROGRAM, Terminal, run
 from tests.edge import Edge, edge, wait_until
-from tests.haproxy import haproxy as running_haproxy
-from tests.haproxy import tell
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from multiprocessing.connection import Connection
 
 GREEN = "\x1b[32m"
 CHECK = settings.Sources({}).read(settings.CHECK_SETTINGS)
@@ -73,18 +73,31 @@ def test_that_standard_output_is_closed_is_no_fault_of_the_program(command: str)
     assert "please report it" not in done.stderr
 
 
-def test_the_version_is_the_packages_and_that_of_the_haproxy_which_is_found(tmp_path: Path) -> None:
-    binary = haproxy_binary()
-    shown = run("--version", environ={"HAPROXY_BINARY": binary})
-    assert (shown.returncode, shown.stderr) == (0, "")
-    assert shown.stdout.startswith(f"multicloud, version {version('multicloud')}, with HAProxy ")
-    assert shown.stdout.endswith(f" at {binary}\n")
-    with running_haproxy("") as address:
-        said = tell(address, "show info")[0].partition("\nVersion: ")[2].partition("\n")[0]
-        assert f"HAProxy {said} at" in shown.stdout
-    for none in (str(tmp_path / "none"), "/bin/false"):
-        bare = run("--version", environ={"HAPROXY_BINARY": none})
-        assert (bare.returncode, bare.stdout, bare.stderr) == (0, f"multicloud, version {version('multicloud')}\n", "")
+@pytest.mark.root("become somebody else")
+def test_who_may_not_read_the_samples_is_told_as_whom_to_ask(tmp_path: Path) -> None:
+    times = tmp_path / "times.txt"
+    times.touch(mode=0o600)
+
+    def ask(told: Connection) -> None:
+        os.setuid(1)
+        sys.argv = ["multicloud", "history", "--times", str(times)]
+        try:
+            _run()
+        except UsageError as error:
+            told.send(str(error))
+
+    for directory in [tmp_path, *tmp_path.parents][:3]:
+        directory.chmod(0o755)
+    here, there = multiprocessing.Pipe()
+    child = multiprocessing.get_context("fork").Process(target=ask, args=(there,))
+    child.start()
+    assert here.recv() == f"{times}: permission denied; run this as root (sudo)"
+    child.join()
+
+
+def test_the_version_is_the_packages() -> None:
+    shown = run("--version")
+    assert (shown.returncode, shown.stdout, shown.stderr) == (0, f"multicloud, version {version('multicloud')}\n", "")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

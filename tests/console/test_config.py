@@ -230,6 +230,16 @@ def test_the_lines_for_a_frontend_of_ones_own_take_no_other_requests() -> None:
             "",
             "[b] would bind :8080, as [a] does, and each get some of the users",
         ),
+        (
+            "[a]\nservers = x\nbind = :::8080 v4v6\n[b]\nservers = y\n",
+            "",
+            "[b] would bind :8080, as [a] does",
+        ),
+        (
+            "backends = a\n[a]\nservers = x\n",
+            "",
+            "2: backends has a, which `multicloud run` measures by HAProxy's own checks; accepted: --beside, or",
+        ),
         ("bind = :80,:81\n[a]\nservers = x\n[b]\nservers = y\nbind = *:81\n", "", "[b] would bind :81, as [a] does"),
         ("[a]\nservers = x\n[b]\nservers = y\n", "--backend c", "no server named; accepted: SERVER"),
         (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import resource
 from typing import TYPE_CHECKING
 
@@ -74,14 +75,18 @@ def test_a_socket_that_is_not_there_is_a_problem_beside_what_the_configuration_s
     tmp_path: Path, text: str, owner: str
 ) -> None:
     path, address = tmp_path / "haproxy.cfg", tmp_path / "none.sock"
-    path.write_text(text.replace('"${MULTICLOUD_SOCKET-/var/run/haproxy.sock}"', str(address)))
-    done = run("doctor", "--socket", str(address), "-f", str(path))
-    assert done.returncode == 1
-    lines = done.stdout.splitlines()
-    line = one(lines, "problem ")
-    assert line.startswith(f"problem {address}: no such file or directory;")
-    assert f"Put `stats socket {address} {owner} level admin` into `global`, start HAProxy" in line
-    assert lines[-1] == "unknown not looked at until that is mended: the running HAProxy"
+    without = re.sub(r"    stats socket .*\n", "", text)
+    for words, cure in (
+        ("", f"Put `stats socket {address} {owner} level admin` into `global`, start HAProxy"),
+        (f"    stats socket {address} level admin\n", "HAProxy's configuration has it: start HAProxy"),
+    ):
+        path.write_text(without.replace("global\n", f"global\n{words}", 1))
+        done = run("doctor", "--socket", str(address), "-f", str(path))
+        assert done.returncode == 1
+        lines = done.stdout.splitlines()
+        assert cure in one(lines, f"problem {address}: no such file or directory;")
+        assert ("problem no `stats socket" in done.stdout) == (words == "")
+        assert lines[-1] == "unknown not looked at until that is mended: the running HAProxy"
 
 
 def test_the_socket_that_the_configuration_has_is_named_and_then_answers() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.command import run
-from tests.console.patient import one
+from tests.console.patient import GOOD, look, one, rewrite, small, told, well
 from tests.console.test_doctor import doctor
 from tests.edge import Edge, edge, wait_until
 
@@ -44,3 +46,44 @@ def test_the_last_resort_is_known_before_each_request_is_called_a_503(resort: st
         assert router.get()[0] == 503
         router.tell("set server upstream/eu state maint")
         assert [line for line in doctor(router)[0] if "has an external check" in line] == []
+
+
+OTHERS = """
+backend upstream-once
+    server eu 127.0.0.1:1 track upstream/eu
+    server us 127.0.0.1:2 track upstream/us
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "missing"),
+    [
+        (GOOD.replace("default_backend upstream\n", "http-request return status 404\n"), "upstream"),
+        (GOOD + OTHERS, "upstream-once"),
+    ],
+)
+def test_a_backend_to_which_no_frontend_leads_is_a_problem_until_one_does(text: str, missing: str) -> None:
+    with small(text) as router:
+        told(router, f"no frontend leads to {missing}: write the `use_backend` lines into yours")
+        lines = "    use_backend upstream-once if METH_POST\n" * ("once" in missing) + "    default_backend upstream\n"
+        rewrite(
+            router,
+            lambda text: text.replace("    default_backend upstream\n", "").replace(
+                "frontend web\n", f"frontend web\n{lines}"
+            ),
+        )
+        well(router)
+        rewrite(router, lambda text: text.replace(lines, "    use_backend %[req.hdr(host),lower]\n"))
+        well(router)
+
+
+def test_servers_of_the_settings_that_nobody_measures_are_a_problem(tmp_path: Path) -> None:
+    conf = tmp_path / "multicloud.conf"
+    conf.write_text("[other]\nservers = eu us\n")
+    other = "\nbackend other\n    server eu 127.0.0.1:1\n    server us 127.0.0.1:2\n"
+    with small(GOOD + other, MULTICLOUD_CONF=str(conf)) as router:
+        line = told(router, "other: not measured, since HAProxy does not check it, although")
+        assert line.endswith(f"{conf} has its servers: write it into `backends`, or run `multicloud config`")
+        conf.write_text("")
+        well(router)
+        one(look(router.settings)[1], "ok other: not measured")

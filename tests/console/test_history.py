@@ -73,6 +73,21 @@ def test_servers_share_while_the_samples_of_the_favourite_vary_as_those_of_a_lin
     assert 200 <= shared.begin - NOW < 210 < shared.end - NOW < 260
 
 
+def test_the_one_that_was_full_is_named_first() -> None:
+    (shared,) = histories.sharings(series(us=LINE, eu=[0.08] * len(LINE)), SOURCES)
+    assert shared.servers == ["us", "eu"]
+    (shared,) = histories.sharings(series(eu=[0.08] * len(LINE), us=LINE), SOURCES)
+    assert shared.servers == ["us", "eu"]
+
+
+def test_a_server_leads_neither_before_its_first_sample_nor_after_its_last_one() -> None:
+    both = series(eu=[0.05] * 60, us=[0.08] * 60)
+    both["app", "us"] = both["app", "us"][:50]  # it came 20 s later
+    both["app", "eu"] = both["app", "eu"][20:]  # and eu went 40 s sooner
+    switches = [(each.time - NOW, each.before, each.after, each.words()) for each in histories.switches(both, SOURCES)]
+    assert switches == [(0, "", "eu", "the fastest"), (90, "eu", "us", "eu is out: DOWN")]
+
+
 def test_who_is_slow_and_steady_is_left_and_nobody_shares() -> None:
     slow = [0.05] * 100 + [0.2] * 40
     assert [*histories.sharings(series(eu=slow, us=[0.08] * len(slow)), SOURCES)] == []

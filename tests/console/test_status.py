@@ -274,8 +274,8 @@ def measured(*milliseconds: float, now: float, last: float = 0.0, every: float =
         ((UP, UP), (0, 0), 5, 0, 2, ["every server of upstream that is UP has weight 0"]),
         ((UP, MAINT), (0, 1), 5, 0, 2, ["every server of upstream that is UP has weight 0"]),
         ((DOWN, MAINT), (0, 1), 5, 0, 2, ["no server of upstream is UP (DOWN, MAINT), so each request to it is a 503"]),
-        ((UP, UP), (256, 1), 100, 40, 2, ["no samples for a since", "no samples for b since"]),
-        ((UP, DOWN), (256, 0), 100, 40, 2, ["no samples for a since"]),
+        ((UP, UP), (256, 1), 100, 40, 2, ["no samples for upstream/a since", "no samples for upstream/b since"]),
+        ((UP, DOWN), (256, 0), 100, 40, 2, ["no samples for upstream/a since"]),
         ((UP, UP), (256, 1), 100, 40, 30, []),
     ],
 )
@@ -317,7 +317,7 @@ def test_a_server_that_was_never_measured_and_a_reweigh_that_is_down_are_problem
     said = problems.problems(problems.Seen(instance(*servers, fake), measured(20, now=now), SOURCES, now))
     assert [line.split(":")[0] for line in said] == [
         "reweigh/multicloud-reweigh is DOWN, so nobody sets weights",
-        "no samples for z, which is UP",
+        "no samples for upstream/z, which is UP",
     ]
 
 
@@ -369,7 +369,7 @@ def test_problems_of_a_real_haproxy_are_told(monkeypatch: pytest.MonkeyPatch) ->
         running.tell("set server upstream/us weight 0")
         assert told("every server of upstream that is UP has weight 0")
         running.tell("disable health upstream/eu")
-        wait_until(lambda: told("no samples for eu since "), 30, "eu is not checked any more")
+        wait_until(lambda: told("no samples for upstream/eu since "), 30, "eu is not checked any more")
         running.tell("enable health upstream/eu")
         for region in running.regions:
             running.regions.stop(region)

@@ -7,7 +7,7 @@ import pwd
 import shutil
 from collections.abc import Iterator, Sequence
 
-from multicloud import run, runtime
+from multicloud import run, runtime, settings
 from multicloud.console import config, parser
 from multicloud.console.doctor import routes
 from multicloud.console.doctor.case import Case, Finding, can, ok, problem, some, unknown
@@ -95,7 +95,14 @@ def _how_measured(name: str, members: Sequence[Server], case: Case) -> Finding:
         ),
         (True, "not measured, since HAProxy does not check it"),
     )
-    return ok(f"{name}: {next(text for holds, text in ways if holds)}")
+    way = next(text for holds, text in ways if holds)
+    listed = settings.SERVERS.name in case.sources.sections.get(name, ())
+    if listed and way.startswith("not measured"):
+        path = case.sources.path
+        return problem(
+            f"{name}: {way}, although {path} has its servers: write it into `backends`, or run `multicloud config`"
+        )
+    return ok(f"{name}: {way}")
 
 
 def ours(configuration: Configuration) -> set[str]:
@@ -141,12 +148,12 @@ def _algorithm(name: str, section: Section | None, instance: Instance) -> Iterat
     elif algorithm in HASHED and section is None:
         yield unknown(f"{name}: `balance {told}` takes weights with `hash-type consistent` only; -f shows it")
     elif algorithm == "first":
-        yield problem(f"{name}: `balance first` heeds no weights: write `balance roundrobin`")
+        yield problem(f"{name}: `balance first` heeds no weights: write `balance random(2)`")
     else:
         also = ", or `hash-type consistent` beside it" if algorithm in HASHED else ""
         yield problem(
             f"{name}: `balance {told}` is static, and HAProxy refuses weights ({REFUSAL}): "
-            f"write `balance roundrobin`{also}"
+            f"write `balance random(2)`{also}"
         )
 
 

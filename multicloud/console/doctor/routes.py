@@ -20,6 +20,7 @@ def look(case: Case, routed: Mapping[str, Section | None]) -> Iterator[Finding]:
     yield from _lists(case, routed)
     yield from _sticky(routed)
     yield from _first_rules(case.configuration, routed)
+    yield from _unused(case.configuration, routed)
     kind = unknown if case.configuration.undecided else problem  # of two branches one may not count
     yield from map(kind, _twice(case.configuration))
 
@@ -47,9 +48,9 @@ def _lists(case: Case, routed: Mapping[str, Section | None]) -> Iterator[Finding
 
 def _sticky(routed: Mapping[str, Section | None]) -> Iterator[Finding]:
     for backend, section in routed.items():
-        words = {line[0] for line in section.lines} if section else set()
+        lines = section.lines if section else []
         for word, end in STICKY.items():
-            if word in words:
+            if any(line[0] == word for line in lines) and not any(end.split()[0].strip("`") in line for line in lines):
                 yield unknown(
                     f"{backend}: `{word}` keeps users with their server, also one of weight 0, so it is not known how "
                     f"many go where the weights say; to have them follow, remove it, or let it end: {end}"
@@ -73,6 +74,20 @@ def _first_rules(configuration: Configuration, routed: Mapping[str, Section | No
                 break
 
 
+def _unused(configuration: Configuration, routed: Mapping[str, Section | None]) -> Iterator[Finding]:
+    """Whether no frontend leads to a backend, or to those of its servers for other requests, by a name that is seen."""
+    sections = configuration.sections
+    leads = {line[1] for each in sections for line in each.lines if line[0].endswith("_backend") and len(line) > 1}
+    backends = {section.name for section in sections if section.kind == "backend"}
+    for backend in backends & routed.keys() if not any("%" in name for name in leads) else ():
+        own = [name for name in (backend, *_companions(backend)) if name in backends]
+        if missing := [name for name in own if name not in leads]:
+            yield problem(
+                f"no frontend leads to {' and '.join(missing)}: write the `use_backend` lines into yours that "
+                "`multicloud config` writes, for `bind = none` in a comment"
+            )
+
+
 def _twice(configuration: Configuration) -> Iterator[str]:
     """Whether two sections listen at one address, which share its connections, or have one name."""
     places: dict[str, list[str]] = {}
@@ -80,7 +95,7 @@ def _twice(configuration: Configuration) -> Iterator[str]:
     for section in configuration.sections:
         for _, addresses, *words in [line for line in section.lines if line[0] == "bind" and len(line) > 1]:
             only = "".join(parser.value(words, word) for word in ("interface", "namespace"))
-            for address in parser.places(addresses):
+            for address in parser.places(addresses, words):
                 place = re.sub("^:", "port ", address) + only
                 places.setdefault(place, []).append(f"{section.kind} {section.name}")
     for place, listening in places.items():

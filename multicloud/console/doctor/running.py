@@ -31,6 +31,8 @@ def away(case: Case) -> Iterator[Finding]:
             name = f"set MULTICLOUD_SOCKET={there[0]}"
         start = "" if os.path.lexists(there[0]) else ", and start HAProxy"
         cure = f"HAProxy's configuration has its socket elsewhere: {name}{start}"
+    elif there:
+        cure = "HAProxy's configuration has it: start HAProxy"
     else:
         user = configuration.user_in(case.configuration, "haproxy")
         owner = "" if "/" not in address else f" {_let(user)}" if user else " mode 600"
@@ -54,7 +56,10 @@ def _let(user: User) -> str:
 def answers(case: Case) -> Iterator[Finding]:
     """What answers at the socket, and whether it lets weights be set."""
     address, version, level = case.values.socket, case.instance.version, case.instance.level
-    yield ok(f"HAProxy {version} answers at {address}")
+    if version.partition("-")[0] == "3.4.0" and not case.values.backends:
+        yield problem("HAProxy 3.4.0 crashes on external checks: upgrade to 3.4.1")
+    else:
+        yield ok(f"HAProxy {version} answers at {address}")
     if level == "admin":
         yield ok("its socket has the level admin")
     else:

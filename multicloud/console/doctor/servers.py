@@ -47,10 +47,10 @@ OWN_REMEDIES = (  # what to look at, by how the status of a failed check of HAPr
 
 
 def names(case: Case) -> Iterator[Finding]:
-    """Host names that give a server no address, or that may be lost: what the counters say of HAProxy's name servers.
+    """Host names that give a server no address, or that may be lost, as the counters of HAProxy's name servers say.
 
-    It keeps the last address of a name that they do not give it. Counters begin with HAProxy, so only those that grow
-    are of now. Raises RuntimeAPIError.
+    HAProxy keeps the last address of a name that they do not give it. Counters begin with HAProxy, so only those that
+    grow are of now. Raises RuntimeAPIError.
     """
     lost = problems.without_address(case.instance.servers)
     yield from map(problem, lost)
@@ -77,7 +77,7 @@ def names(case: Case) -> Iterator[Finding]:
             yield problem(f"the name server {name} {bad.format(keeps=keeps, **new)}")
         elif grown["nx"]:
             unknown_to.append(name)
-    if unknown_to and len(unknown_to) == len(asked) and not lost:  # a lost one is what they do not know
+    if unknown_to and len(unknown_to) == len(asked) and not lost:  # else the name that they do not know is told above
         yield problem(
             f"a name does not resolve any more, say {' and '.join(unknown_to)}: {keeps}. Of which one, HAProxy does "
             f"not tell: is each in DNS, {problems.WHOLE_DOMAIN}, and not in /etc/hosts alone?"
