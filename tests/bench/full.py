@@ -3,7 +3,7 @@
     python -m tests.bench.full                    the loads of HELD, 40 s each: four minutes
     python -m tests.bench.full --seconds 20       shorter ones
     python -m tests.bench.full --events           less traffic, but half a region's workers go, a slow deploy, a ramp
-    python -m tests.bench.full --edges 3          three HAProxys of ours that share nothing but the regions
+    python -m tests.bench.full --edges 3          three HAProxys, or nginxes, that share nothing but the regions
     python -m tests.bench.full --only multicloud --only leastconn
 
 Regions with HTTPS are 30, 60, 110 and 150 ms away (tests.bench.wan); each serves four requests at once, 80 ms each, and
