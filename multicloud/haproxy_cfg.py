@@ -201,6 +201,7 @@ def _regions(plan: Plan) -> str:
     http-after-response set-status 425 if {{ status 503 }} !{{ var(txn.answered) -m found }}
     http-after-response set-status 425 if {{ status 502 }} !{{ var(txn.answered) -m found }} {SAFE}
     http-request set-var(txn.region) var({plan.answered}) unless {{ var(txn.region) -m found }}
+    http-request deny deny_status 400 unless {{ var(txn.region),srv_queue -m found }}
     http-request set-header Host %[var(txn.region)]"""
     direct = """\
     # Another server is tried where one cannot be reached.
@@ -216,8 +217,14 @@ def _regions(plan: Plan) -> str:
     # A request that is not idempotent is tried again only where it cannot have been received.
     http-request disable-l7-retry unless {SAFE}
     # A host that the client writes in place of a path (RFC 9112, section 3.2.2) would count more than the Host header.
-    http-request set-uri %[pathq] if {{ url -m beg -i http:// https:// }}
     http-request deny deny_status 405 if METH_CONNECT
+    http-request deny deny_status 400 unless {{ url -m beg -i / http:// https:// }} || {{ url -m str * }}
+    http-request set-uri %[pathq] if {{ url -m beg -i http:// https:// }}
+    http-request set-uri / if {{ url -m len 0 }}
+    # Nor does a client open a way past all this, or have what is set here taken away on the way (sections 7.6.1, 7.8).
+    http-request del-header Upgrade if {{ req.hdr(upgrade) -m sub -i h2c }}
+    http-request del-header Connection unless {{ req.hdr(upgrade) -m found }}
+    http-request set-header Connection upgrade if {{ req.hdr(upgrade) -m found }}
     http-response set-header Upstream %s"""
     family = f"""\
     # It would prefer IPv6 even where this machine has none; where it has nothing else, write `ipv6`. HAProxy 2.6 heeds
@@ -233,7 +240,8 @@ defaults {plan.name("regions")} from {plan.common}
 {plan.relayed(relayed, direct + direct_http * plan.http)}
 {http * plan.http}
     # TLS to each server, whose certificate must be for its name; addresses are looked up again as DNS changes.
-    default-server {"ssl " * plan.tls}verify {"none" if plan.insecure else required} sni {plan.sni}
+    # Not DHE, whose numbers a server chooses: large ones would stop HAProxy for a second.
+    default-server {"ssl " * plan.tls}ciphers DEFAULT:!DHE verify {"none" if plan.insecure else required} sni {plan.sni}
     default-server resolvers {plan.shared("default")} init-addr last,libc,none weight 1
     # Servers may share a host name.
     default-server {SHARED}
@@ -275,17 +283,14 @@ def _checks(plan: Plan) -> str:
     option external-check
     external-check path "${{PATH}}"
     external-check command {plan.variable("MULTICLOUD_CHECK", f"{plan.directory}multicloud-check")}"""
-    reuse = plan.since((3, 2), "    default-server check-reuse-pool")
-    keep_alive = " hdr Connection keep-alive" * bool(reuse)  # HAProxy would say `close`
     return f"""\
     # For `multicloud run`: the time from the request to its answer, and a number that no other check has. After a check
     # that failed, the next comes sooner.
     option httpchk
     http-check set-var(check.begun) date(0,us)
-    http-check send meth GET uri {escaped(plan.path)} ver HTTP/1.1 hdr Host %[{plan.sni}]{keep_alive}
+    http-check send meth GET uri {escaped(plan.path)} ver HTTP/1.1 hdr Host %[{plan.sni}]
     http-check expect status {plan.expect} on-success "%[date(0,us),sub(check.begun)]us@%[date(0,ms)]"
-    default-server fastinter 500ms
-{reuse}"""
+    default-server fastinter 500ms"""
 
 
 def _servers(plan: Plan, *, checked: bool = False, tracking: bool = False, relayed: bool = False) -> str:

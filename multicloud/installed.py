@@ -20,24 +20,16 @@ def find_haproxy(environ: Mapping[str, str]) -> str | None:
     return environ.get("HAPROXY_BINARY") or shutil.which("haproxy", path=path)
 
 
-def version_line(haproxy: str) -> str:
-    """The first line that `HAPROXY -v` prints. Raises OSError."""
-    try:
-        said = subprocess.run([haproxy, "-v"], capture_output=True, text=True, errors="replace", timeout=5, check=False)
-    except subprocess.TimeoutExpired:
-        raise TimeoutError("no answer to -v within 5 seconds") from None
-    return said.stdout.partition("\n")[0]
-
-
 def haproxy_version(environ: Mapping[str, str]) -> tuple[int, int, int]:
     """The version of the HAProxy on this machine (find_haproxy). Raises UsageError."""
     found = find_haproxy(environ)
     if not found:
         raise light.UsageError("no HAProxy found on PATH; say for which one, such as --haproxy 2.8")
     try:
-        return version(version_line(found))
-    except OSError as error:
+        said = subprocess.run([found, "-v"], capture_output=True, text=True, errors="replace", timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
         raise light.UsageError(f"{found}: {light.reason(error)}; or say --haproxy 2.8") from None
+    return version(said.stdout.partition("\n")[0])
 
 
 def version(text: str) -> tuple[int, int, int]:

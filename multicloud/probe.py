@@ -191,7 +191,10 @@ class _TLS(_Connection):
         self._until_done(self.object.do_handshake)
         result.phases["tls"] = monotonic() - start
         result.tls_version = self.object.version()
-        result.certificate = self.object.getpeercert()
+        try:
+            result.certificate = self.object.getpeercert()
+        except ValueError:
+            result.certificate = None  # it has what is no text, and only people would read it
 
     def send(self, data: bytes) -> None:
         self._until_done(self.object.write, data)
@@ -287,7 +290,9 @@ def tls_context(target: Target) -> ssl.SSLContext:
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2  # as HAProxy's own; Debian's Python leaves it to OpenSSL
-    context.set_ciphers("DEFAULT")  # OpenSSL's own list, as in HAProxy; Python may have been built with a shorter one
+    # OpenSSL's own list, as in HAProxy, since Python may have been built with a shorter one. Not DHE: a server chooses
+    # its numbers, and large ones take a second of processor time.
+    context.set_ciphers("DEFAULT:!DHE")
     if target.scheme == "https":
         context.set_alpn_protocols(["http/1.1"])
     if target.insecure:

@@ -89,7 +89,8 @@ def weigh(
     them: who has changed weights looks and decides again until nothing differs. Raises SettingError, RuntimeAPIError.
     """
     series = {each.source: samples.series[each.source] for each in servers if each.source in samples.series}
-    scored = score(series, sources, time.time())
+    now = time.time()
+    scored = score(series, sources, now)
     users = sharing.loads(servers)
 
     @functools.cache
@@ -110,9 +111,7 @@ def weigh(
         connecting += time.monotonic() - began
         return seconds
 
-    share = functools.partial(
-        sharing.share, samples=series, users=users, again=count_again, connect=lambda server: time_to(server.source)
-    )
+    share = functools.partial(sharing.share, samples=series, users=users, again=count_again, connect=time_to, now=now)
     decisions = decide(servers, scored, sources, functools.partial(share, elapsed=elapsed))
     changes = ranking.changes(decisions)
     if dry_run or not changes:

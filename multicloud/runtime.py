@@ -234,7 +234,8 @@ def _server(row: Mapping[str, str]) -> Server:
         state = DRAIN
     else:
         state = DOWN if op_state == STOPPED else UP
-    server = Server(row["be_name"], row["srv_name"], state, int(row["srv_uweight"]))
+    names = light.printable(row["be_name"]), light.printable(row["srv_name"])  # what answers may be no HAProxy
+    server = Server(*names, state, int(row["srv_uweight"]))
     # One that tracks another whose name does not resolve has inherited that maintenance, beside its own.
     server.unresolved = bool(bits & UNRESOLVED_BIT and not bits & FORCED_BIT)
     server.address, server.port, server.tls = row["srv_addr"], row["srv_port"], row["srv_use_ssl"]

@@ -31,6 +31,7 @@ PATHS = (b"/metrics", b"/")
 TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 OPEN_METRICS = b"application/openmetrics-text; version=1.0.0; charset=utf-8"
 TIMEOUT = 1.0  # seconds that a scraper may take for all
+SILENCE = 0.2  # seconds that a client may hold the place without a word: it has its request ready
 MAX_HEAD = 8192  # bytes of a request
 PAUSE = 0.01  # seconds of rest after each client
 
@@ -181,7 +182,8 @@ def _serve_one(connection: socket.socket, page: Callable[[], bytes], deadline: f
     """Read a request and answer it, by the `deadline` of the monotonic clock. Raises OSError."""
     request = b""
     while b"\r\n\r\n" not in request:
-        connection.settimeout(light.time_left(deadline))
+        left = light.time_left(deadline)
+        connection.settimeout(left if request else min(left, SILENCE))
         received = connection.recv(MAX_HEAD)
         request += received
         if not received or len(request) > MAX_HEAD:

@@ -72,6 +72,7 @@ class _View(NamedTuple):
     usual: float  # seconds of a check
     samples: Sequence[Sample]  # newest first
     load: Load
+    age: float  # seconds since the newest sample
     growth: int = 0  # how many more requests are in flight than a moment before
 
     def later(self, load: Load) -> Self:
@@ -96,14 +97,16 @@ class _View(NamedTuple):
     def line(self) -> float:
         """The seconds that each user waits by the requests in flight; 0 where these are no crowd, or such as stay.
 
-        A line grows by more than chance, or else the newest sample has waited in it, and it is no longer than that.
+        A line grows by more than chance, or else the newest sample has waited in it, and it is no longer than that. If
+        that was quick, no more can be in line than have come since.
         """
-        crowd, newest = self.crowd(), self.samples[0].seconds
+        crowd, newest, rate = self.crowd(), self.samples[0].seconds, self.load.rate
         if not crowd:
             return 0.0
-        if self.growth > max(SPARE, CHANCE * sqrt(2 * self.expected())):
-            return crowd / self.load.rate
-        return min(crowd / self.load.rate, newest - self.usual) if self.is_slow(newest) else 0.0
+        grows = self.growth > max(SPARE, CHANCE * sqrt(2 * self.expected()))
+        if grows and (self.is_slow(newest) or crowd <= CROWD * rate * (self.age + self.usual)):
+            return crowd / rate
+        return min(crowd / rate, newest - self.usual) if self.is_slow(newest) else 0.0
 
     def price(self) -> float:
         newest = self.newest(RECENT)
@@ -133,7 +136,7 @@ def loads(servers: Iterable[Server]) -> dict[Key, Load]:
 
 def full(servers: Iterable[Server], samples: Mapping[Key, Sequence[Sample]], users: Mapping[Key, Load]) -> list[Server]:
     """Those of the servers that are used and have a crowd, or a line by all of the newest samples."""
-    views = _views(servers, samples, users)
+    views = _views(servers, samples, users, 0.0)
     return [
         server
         for server, view in views.items()
@@ -147,7 +150,8 @@ def share(
     samples: Mapping[Key, Sequence[Sample]],
     users: Mapping[Key, Load],
     again: Callable[[], Mapping[Key, Load]],
-    connect: Callable[[Server], float],
+    connect: Callable[[Key], float],
+    now: float,
     elapsed: float,
     favorite: int,
     backup: int,
@@ -155,8 +159,8 @@ def share(
     """What a backend's servers get where they have to share; else `decisions`, which are what `ranking` says.
 
     `samples` are newest first; `users` and, a moment later, `again` are loads; `connect` says how many seconds a new
-    connection to a server takes, 0 where nobody knows; `elapsed` seconds have passed since weights were decided.
-    Nobody shares where these weights cannot tell the least part from a backup.
+    connection takes, by `source`, 0 where nobody knows; `now` is a UNIX time, and `elapsed` the seconds since weights
+    were decided. Nobody shares where these weights cannot tell the least part from a backup.
     """
     parts = _parts(decisions, favorite, backup)
     if not parts or round(LEAST * favorite) <= backup:
@@ -165,9 +169,9 @@ def share(
     leader = next((each.server for each in decisions if each.weight == favorite and each.server.state == UP), None)
     alone = parts[largest] == 1
     # By its users' own mean time, so that nothing more is worked out of most backends.
-    if alone and leader is largest and not _View(0.0, (), users.get(largest.source, NOBODY)).crowd():
+    if alone and leader is largest and not _View(0.0, (), users.get(largest.source, NOBODY), 0.0).crowd():
         return decisions
-    views = _views(parts, samples, users)
+    views = _views(parts, samples, users, now)
     if any(view.crowd() for view in views.values()):
         later = again()  # a burst is gone by then
         views = {server: view.later(later.get(server.source, NOBODY)) for server, view in views.items()}
@@ -198,19 +202,22 @@ def _parts(decisions: Sequence[Decision], favorite: int, backup: int) -> dict[Se
     return {server: weight / whole if weight >= least else 0.0 for server, weight in have.items()}
 
 
-def _views(servers: Iterable[Server], samples: Mapping[Key, Sequence[Sample]], users: Mapping[Key, Load]) -> Views:
+def _views(
+    servers: Iterable[Server], samples: Mapping[Key, Sequence[Sample]], users: Mapping[Key, Load], now: float
+) -> Views:
     """Of those that have a sample that succeeded."""
     views = {}
     for server in servers:
         newest = samples.get(server.source, ())[:USUAL]
         good = [sample.seconds for sample in newest if not sample.failed]
         if good:
-            views[server] = _View(percentiles(good, [50])[0], newest, users.get(server.source, NOBODY))
+            age = now - (newest[0].time or 0.0)
+            views[server] = _View(percentiles(good, [50])[0], newest, users.get(server.source, NOBODY), age)
     return views
 
 
 def _whole(
-    decisions: Sequence[Decision], favourite: Server, leader: Server, views: Views, connect: Callable[[Server], float]
+    decisions: Sequence[Decision], favourite: Server, leader: Server, views: Views, connect: Callable[[Key], float]
 ) -> Sequence[Decision] | None:
     """The decisions where one server has all traffic: the favourite, or the `leader` that ranking wants in its place.
 
@@ -218,7 +225,7 @@ def _whole(
     """
 
     def is_far(server: Server) -> bool:
-        return connect(server) * CHANGE > views[server].usual
+        return connect(server.source) * CHANGE > views[server].usual
 
     if leader is not favourite and is_far(leader):
         return _exchanged(decisions, leader, favourite)

@@ -20,6 +20,8 @@ import warnings
 from typing import TYPE_CHECKING
 
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 if TYPE_CHECKING:
@@ -350,6 +352,28 @@ def expired() -> ssl.SSLContext:
     day = datetime.timedelta(days=1)
     certificate = AUTHORITY.issue_cert("eu.example.com", not_before=now - 2 * day, not_after=now - day)
     return server_context(certificate.private_key_and_cert_chain_pem)
+
+
+def unreadable() -> ssl.SSLContext:
+    """A certificate that is right, but for an alternative name beside the right one that is no text."""
+    names = b"".join(bytes([tag, len(name)]) + name for tag, name in ((0x82, b"eu.example.com"), (0x86, b"x:\xff\xfe")))
+    pem = AUTHORITY.issue_cert("eu.example.com").private_key_and_cert_chain_pem.bytes()
+    like, key = x509.load_pem_x509_certificate(pem), serialization.load_pem_private_key(pem, None)
+    builder = x509.CertificateBuilder(
+        issuer_name=like.issuer,
+        subject_name=like.subject,
+        public_key=like.public_key(),
+        serial_number=like.serial_number,
+        not_valid_before=like.not_valid_before_utc,
+        not_valid_after=like.not_valid_after_utc,
+    )
+    alternative = x509.UnrecognizedExtension(x509.OID_SUBJECT_ALTERNATIVE_NAME, bytes([0x30, len(names)]) + names)
+    builder = builder.add_extension(alternative, critical=False)
+    made = builder.sign(AUTHORITY._private_key, hashes.SHA256())
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+    )
+    return server_context(trustme.Blob(secret), trustme.Blob(made.public_bytes(serialization.Encoding.PEM)))
 
 
 def self_signed() -> ssl.SSLContext:

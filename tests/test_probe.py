@@ -340,6 +340,19 @@ def test_endless_key_updates_do_not_hold_a_probe(ca_file: str, tmp_path: Path) -
     assert (result.error, list(result.phases)) == ("sent more than 1024 KiB", CONNECT_TLS)
 
 
+def test_a_certificate_with_a_name_that_is_no_text_is_accepted_like_another(ca_file: str) -> None:
+    behaviour = servers.answers(servers.OK)
+    result, _ = probed_server("https", behaviour, tls=servers.unreadable(), ca_file=ca_file)
+    assert (result.error, result.certificate) == (None, None)
+
+
+def test_no_server_chooses_the_numbers_of_a_key_exchange() -> None:
+    """Large ones take a second of processor time."""
+    names = [cipher["name"] for cipher in probe.tls_context(probe.Target("tls", "127.0.0.1", 1, EU)).get_ciphers()]
+    assert "ECDHE-RSA-AES128-GCM-SHA256" in names
+    assert [name for name in names if name.startswith("DHE-") and "PSK" not in name] == []
+
+
 def test_an_answer_of_one_byte_a_piece_costs_no_more_than_another(ca_file: str) -> None:
     def behave(connection: servers.Connection) -> None:
         connection.request()

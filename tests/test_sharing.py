@@ -61,6 +61,7 @@ def shared(
         users=looks[0],
         again=lambda: looks[1],
         connect=lambda _: connect,
+        now=NOW,
         elapsed=elapsed,
         favorite=favorite,
         backup=backup,
@@ -121,10 +122,20 @@ def test_nobody_looks_again_where_there_is_no_crowd() -> None:
         users=users,
         again=never,
         connect=lambda _: 0.0,
+        now=NOW,
         elapsed=3.0,
         favorite=256,
         backup=1,
     )
+
+
+def test_more_requests_than_have_come_since_a_quick_check_are_in_no_line() -> None:
+    """Slow uploads, on purpose or not: a check has just passed them by."""
+    decisions = ranked(servers(a=256, b=1))
+    for in_flight, shares in ((41, True), (90, False)):
+        look, later = {"a": Load(in_flight, 60, 0.2)}, {"a": Load(in_flight + 20, 60, 0.2)}
+        reasons = {decision.reason for decision in shared(decisions, look, again=later)}
+        assert (Reason.SHARES in reasons) == shares
 
 
 def test_a_favourite_that_is_far_is_not_full_and_left_at_once() -> None:
@@ -300,6 +311,7 @@ def test_any_number_of_servers_can_share() -> None:
             users={},
             again=dict,
             connect=lambda _: 0.0,
+            now=NOW,
             elapsed=3.0,
             favorite=256,
             backup=1,

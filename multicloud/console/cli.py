@@ -1,5 +1,6 @@
 """The command `multicloud`, for people: what HAProxy starts all day, by hand, and with every step shown."""
 
+import contextlib
 import functools
 import io
 import os
@@ -265,7 +266,8 @@ def plot(output: str, begin: str | None, end: str | None, sources: settings.Sour
     if not output.endswith((".png", ".svg")):
         raise light.UsageError(f"cannot draw {output!r}; give a name that ends with .png or .svg")
     sources.read(settings.REWEIGH_SETTINGS)  # before matplotlib, which has something to say when it is loaded first
-    from multicloud.console import plot as plots
+    with contextlib.chdir("/"):  # where no stranger's matplotlibrc lies
+        from multicloud.console import plot as plots
 
     plots.draw(sources, output, begin, end)
 

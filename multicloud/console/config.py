@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import shlex
+import stat
 import subprocess
 import sys
 import tempfile
@@ -92,23 +93,21 @@ def _with_others(wanted: Wanted, sources: Sources, here: Sequence[str] = ()) -> 
 def running(sources: Sources) -> list[str]:
     """The configuration files of the HAProxy that answers at the socket; none where none does, or it is not here.
 
-    Raises UsageError where others than root or this user may write one.
+    Raises UsageError where others than root or this user may write one: its Lua would run as this user.
     """
     try:
         with runtime.RuntimeAPI(sources.read((settings.SOCKET,)).socket) as api:
-            pid = api.ask("show info").partition("\nPid: ")[2].partition("\n")[0]
+            pid = settings.digits(api.ask("show info").partition("\nPid: ")[2].partition("\n")[0])
         words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
-    except (runtime.RuntimeAPIError, OSError):
+    except (runtime.RuntimeAPIError, OSError, ValueError):
         return []
-    # A relative path is where HAProxy was started: here it may be a stranger's file, whose Lua HAProxy would run. So is
-    # any file that others may write, since whoever answers at the socket may name it.
+    # A relative path is where HAProxy was started.
     named = [os.path.join(f"/proc/{pid}/cwd", file) for option, file in itertools.pairwise(words) if option == "-f"]
-    files = [file for file in parser.files(named) if os.path.exists(file)]
-    for file in files:
-        found = os.stat(file)
-        if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
-            name = os.path.realpath(file)
-            raise UsageError(f"{name}: others may write what HAProxy reads; accepted: --with FILE, for each file of it")
+    files = [os.path.realpath(file) for file in parser.files(named) if os.path.exists(file)]
+    for path in {each for file in files for each in (file, *map(str, Path(file).parents))}:
+        found = os.stat(path)
+        if found.st_uid not in (0, os.geteuid()) or (found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX):
+            raise UsageError(f"{path}: others may write what HAProxy reads; accepted: --with FILE, for each file of it")
     return files
 
 

@@ -136,7 +136,7 @@ def _replay(
             away = not newest or now - (newest[0].time or 0.0) > gone[server.key]
             server.state = runtime.DOWN if away or (len(failed) == FALL and all(failed)) else runtime.UP
         load: dict[str, Any] = {"users": users, "again": users.copy, "connect": lambda _: 0.0}
-        share = functools.partial(sharing.share, samples=known, elapsed=max(0.0, now - before), **load)
+        share = functools.partial(sharing.share, samples=known, now=now, elapsed=max(0.0, now - before), **load)
         decisions = reweigh.decide(members, reweigh.score(known, sources, now), sources, share if in_use else None)
         yield now, decisions
         for decision in decisions:

@@ -4,6 +4,7 @@ It asks the Runtime API for `show info`, `show stat` and the level of the connec
 section 9.3), which change nothing.
 """
 
+import functools
 import os
 import pwd
 import subprocess
@@ -101,8 +102,10 @@ def may(user: User, modes: str, path: str | Path) -> bool | None:
     if os.geteuid() != 0:
         return None
     ask = ["/bin/sh", "-c", " && ".join(f'test -{mode} "$1"' for mode in modes), "sh", path]
-    asked = subprocess.run(ask, check=False, cwd="/", user=user.uid, group=user.gid, extra_groups=user.groups)
-    return asked.returncode == 0
+    # Not with this terminal, which another process of that user could reach through it.
+    run = functools.partial(subprocess.run, stdin=subprocess.DEVNULL, capture_output=True, start_new_session=True)
+    asked = run(ask, check=False, cwd="/", user=user.uid, group=user.gid, extra_groups=user.groups)
+    return bool(asked.returncode == 0)
 
 
 def let_in(address: str) -> str:

@@ -125,9 +125,6 @@ def _set_variables(words: Sequence[str], environ: dict[str, str]) -> None:
             environ[name] = value
         case ["presetenv", name, value, *_]:
             environ.setdefault(name, value)
-        case ["unsetenv" | "resetenv" as keyword, *names]:
-            for name in [name for name in environ if (name in names) == (keyword == "unsetenv")]:
-                del environ[name]
 
 
 def _branch(

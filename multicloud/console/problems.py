@@ -215,7 +215,9 @@ def _differ(members: Sequence[Server], seen: Seen, then: float) -> bool:
     series = {each.source: seen.samples.series[each.source] for each in members if each.source in seen.samples.series}
     past = {key: [each for each in newest if each.time and each.time <= then] for key, newest in series.items()}
     # Whoever shares now goes on: users are not counted here, and no time has passed.
-    share = functools.partial(sharing.share, samples=past, users={}, again=dict, connect=lambda _: 0.0, elapsed=0.0)
+    share = functools.partial(
+        sharing.share, samples=past, users={}, again=dict, connect=lambda _: 0.0, now=then, elapsed=0.0
+    )
     return bool(changes(reweigh.decide(members, reweigh.score(past, seen.sources, then), seen.sources, share)))
 
 

@@ -172,9 +172,9 @@ class World:
         server.total_time += (seconds - server.total_time) / edge.answers[region]
         self.waited.append((request.start, seconds))
 
-    def _connect(self, server: Server) -> float:
+    def _connect(self, source: tuple[str, str]) -> float:
         """There and back, however long the line is."""
-        return self.ways[int(server.name)]
+        return self.ways[int(source[1])]
 
     def _reweigh(self, number: int) -> None:
         edge, began = self.edges[number], self.now
@@ -186,7 +186,12 @@ class World:
         scored = {key: score.seconds for key, score in scores(edge.samples, now=self.now).items()}
         ranked = rank(edge.servers, scored)
         decided = self._share(
-            ranked, samples=edge.samples, users=edge.loads(self.now), again=again, connect=self._connect
+            ranked,
+            samples=edge.samples,
+            users=edge.loads(self.now),
+            again=again,
+            connect=self._connect,
+            now=self.now,
         )
         before = [server.weight for server in edge.servers]
         for server, decision in zip(edge.servers, decided, strict=True):

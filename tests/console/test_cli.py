@@ -395,7 +395,7 @@ def explained(servers: Sequence[Server], series: dict[tuple[str, str], list[Samp
     shared = any(1 < server.weight < 256 for server in servers)
     users = {("upstream", "a"): sharing.Load(41, 600, 0.01)} if shared else {}
     share = functools.partial(
-        sharing.share, samples=series, users=users, again=lambda: users, connect=lambda _: 0.0, elapsed=0.0
+        sharing.share, samples=series, users=users, again=lambda: users, connect=lambda _: 0.0, now=0.0, elapsed=0.0
     )
     decisions = reweigh.decide(servers, scored, sources, share)
     return explain.explain(reweigh.Outcome(found, scored, decisions, ranking.changes(decisions), []), sources)

@@ -19,6 +19,7 @@ from multicloud import installed, runtime, settings
 from multicloud.console import config, parser
 from multicloud.demo.router import Router, haproxy_binary
 from multicloud.haproxy_cfg import configuration
+from multicloud.light import UsageError
 from multicloud.plan import RELAYED, Plan, Server
 from tests.command import run
 from tests.edge import edge, wait_until
@@ -365,7 +366,12 @@ def test_a_relative_path_of_a_running_haproxy_is_where_that_was_started(
         assert [Path(file).read_text().partition("\n")[0] for file in found] == ["# there"]
         if os.geteuid() == 0:  # nor is a file of somebody else's believed, whatever answers at the socket
             os.chown(there / "own.cfg", 12345, -1)
-            assert config.running(sources) == []
+            with pytest.raises(UsageError, match=r"own.cfg: others may write what HAProxy reads; accepted"):
+                config.running(sources)
+            os.chown(there / "own.cfg", 0, -1)
+            there.chmod(0o777)
+            with pytest.raises(UsageError, match=r"/there: others may write"):
+                config.running(sources)
     finally:
         process.kill()
         process.wait()
@@ -397,10 +403,10 @@ def test_a_server_is_spoken_to_over_tls_unless_its_port_says_otherwise(mode: str
     text = written("--haproxy", "2.8", "--mode", mode, to=(server,))
     lines = re.findall(r"^    server (.*)$", text, re.MULTILINE)
     assert line.removesuffix(" tls") in lines
-    assert ("default-server ssl verify required" in text) is tls
+    assert ("default-server ssl ciphers DEFAULT:!DHE verify required" in text) is tls
     if tls:
         mixed = written("--haproxy", "2.8", "--mode", mode, to=(server, "plain=127.0.0.1:80"))
-        assert "default-server verify required" in mixed
+        assert "default-server ciphers DEFAULT:!DHE verify required" in mixed
         assert f"    server {line.removesuffix(' tls')} ssl\n" in mixed
 
 
@@ -416,7 +422,7 @@ def test_where_the_commands_and_the_authorities_are_is_written_as_haproxy_reads_
         for name in ("check", "reweigh"):
             [line] = re.findall(rf"external-check command .*{name}.*", text)
             assert parser.split(line, {})[2] == f"{place}/multicloud-{name}"
-        [line] = re.findall(r"default-server ssl verify .*", text)
+        [line] = re.findall(r"default-server ssl .*", text)
         assert parser.value(parser.split(line, {}), "ca-file") == f"{place}/ca.pem"
 
 

@@ -34,7 +34,6 @@ def look(case: Case) -> Iterator[Finding]:
     if not case.files:
         yield unknown("the configuration was not looked at: name it with -f haproxy.cfg")
         return
-    yield from _targets(case.configuration)
     yield from routes.look(case, sections)
     if checked_sections(case):
         yield from _forks(case.configuration.global_section(), case.instance)
@@ -223,24 +222,3 @@ def _begin(program: str, size: int) -> bytes:
     with contextlib.suppress(OSError), open(program, "rb") as file:
         return file.read(size)
     return b""
-
-
-def _targets(configuration: Configuration) -> Iterator[Finding]:
-    """Whether a request can name another host than the one that `http-send-name-header` writes (RFC 9112, 3.2)."""
-    bare = []
-    for section in configuration.proxies():
-        if section.first_word("http-send-name-header") == "Host" and not _guarded(section):
-            leads = ["use_backend", section.name], ["default_backend", section.name]
-            before = [each for each in configuration.sections if any(line[:2] in leads for line in each.lines)]
-            if not before or not all(map(_guarded, before)):
-                bare.append(section.name)
-    if bare:
-        yield problem(
-            f"{some(bare)}: `GET http://other.example.com/` reaches that host at a region, past `http-send-name-header "
-            "Host`: write `http-request set-uri %[pathq] if { url -m beg -i http:// https:// }` into the backend or "
-            "its frontend"
-        )
-
-
-def _guarded(section: Section) -> bool:
-    return any(line[:2] == ["http-request", "set-uri"] for line in section.lines)
