@@ -111,7 +111,7 @@ class Debian:
 
     def reload(self) -> None:
         """What `systemctl reload haproxy` does, once HAProxy has taken the configuration."""
-        assert self.type(f"{self.haproxy} -c -f /etc/haproxy/haproxy.cfg {self._options()}").returncode == 0
+        assert self.type(f"{self.haproxy} -W -c -f /etc/haproxy/haproxy.cfg {self._options()}").returncode == 0
         before = self._pid()
         assert self._master
         self._master.send_signal(signal.SIGUSR2)
