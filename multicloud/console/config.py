@@ -226,6 +226,8 @@ def write(command: str, sources: Sources, wanted: Wanted) -> tuple[str, list[str
         where = "is read beside haproxy.cfg" if wanted.output else "goes to the end of haproxy.cfg, as it is"
         head.append(f"It {where}; {chroot or 'a `chroot` in `global` may stay'}.")
         notes += [chroot] * (chroot != "" and own.first_word("chroot") not in ("", "/"))
+        if not there.sections and not wanted.output:
+            notes.append("where `global` has no `log` line, HAProxy warns of `option httplog`: take it out")
         if not wanted.output and not plans[0].bind:
             notes.append(f"users come in at {USUAL}, unless `bind` in {sources.path} says otherwise")
     return "\n".join(f"# {line}" for line in head) + "\n\n" + text, notes

@@ -294,6 +294,7 @@ def test_beside_a_configuration_without_a_log_nothing_is_logged_which_haproxy_wo
     own, output = tmp_path / "own.cfg", tmp_path / "multicloud.cfg"
     own.write_text("global\n    stats socket /run/haproxy.sock level admin\n    zero-warning\n")
     text = f"[app]\nmode = {mode}\nservers = eu=203.0.113.7\n"
+    assert "note: where `global` has no `log` line, HAProxy warns" in from_settings(tmp_path, text, "--blocks").stderr
     done = from_settings(tmp_path, text, "--blocks", "--output", str(output), "--with", str(own))
     assert (done.returncode, done.stderr) == (0, "")
     own.write_text(own.read_text().replace("global\n", "global\n    log stdout format raw local0\n"))

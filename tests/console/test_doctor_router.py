@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.command import run
-from tests.console.patient import GOOD, look, one, rewrite, small, told, well
+from tests.console.patient import GOOD, examine, look, one, rewrite, small, told, well
 from tests.console.test_doctor import doctor
 from tests.edge import Edge, edge, wait_until
 
@@ -62,9 +62,10 @@ backend upstream-once
         (GOOD + OTHERS, "upstream-once"),
     ],
 )
-def test_a_backend_to_which_no_frontend_leads_is_a_problem_until_one_does(text: str, missing: str) -> None:
+def test_a_backend_to_which_no_frontend_leads_is_told_until_one_does(text: str, missing: str) -> None:
+    said = f"unknown no frontend of these files leads to {missing}: yours needs the `use_backend` lines"
     with small(text) as router:
-        told(router, f"no frontend leads to {missing}: write the `use_backend` lines into yours")
+        assert one(examine(router)[1], "no frontend").startswith(said)
         lines = "    use_backend upstream-once if METH_POST\n" * ("once" in missing) + "    default_backend upstream\n"
         rewrite(
             router,
@@ -72,9 +73,9 @@ def test_a_backend_to_which_no_frontend_leads_is_a_problem_until_one_does(text: 
                 "frontend web\n", f"frontend web\n{lines}"
             ),
         )
-        well(router)
+        assert "no frontend" not in str(examine(router))
         rewrite(router, lambda text: text.replace(lines, "    use_backend %[req.hdr(host),lower]\n"))
-        well(router)
+        assert "no frontend" not in str(examine(router))
 
 
 def test_servers_of_the_settings_that_nobody_measures_are_a_problem(tmp_path: Path) -> None:

@@ -82,9 +82,9 @@ def _unused(configuration: Configuration, routed: Mapping[str, Section | None]) 
     for backend in backends & routed.keys() if not any("%" in name for name in leads) else ():
         own = [name for name in (backend, *_companions(backend)) if name in backends]
         if missing := [name for name in own if name not in leads]:
-            yield problem(
-                f"no frontend leads to {' and '.join(missing)}: write the `use_backend` lines into yours that "
-                "`multicloud config` writes, for `bind = none` in a comment"
+            yield unknown(
+                f"no frontend of these files leads to {' and '.join(missing)}: yours needs the `use_backend` lines "
+                "that `multicloud config` writes, for `bind = none` in a comment"
             )
 
 
