@@ -126,6 +126,10 @@ class RuntimeAPI:
         except OSError as error:
             raise self._broken(error) from None
 
+    def info(self) -> dict[str, str]:
+        """What HAProxy says of its process (`show info`), by name. Raises RuntimeAPIError."""
+        return dict(line.split(": ", 1) for line in self.ask("show info").splitlines() if ": " in line)
+
     @contextlib.contextmanager
     def expecting(self, what: str) -> Iterator[None]:
         """Raise a RuntimeAPIError for an answer that cannot be read within it (KeyError, ValueError)."""
@@ -252,9 +256,8 @@ def _add_stat(server: Server, row: Mapping[str, str]) -> None:
     server.check_seconds = float(duration) / 1000 if duration else None
     server.code, server.last_chk = row["check_code"], row["last_chk"]
     server.fingerprint = server.check, duration, health  # not its code, which is 0 as soon as the next one begins
-    if not row[
-        "agent_status"
-    ]:  # an agent, whose `down` HAProxy counts, too; `hanafail` has what `observe` saw in users' requests
+    # An agent's `down` counts there, too; `hanafail` has what `observe` saw in users' requests.
+    if not row["agent_status"]:
         server.failures = int(row["chkfail"] or 0) - int(row["hanafail"] or 0)
     server.in_flight, server.rate = int(row["scur"] or 0), int(row["rate"] or 0)
     server.total_time, server.response_time = float(row["ttime"] or 0) / 1000, float(row["rtime"] or 0) / 1000

@@ -97,14 +97,14 @@ def running(sources: Sources) -> list[str]:
     """
     try:
         with runtime.RuntimeAPI(sources.read((settings.SOCKET,)).socket) as api:
-            pid = settings.digits(api.ask("show info").partition("\nPid: ")[2].partition("\n")[0])
+            pid = settings.digits(api.info().get("Pid", ""))
         words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
     except (runtime.RuntimeAPIError, OSError, ValueError):
         return []
     # A relative path is where HAProxy was started.
     named = [os.path.join(f"/proc/{pid}/cwd", file) for option, file in itertools.pairwise(words) if option == "-f"]
     files = [os.path.realpath(file) for file in parser.files(named) if os.path.exists(file)]
-    for path in {each for file in files for each in (file, *map(str, Path(file).parents))}:
+    for path in dict.fromkeys(each for file in files for each in (file, *map(str, Path(file).parents))):
         found = os.stat(path)
         if found.st_uid not in (0, os.geteuid()) or (found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX):
             raise UsageError(f"{path}: others may write what HAProxy reads; accepted: --with FILE, for each file of it")

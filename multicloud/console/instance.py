@@ -69,7 +69,7 @@ class Instance(NamedTuple):
 
 def ask(api: RuntimeAPI) -> Instance:
     """Ask HAProxy. Raises RuntimeAPIError."""
-    info = dict(line.split(": ", 1) for line in api.ask("show info").splitlines() if ": " in line)
+    info = api.info()
     with api.expecting("version and process"):
         version, pid = info["Version"], digits(info["Pid"])
     with api.expecting("statistics"):

@@ -96,7 +96,7 @@ class Router:
         """The process that answers at the Runtime API; "" where none does."""
         try:
             with runtime.RuntimeAPI(self.settings["MULTICLOUD_SOCKET"]) as api:
-                return api.ask("show info").partition("\nPid: ")[2].partition("\n")[0]
+                return api.info().get("Pid", "")
         except runtime.RuntimeAPIError:
             return ""
 

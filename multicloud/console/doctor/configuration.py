@@ -88,20 +88,18 @@ def _how_measured(name: str, members: Sequence[Server], case: Case) -> Finding:
         (tracked != name, f"measured with {tracked}, whose servers its own track"),
         (any(server.check.startswith(EXTERNAL) for server in members), "measured by external checks"),
         (name in case.values.backends, "measured by HAProxy's own checks, for `multicloud run`"),
-        (
-            any(server.check for server in members),
-            "not measured, since HAProxy checks it by itself and `backends` does not name it",
-        ),
-        (True, "not measured, since HAProxy does not check it"),
     )
-    way = next(text for holds, text in ways if holds)
-    listed = settings.SERVERS.name in case.sources.sections.get(name, ())
-    if listed and way.startswith("not measured"):
-        path = case.sources.path
-        return problem(
-            f"{name}: {way}, although {path} has its servers: write it into `backends`, or run `multicloud config`"
-        )
-    return ok(f"{name}: {way}")
+    if way := next((text for holds, text in ways if holds), ""):
+        return ok(f"{name}: {way}")
+    way = "not measured, since HAProxy does not check it"
+    if any(server.check for server in members):
+        way = "not measured, since HAProxy checks it by itself and `backends` does not name it"
+    if settings.SERVERS.name not in case.sources.sections.get(name, ()):
+        return ok(f"{name}: {way}")
+    path = case.sources.path
+    return problem(
+        f"{name}: {way}, although {path} has its servers: write it into `backends`, or run `multicloud config`"
+    )
 
 
 def ours(configuration: Configuration) -> set[str]:

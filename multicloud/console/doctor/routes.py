@@ -8,8 +8,8 @@ from multicloud.console.doctor.case import Case, Finding, problem, some, unknown
 from multicloud.console.parser import Configuration, Section
 
 FIRST = "upstream"  # the backend whose `choice` and `last-resort` bear no name; those of others begin with theirs
-# What keeps users with a server whatever its weight is, and what lets them go in time.
-STICKY = {"cookie": "`maxidle 10m maxlife 1h`", "stick": "`expire 10m` of its table"}
+# What keeps users with a server whatever its weight is; the word that lets them go in time, and how it is written.
+STICKY = {"cookie": ("maxidle", "`maxidle 10m maxlife 1h`"), "stick": ("expire", "`expire 10m` of its table")}
 # The conditions of an application that has a frontend to itself: by the method, or by how many servers it has left.
 ALONE = re.compile(r"(if|unless) \{ (method|nbsrv\(\S*\)) [^{}]*\}")
 ONCE_ONLY = ("frontend", "backend", "listen", "defaults", "resolvers")  # the sections of which each name stands once
@@ -49,8 +49,8 @@ def _lists(case: Case, routed: Mapping[str, Section | None]) -> Iterator[Finding
 def _sticky(routed: Mapping[str, Section | None]) -> Iterator[Finding]:
     for backend, section in routed.items():
         lines = section.lines if section else []
-        for word, end in STICKY.items():
-            if any(line[0] == word for line in lines) and not any(end.split()[0].strip("`") in line for line in lines):
+        for word, (ends, end) in STICKY.items():
+            if any(line[0] == word for line in lines) and not any(ends in line for line in lines):
                 yield unknown(
                     f"{backend}: `{word}` keeps users with their server, also one of weight 0, so it is not known how "
                     f"many go where the weights say; to have them follow, remove it, or let it end: {end}"
@@ -79,7 +79,9 @@ def _unused(configuration: Configuration, routed: Mapping[str, Section | None]) 
     sections = configuration.sections
     leads = {line[1] for each in sections for line in each.lines if line[0].endswith("_backend") and len(line) > 1}
     backends = {section.name for section in sections if section.kind == "backend"}
-    for backend in backends & routed.keys() if not any("%" in name for name in leads) else ():
+    if any("%" in name for name in leads):  # a name that the request decides
+        return
+    for backend in [name for name in routed if name in backends]:
         own = [name for name in (backend, *_companions(backend)) if name in backends]
         if missing := [name for name in own if name not in leads]:
             yield unknown(
