@@ -6,6 +6,8 @@ import concurrent.futures
 import contextlib
 import csv
 import functools
+import http.client
+import http.server
 import os
 import socket
 import threading
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from multicloud import ranking, runtime, settings
+from multicloud import ranking, runtime, settings, sharing
 from tests import servers
 from tests.edge import wait_until
 from tests.haproxy import haproxy, listening, tell, weights
@@ -277,6 +279,55 @@ def test_the_runtime_api_can_be_an_abstract_socket() -> None:
 def test_a_name_that_would_control_a_terminal_is_escaped() -> None:
     row = runtime.StateRow(**dict.fromkeys(runtime.StateRow._fields, "1"))
     assert runtime._server(row._replace(srv_fqdn="a\x1b[2J.example.com")).host == r"a\x1b[2J.example.com"
+
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    """Over a kept connection, after so many seconds."""
+
+    protocol_version = "HTTP/1.1"
+    seconds = 0.0
+
+    def do_GET(self) -> None:
+        time.sleep(self.seconds)
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def in_front_of_answers() -> Iterator[tuple[str, http.client.HTTPConnection]]:
+    """The Runtime API of a HAProxy whose one server is `Answer`, and a user's connection."""
+    port, Answer.seconds = free_port(), 0.0
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        backends = f"listen app\n    bind 127.0.0.1:{port}\n    server eu 127.0.0.1:{server.server_port}"
+        with haproxy(backends) as address, contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as user:
+            yield address, user
+        server.shutdown()
+
+
+@pytest.mark.parametrize("before", [30, 700])
+def test_how_far_the_mean_time_moves_says_what_the_last_requests_took(
+    in_front_of_answers: tuple[str, http.client.HTTPConnection], before: int
+) -> None:
+    """Of fewer requests than the mean is of, and of more."""
+    address, user = in_front_of_answers
+
+    def ask(count: int) -> sharing.Load:
+        for _ in range(count):
+            user.request("GET", "/")
+            user.getresponse().read()
+        with runtime.RuntimeAPI(address) as api:
+            return sharing.loads(api.servers())["app", "eu"]
+
+    first = ask(before)
+    Answer.seconds = 0.1
+    view = sharing._View(0.01, (), first, 0.0).later(second := ask(10))
+    assert (first.answers, second.answers) == (before, before + 10)
+    assert 0.04 < view.took < 0.2
+    assert sharing._View(0.01, (), first, 0.0).later(first).took == 0
 
 
 def fail(use: Callable[[], object]) -> str:
