@@ -106,7 +106,8 @@ def running(sources: Sources) -> list[str]:
     files = [os.path.realpath(file) for file in parser.files(named) if os.path.exists(file)]
     for path in dict.fromkeys(each for file in files for each in (file, *map(str, Path(file).parents))):
         found = os.stat(path)
-        if found.st_uid not in (0, os.geteuid()) or (found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX):
+        sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX  # as /tmp is: each one's files stay so
+        if found.st_uid not in (0, os.geteuid()) or (found.st_mode & 0o022 and not sticky):
             raise UsageError(f"{path}: others may write what HAProxy reads; accepted: --with FILE, for each file of it")
     return files
 
