@@ -195,7 +195,7 @@ def write(command: str, sources: Sources, wanted: Wanted) -> tuple[str, list[str
     """What `command` writes, which wants this, and what else its user has to do. Raises UsageError."""
     version = installed.version(wanted.haproxy) if wanted.haproxy else installed.haproxy_version(os.environ)
     number = ".".join(map(str, version)).removesuffix(".0")  # as one writes it
-    there = parser.read(wanted.others, os.environ, number) if wanted.others else parser.Configuration([], [])
+    there = parser.read(wanted.others, os.environ, number)
     own = there.global_section()
     place = os.path.dirname(installed.command("multicloud-check") or "")
     if not place.isprintable():

@@ -1,4 +1,4 @@
-"""What a running HAProxy says of itself beyond its servers' weights, and what its user may do with a file.
+"""A router as people look at it: what a running HAProxy says of itself, and what its user may do with a file.
 
 It asks the Runtime API for `show info`, `show stat` and the level of the connection (HAProxy's management guide,
 section 9.3), which change nothing.
@@ -8,30 +8,20 @@ import functools
 import os
 import pwd
 import subprocess
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from multicloud import runtime
+from multicloud.console.parser import Configuration
+from multicloud.history import Samples
 from multicloud.runtime import RuntimeAPI, Server
-from multicloud.settings import digits
+from multicloud.samplefile import SampleFileError
+from multicloud.settings import BACKENDS, REWEIGH_SETTINGS, Settings, Sources, digits
 
 REWEIGH_SERVER = "multicloud-reweigh"  # the name that haproxy.cfg gives the server whose check is the reweigh
 # Check statuses: two of external checks, how all of these begin, and those of a server that is not checked (yet).
 PASSED, TIMED_OUT, EXTERNAL, NOT_YET = "PROCOK", "PROCTOUT", "PROC", ("", "INI")
-SIGNAL = "4294967295"  # what HAProxy says of a check that had no exit code
-ENDED = "a signal ended it: is memory short (`dmesg`)?"
-ADDED = "was it added while HAProxy runs (`add server`), which cannot start its check? Write it into the configuration"
-EXIT_CODES = {  # what an external check's exit code says by itself: a shell's, and HAProxy's own
-    "126": "HAProxy's user may not execute the check's command",
-    "127": "a program was not found: the check's command, or what it runs, is not in `external-check path`",
-    "255": "HAProxy could not start the check's command: is it there, and may HAProxy's user execute it?",
-    SIGNAL: f"{ENDED} Or {ADDED}",
-}
-REASON = (  # of a check or a reweigh that fails: where it is
-    "its reason is on HAProxy's standard error (`journalctl -u haproxy`), unless that is /dev/null (`haproxy -D`, or "
-    "`-q`)"
-)
 
 
 class User(NamedTuple):
@@ -51,20 +41,63 @@ class Instance(NamedTuple):
     level: str
     servers: list[Server]
     algorithms: dict[str, str]  # how each backend balances; empty where the level is `user`
+    user: User | None = None  # whom it runs as; None where that cannot be seen here
 
     def checked(self) -> list[Server]:
         """The servers that have an external check other than the reweigh."""
         return [each for each in self.servers if each.check.startswith(EXTERNAL) and each.name != REWEIGH_SERVER]
 
-    def own_checked(self, backends: Collection[str] | None = None) -> list[Server]:
-        """The servers that HAProxy checks by itself, as `multicloud run` wants it; of these backends, or of all."""
-        own = [each for each in self.servers if each.check not in NOT_YET and not each.check.startswith(EXTERNAL)]
-        return [each for each in own if backends is None or each.backend in backends]
+    def own_checked(self) -> list[Server]:
+        """The servers that HAProxy checks by itself, as `multicloud run` wants it."""
+        return [each for each in self.servers if each.check not in NOT_YET and not each.check.startswith(EXTERNAL)]
 
-    def forks(self, backends: Collection[str]) -> bool:
+
+class Case(NamedTuple):
+    """What is judged: a router, as far as it can be seen from here."""
+
+    instance: Instance  # empty where HAProxy does not answer
+    samples: Samples  # empty where they cannot be read
+    sources: Sources
+    now: float  # UNIX time at which both were so
+    # What doctor knows besides.
+    away: str = ""  # why HAProxy does not answer
+    unusable: SampleFileError | None = None  # why there are no samples
+    files: Sequence[str] = ()  # HAProxy's configuration files
+    configuration: Configuration = Configuration()  # empty without files
+    ours: Collection[str] | None = None  # the backends whose external checks are multicloud-check, by the files
+
+    @property
+    def values(self) -> Settings:
+        """The settings of a reweigh, and the backends that `multicloud run` measures."""
+        return self.sources.read((*REWEIGH_SETTINGS, BACKENDS))
+
+    @property
+    def forks(self) -> bool:
         """Whether HAProxy's user runs the commands: it should, unless the checks are for `multicloud run`."""
-        external = any(server.check.startswith(EXTERNAL) for server in self.servers)
-        return external or not (backends or self.own_checked())
+        external = any(server.check.startswith(EXTERNAL) for server in self.instance.servers)
+        return external or not (self.values.backends or self.instance.own_checked())
+
+    @property
+    def foreign(self) -> set[str]:
+        """The backends whose external checks have never left a sample, where others' have, and which are not `ours`.
+
+        Where that is not known, they are those whose checks pass.
+        """
+        checked = self.instance.checked()
+        measured = {server.backend for server in checked if server.source in self.samples.series}
+        silent = {each.backend for each in checked if self.ours is not None or each.check == PASSED} - measured
+        return silent - {*(self.ours or ())} if measured else set()
+
+    @property
+    def checked(self) -> list[Server]:
+        """The servers whose external checks measure them."""
+        foreign = self.foreign
+        return [server for server in self.instance.checked() if server.backend not in foreign]
+
+    @property
+    def own_checked(self) -> list[Server]:
+        """The servers whose checks of HAProxy's own `multicloud run` takes as samples."""
+        return [server for server in self.instance.own_checked() if server.backend in self.values.backends]
 
 
 def ask(api: RuntimeAPI) -> Instance:
@@ -75,7 +108,7 @@ def ask(api: RuntimeAPI) -> Instance:
     with api.expecting("statistics"):
         rows = [*runtime.rows(api.lines("show stat -1 2 -1"), ",", ("pxname", "algo"))]
     algorithms = {backend: algorithm for backend, algorithm in rows if algorithm}
-    return Instance(version, pid, api.ask("show cli level"), api.servers(), algorithms)
+    return Instance(version, pid, api.ask("show cli level"), api.servers(), algorithms, user_of(pid))
 
 
 def user_of(pid: int) -> User | None:
@@ -118,6 +151,11 @@ def let_in(address: str) -> str:
         return ""
     allowed = os.access(address, os.R_OK | os.W_OK)
     return "" if allowed else "as root (sudo), or join the socket's group: `sudo usermod -aG GROUP $USER`"
+
+
+def needs_root(error: SampleFileError) -> bool:
+    """Whether it is this user's rights that a sample file cannot be used for."""
+    return isinstance(error.__context__, PermissionError) and os.geteuid() != 0
 
 
 def cannot_append(user: User, path: str) -> str | None:

@@ -60,8 +60,8 @@ class Section(NamedTuple):
 class Configuration(NamedTuple):
     """What the files say."""
 
-    sections: list[Section]  # in their order
-    undecided: list[str]  # the conditions (`.if …`) that were not decided, so that all branches count
+    sections: Sequence[Section] = ()  # in their order
+    undecided: Sequence[str] = ()  # the conditions (`.if …`) that were not decided, so that all branches count
     lines: Mapping[tuple[str, str], list[str]] = MappingProxyType({})  # of each server, by backend and name: its words
 
     def global_section(self) -> Section:
@@ -75,7 +75,7 @@ class Configuration(NamedTuple):
 
 
 def read(paths: Sequence[str], environ: Mapping[str, str], version: str | None = None) -> Configuration:
-    """What the files say, and the files of directories. Raises ConfigurationError.
+    """What the files say, and the files of directories; nothing without any. Raises ConfigurationError.
 
     `environ` and `version` are those of the HAProxy that reads them; the version is None where none is known.
     """
@@ -100,7 +100,7 @@ def read(paths: Sequence[str], environ: Mapping[str, str], version: str | None =
             elif sections:
                 sections[-1].lines.append(words)
                 _set_variables(words, environ)
-    if not sections:
+    if paths and not sections:
         raise ConfigurationError(f"{', '.join(paths)}: no section of a HAProxy configuration")
     read = Configuration([each for each in sections if not _is_disabled(each)], undecided)
     by_key = {(each.name, name): words for each in read.proxies() for name, words in options(each).items()}

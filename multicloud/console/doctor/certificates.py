@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from multicloud import check, probe, settings
 from multicloud.console import parser
 from multicloud.console.check import describe
-from multicloud.console.doctor.case import Case, Finding, ok, problem, some, unknown
+from multicloud.console.doctor.finding import Finding, ok, problem, some, unknown
+from multicloud.console.instance import Case
 from multicloud.light import UsageError
 from multicloud.runtime import MAINT, Server
 

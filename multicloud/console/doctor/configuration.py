@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from multicloud import run, runtime, settings
 from multicloud.console import config, parser
 from multicloud.console.doctor import routes
-from multicloud.console.doctor.case import Case, Finding, can, ok, problem, some, unknown
-from multicloud.console.instance import EXTERNAL, PASSED, REWEIGH_SERVER, Instance, User
+from multicloud.console.doctor.finding import Finding, can, ok, problem, some, unknown
+from multicloud.console.instance import EXTERNAL, PASSED, REWEIGH_SERVER, Case, Instance, User
 from multicloud.console.parser import Configuration, Section
 from multicloud.runtime import MAINT, Server
 
@@ -119,7 +119,7 @@ def _program(section: Section) -> str | None:
 
 def routed(case: Case) -> dict[str, Section | None]:
     """The backends that are measured, and their sections in the configuration, as far as it is known."""
-    measured = case.checked + case.instance.own_checked(case.values.backends)
+    measured = case.checked + case.own_checked
     sections: dict[str, Section | None] = dict.fromkeys(server.backend for server in measured)
     checked = {each.name for each in checked_sections(case) if list(parser.options(each)) != [REWEIGH_SERVER]}
     for each in case.configuration.proxies():
@@ -187,7 +187,7 @@ def user_in(configuration: Configuration, otherwise: str) -> User | None:
 
 def programs(case: Case) -> Iterator[Finding]:
     """Whether HAProxy's user can execute the commands of the external checks."""
-    user = case.user or user_in(case.configuration, str(os.geteuid()))
+    user = case.instance.user or user_in(case.configuration, str(os.geteuid()))
     for section in checked_sections(case):
         command, path = (section.first_word("external-check", word) for word in ("command", "path"))
         program = _program(section)

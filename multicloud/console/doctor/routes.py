@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator, Mapping
 
 from multicloud.console import parser
-from multicloud.console.doctor.case import Case, Finding, problem, some, unknown
+from multicloud.console.doctor.finding import Finding, problem, some, unknown
+from multicloud.console.instance import Case
 from multicloud.console.parser import Configuration, Section
 
 FIRST = "upstream"  # the backend whose `choice` and `last-resort` bear no name; those of others begin with theirs

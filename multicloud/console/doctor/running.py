@@ -9,8 +9,8 @@ from pathlib import Path
 
 from multicloud import settings
 from multicloud.console.doctor import configuration
-from multicloud.console.doctor.case import Case, Finding, can, ok, problem, unknown
-from multicloud.console.instance import EXTERNAL, User, cannot_append, let_in, may
+from multicloud.console.doctor.finding import Finding, can, ok, problem, unknown
+from multicloud.console.instance import EXTERNAL, Case, User, cannot_append, let_in, may
 from multicloud.light import reason
 
 UNCONFINED = ("", "unconfined", "kernel")  # what the kernel says of a process without SELinux's or AppArmor's profile
@@ -71,17 +71,18 @@ def answers(case: Case) -> Iterator[Finding]:
 
 def permissions(case: Case) -> Iterator[Finding]:
     """Whether HAProxy's process and its user may do what external checks need; who runs none needs nothing."""
-    if case.user is None:
+    user, times = case.instance.user, case.values.times
+    if user is None:
         yield unknown(f"HAProxy's process {case.instance.pid} cannot be seen from here: nor what its user may do")
     elif case.forks:
         if any(server.check.startswith(EXTERNAL) for server in case.instance.servers) and "/" in case.values.socket:
-            cure = f"so no reweigh can set weights: write `{_let(case.user)}` into its `stats socket` line, and {WAY}"
-            yield can(case.user, "w", case.values.socket, "connect to the socket", cure)  # for which one must write
-        yield from _surroundings(case.instance.pid, os.path.dirname(os.path.abspath(case.values.times)))
+            cure = f"so no reweigh can set weights: write `{_let(user)}` into its `stats socket` line, and {WAY}"
+            yield can(user, "w", case.values.socket, "connect to the socket", cure)  # for which one must write
+        yield from _surroundings(case.instance.pid, os.path.dirname(os.path.abspath(times)))
         yield from _open_files(case.instance.pid)
         if case.sources.path != os.devnull and os.path.exists(case.sources.path):
-            yield from _settings_file(case.sources, case.user)
-        yield _sample_file(case.values.times, case.user)
+            yield from _settings_file(case.sources, user)
+        yield _sample_file(times, user)
     yield from configuration.programs(case)
 
 
@@ -156,7 +157,7 @@ def _sample_file(path: str, user: User) -> Finding:
 
 def exposure(case: Case) -> Iterator[Finding]:
     """What explains nothing else: whether HAProxy runs as root."""
-    if case.user and case.user.uid == 0:
+    if case.instance.user and case.instance.user.uid == 0:
         also = ", and each check with it" * case.forks
         fork = ", with `insecure-fork-wanted`" * case.forks
         yield problem(f"HAProxy runs as root{also}: write `user haproxy` and `group haproxy` into `global`{fork}")
