@@ -66,12 +66,13 @@ def _draw_backend(
                 slowest = max(slowest, *heights)
                 axes.plot(when, heights, marker, markersize=4, alpha=0.4, color=colors[server], clip_on=False)
     by_key = {(backend, server): timed for server, timed in series.items()}
-    for switch in histories.switches(by_key, sources):
+    switches, sharings = histories.replay(by_key, sources)
+    for switch in switches:
         if switch.before and first <= switch.time <= last:
             axes.axvline(switch.time, color=colors[switch.after], linestyle=":", linewidth=1)
             at_top = axes.get_xaxis_transform()
             axes.text(switch.time, 0.98, switch.after, transform=at_top, rotation=90, va="top", ha="right", fontsize=7)
-    for sharing in histories.sharings(by_key, sources):
+    for sharing in sharings:
         begin, end = max(first, sharing.begin), min(last, sharing.end)
         if begin <= end:
             axes.axvspan(begin, end, color="0.9", zorder=0, gid="shared")

@@ -35,7 +35,7 @@ def series(**servers: Sequence[float | None]) -> dict[tuple[str, str], list[Samp
 
 def told(**servers: Sequence[float | None]) -> list[tuple[float, str, str, str]]:
     """The changes: seconds since the first sample, before, after and the words."""
-    found = histories.switches(series(**servers), SOURCES)
+    found, _ = histories.replay(series(**servers), SOURCES)
     return [(switch.time - NOW, switch.before, switch.after, switch.words()) for switch in found]
 
 
@@ -58,25 +58,23 @@ def test_a_server_is_down_while_its_two_newest_checks_failed_and_comes_back() ->
 
 def test_each_backend_has_its_own_and_one_server_alone_leads() -> None:
     both = series(eu=[0.05] * 3) | {("db", "one"): [Sample(0.1, NOW)]}
-    assert [(switch.backend, switch.after) for switch in histories.switches(both, SOURCES)] == [
-        ("app", "eu"),
-        ("db", "one"),
-    ]
+    switches, _ = histories.replay(both, SOURCES)
+    assert [(switch.backend, switch.after) for switch in switches] == [("app", "eu"), ("db", "one")]
 
 
 LINE = [0.05] * 100 + [0.15, 0.25, 0.2, 0.26, 0.18, 0.24] * 5 + [0.05] * 40
 
 
 def test_servers_share_while_the_samples_of_the_favourite_vary_as_those_of_a_line() -> None:
-    (shared,) = histories.sharings(series(eu=LINE, us=[0.08] * len(LINE)), SOURCES)
+    _, (shared,) = histories.replay(series(eu=LINE, us=[0.08] * len(LINE)), SOURCES)
     assert (shared.backend, shared.servers) == ("app", ["eu", "us"])
     assert 200 <= shared.begin - NOW < 210 < shared.end - NOW < 260
 
 
 def test_the_one_that_was_full_is_named_first() -> None:
-    (shared,) = histories.sharings(series(us=LINE, eu=[0.08] * len(LINE)), SOURCES)
+    _, (shared,) = histories.replay(series(us=LINE, eu=[0.08] * len(LINE)), SOURCES)
     assert shared.servers == ["us", "eu"]
-    (shared,) = histories.sharings(series(eu=[0.08] * len(LINE), us=LINE), SOURCES)
+    _, (shared,) = histories.replay(series(eu=[0.08] * len(LINE), us=LINE), SOURCES)
     assert shared.servers == ["us", "eu"]
 
 
@@ -84,13 +82,17 @@ def test_a_server_leads_neither_before_its_first_sample_nor_after_its_last_one()
     both = series(eu=[0.05] * 60, us=[0.08] * 60)
     both["app", "us"] = both["app", "us"][:50]  # it came 20 s later
     both["app", "eu"] = both["app", "eu"][20:]  # and eu went 40 s sooner
-    switches = [(each.time - NOW, each.before, each.after, each.words()) for each in histories.switches(both, SOURCES)]
-    assert switches == [(0, "", "eu", "the fastest"), (90, "eu", "us", "eu is out: DOWN")]
+    switches, _ = histories.replay(both, SOURCES)
+    assert [(each.time - NOW, each.before, each.after, each.words()) for each in switches] == [
+        (0, "", "eu", "the fastest"),
+        (90, "eu", "us", "eu is out: DOWN"),
+    ]
 
 
 def test_who_is_slow_and_steady_is_left_and_nobody_shares() -> None:
     slow = [0.05] * 100 + [0.2] * 40
-    assert [*histories.sharings(series(eu=slow, us=[0.08] * len(slow)), SOURCES)] == []
+    _, sharings = histories.replay(series(eu=slow, us=[0.08] * len(slow)), SOURCES)
+    assert sharings == []
 
 
 @pytest.mark.parametrize(
