@@ -8,8 +8,9 @@ import functools
 import os
 import pwd
 import subprocess
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from multicloud import runtime
@@ -33,37 +34,25 @@ class User(NamedTuple):
     groups: tuple[int, ...]
 
 
-class Instance(NamedTuple):
-    """A running HAProxy."""
-
-    version: str
-    pid: int
-    level: str
-    servers: list[Server]
-    algorithms: dict[str, str]  # how each backend balances; empty where the level is `user`
-    user: User | None = None  # whom it runs as; None where that cannot be seen here
-
-    def checked(self) -> list[Server]:
-        """The servers that have an external check other than the reweigh."""
-        return [each for each in self.servers if each.check.startswith(EXTERNAL) and each.name != REWEIGH_SERVER]
-
-    def own_checked(self) -> list[Server]:
-        """The servers that HAProxy checks by itself, as `multicloud run` wants it."""
-        return [each for each in self.servers if each.check not in NOT_YET and not each.check.startswith(EXTERNAL)]
-
-
 class Case(NamedTuple):
     """What is judged: a router, as far as it can be seen from here."""
 
-    instance: Instance  # empty where HAProxy does not answer
-    samples: Samples  # empty where they cannot be read
     sources: Sources
-    now: float  # UNIX time at which both were so
-    # What doctor knows besides.
-    away: str = ""  # why HAProxy does not answer
-    unusable: SampleFileError | None = None  # why there are no samples
+    # What HAProxy says; empty where it does not answer.
+    version: str = ""
+    pid: int = 0
+    level: str = ""
+    servers: Sequence[Server] = ()
+    algorithms: Mapping[str, str] = MappingProxyType({})  # how each backend balances; empty where the level is `user`
+    user: User | None = None  # whom it runs as; None where that cannot be seen here
+    # What the sample file has, and the UNIX time at which all of this was so.
+    samples: Samples = Samples()
+    now: float = 0.0
+    # What doctor knows besides: why HAProxy does not answer, and why there are no samples.
+    away: str = ""
+    unusable: SampleFileError | None = None
     files: Sequence[str] = ()  # HAProxy's configuration files
-    configuration: Configuration = Configuration()  # empty without files
+    configuration: Configuration = Configuration()  # what they say
     ours: Collection[str] | None = None  # the backends whose external checks are multicloud-check, by the files
 
     @property
@@ -72,10 +61,19 @@ class Case(NamedTuple):
         return self.sources.read((*REWEIGH_SETTINGS, BACKENDS))
 
     @property
+    def external(self) -> list[Server]:
+        """The servers that have an external check, the reweigh among them."""
+        return [server for server in self.servers if server.check.startswith(EXTERNAL)]
+
+    @property
+    def own(self) -> list[Server]:
+        """The servers that HAProxy checks by itself, as `multicloud run` wants it."""
+        return [each for each in self.servers if each.check not in NOT_YET and not each.check.startswith(EXTERNAL)]
+
+    @property
     def forks(self) -> bool:
         """Whether HAProxy's user runs the commands: it should, unless the checks are for `multicloud run`."""
-        external = any(server.check.startswith(EXTERNAL) for server in self.instance.servers)
-        return external or not (self.values.backends or self.instance.own_checked())
+        return bool(self.external) or not (self.values.backends or self.own)
 
     @property
     def foreign(self) -> set[str]:
@@ -83,7 +81,7 @@ class Case(NamedTuple):
 
         Where that is not known, they are those whose checks pass.
         """
-        checked = self.instance.checked()
+        checked = [server for server in self.external if server.name != REWEIGH_SERVER]
         measured = {server.backend for server in checked if server.source in self.samples.series}
         silent = {each.backend for each in checked if self.ours is not None or each.check == PASSED} - measured
         return silent - {*(self.ours or ())} if measured else set()
@@ -92,23 +90,23 @@ class Case(NamedTuple):
     def checked(self) -> list[Server]:
         """The servers whose external checks measure them."""
         foreign = self.foreign
-        return [server for server in self.instance.checked() if server.backend not in foreign]
+        return [each for each in self.external if each.name != REWEIGH_SERVER and each.backend not in foreign]
 
     @property
     def own_checked(self) -> list[Server]:
         """The servers whose checks of HAProxy's own `multicloud run` takes as samples."""
-        return [server for server in self.instance.own_checked() if server.backend in self.values.backends]
+        return [server for server in self.own if server.backend in self.values.backends]
 
 
-def ask(api: RuntimeAPI) -> Instance:
-    """Ask HAProxy. Raises RuntimeAPIError."""
+def ask(api: RuntimeAPI, sources: Sources) -> Case:
+    """What HAProxy says. Raises RuntimeAPIError."""
     info = api.info()
     with api.expecting("version and process"):
         version, pid = info["Version"], digits(info["Pid"])
     with api.expecting("statistics"):
         rows = [*runtime.rows(api.lines("show stat -1 2 -1"), ",", ("pxname", "algo"))]
     algorithms = {backend: algorithm for backend, algorithm in rows if algorithm}
-    return Instance(version, pid, api.ask("show cli level"), api.servers(), algorithms, user_of(pid))
+    return Case(sources, version, pid, api.ask("show cli level"), api.servers(), algorithms, user_of(pid))
 
 
 def user_of(pid: int) -> User | None:

@@ -56,6 +56,10 @@ class Section(NamedTuple):
         """The first word of what `last` gives, or "" without one."""
         return (self.last(*words) or [""])[0]
 
+    def is_disabled(self) -> bool:
+        """Whether it is a proxy that is left out."""
+        return self.kind in PROXIES and last_of((line[0] for line in self.lines), "enabled", "disabled") == "disabled"
+
 
 class Configuration(NamedTuple):
     """What the files say."""
@@ -99,32 +103,22 @@ def read(paths: Sequence[str], environ: Mapping[str, str], version: str | None =
                 sections.append(Section(words[0], words[1] if len(words) > 1 else "", _inherited(words, sections)))
             elif sections:
                 sections[-1].lines.append(words)
-                _set_variables(words, environ)
+                match words:  # of the lines below it
+                    case ["setenv", name, value, *_]:
+                        environ[name] = value
+                    case ["presetenv", name, value, *_]:
+                        environ.setdefault(name, value)
     if paths and not sections:
         raise ConfigurationError(f"{', '.join(paths)}: no section of a HAProxy configuration")
-    read = Configuration([each for each in sections if not _is_disabled(each)], undecided)
+    read = Configuration([each for each in sections if not each.is_disabled()], undecided)
     by_key = {(each.name, name): words for each in read.proxies() for name, words in options(each).items()}
     return read._replace(lines=by_key)
-
-
-def _is_disabled(section: Section) -> bool:
-    said = [line[0] for line in section.lines if line[0] in ("enabled", "disabled")]
-    return section.kind in PROXIES and said[-1:] == ["disabled"]
 
 
 def files(paths: Iterable[str]) -> Iterator[str]:
     """The files, and of a directory those that HAProxy takes."""
     for path in paths:
         yield from sorted(glob.glob(f"{glob.escape(path)}/*.cfg")) if os.path.isdir(path) else [path]
-
-
-def _set_variables(words: Sequence[str], environ: dict[str, str]) -> None:
-    """What a line of `global` does to the variables of the lines below it."""
-    match words:
-        case ["setenv", name, value, *_]:
-            environ[name] = value
-        case ["presetenv", name, value, *_]:
-            environ.setdefault(name, value)
 
 
 def _branch(
@@ -228,10 +222,9 @@ def places(addresses: str, words: Sequence[str] = ()) -> list[str]:
     return there + [f":{port}" for port in ports if "v4v6" in words]
 
 
-def is_on(words: Sequence[str], option: str) -> bool:
-    """Whether the last word that says so has the option on (`check`), and not off (`no-check`)."""
-    said = [word for word in words if word in (option, f"no-{option}")]
-    return said[-1:] == [option]
+def last_of(words: Iterable[str], *choices: str) -> str:
+    """The last of the words that is one of these; "" where none is."""
+    return next((word for word in reversed([*words]) if word in choices), "")
 
 
 def value(words: Sequence[str], option: str) -> str:

@@ -10,8 +10,7 @@ from collections.abc import Iterator, Sequence
 from math import inf
 
 from multicloud import history, reweigh, run, runtime, scores, sharing
-from multicloud.console import instance as instances
-from multicloud.console.instance import Case
+from multicloud.console.instance import EXTERNAL, PASSED, REWEIGH_SERVER, Case, cannot_append
 from multicloud.history import Samples
 from multicloud.ranking import candidates, changes
 from multicloud.runtime import DOWN, MAINT, UP, Server
@@ -41,8 +40,8 @@ REASON = (  # of a check or a reweigh that fails: where it is
 def routed(case: Case) -> dict[str, list[Server]]:
     """The backends that are checked for us, or have samples, with their servers."""
     names = {server.backend for server in case.checked + case.own_checked}
-    names |= {server.backend for server in case.instance.servers if server.source in case.samples.series}
-    return {name: each for name, each in runtime.by_backend(case.instance.servers).items() if name in names}
+    names |= {server.backend for server in case.servers if server.source in case.samples.series}
+    return {name: each for name, each in runtime.by_backend(case.servers).items() if name in names}
 
 
 def read_samples(sources: Sources) -> Samples:
@@ -55,8 +54,8 @@ def read_samples(sources: Sources) -> Samples:
 
 def problems(case: Case) -> list[str]:
     """A line for each problem, causes first; what follows from another one is left out."""
-    servers, values, user = case.instance.servers, case.values, case.instance.user
-    unwritten = instances.cannot_append(user, values.times) if user and case.forks else None
+    servers, values, user = case.servers, case.values, case.user
+    unwritten = cannot_append(user, values.times) if user and case.forks else None
     nobody_weighs = [*reweigh_stopped(case), *nobody_records(case)]
     lines = [unwritten] if unwritten else []
     lines += [*without_address(servers), *run.unmeasured(servers, values.backends).values()]
@@ -92,9 +91,9 @@ def without_address(servers: Sequence[Server]) -> list[str]:
 
 def reweigh_stopped(case: Case) -> Iterator[str]:
     """Why nobody sets weights, where the reweigh has the name that haproxy.cfg gives it."""
-    user = case.instance.user
+    user = case.user
     by_hand = f"`runuser -u {user.name} -- multicloud reweigh`" if user else "`multicloud reweigh` as HAProxy's user"
-    for server in [each for each in case.instance.servers if each.name == instances.REWEIGH_SERVER]:
+    for server in [each for each in case.servers if each.name == REWEIGH_SERVER]:
         name = "/".join(server.key)
         if server.state == DOWN:
             why = EXIT_CODES.get(server.code, f"{by_hand} says why; {REASON}")
@@ -108,7 +107,7 @@ def reweigh_stopped(case: Case) -> Iterator[str]:
 
 def cannot_serve(case: Case) -> Iterator[str]:
     """The backends that have no server to send a request to, and what becomes of it."""
-    alive = {server.backend for server in case.instance.servers if server.state == UP}
+    alive = {server.backend for server in case.servers if server.state == UP}
     for backend, members in routed(case).items():
         up = [server for server in members if server.state == UP]
         if any(server.weight for server in up) or not any(server.source == server.key for server in members):
@@ -176,10 +175,10 @@ def _since(when: float, case: Case) -> str:
 def _why_missing(server: Server, case: Case) -> str:
     if not server.check:
         return "HAProxy does not check it"
-    if server.check == instances.PASSED:
+    if server.check == PASSED:
         times = case.values.times
         return f"its check passes, but does not write to {times}: is it multicloud-check, with the same `times`?"
-    if server.check.startswith(instances.EXTERNAL):
+    if server.check.startswith(EXTERNAL):
         return f"its check fails; {REASON}"
     if server.backend in case.values.backends:
         return (
@@ -217,7 +216,7 @@ def _differ(members: Sequence[Server], case: Case, then: float) -> bool:
 
 def no_room(case: Case) -> Iterator[str]:
     """The backends whose servers are all full, so that the traffic cannot be shared any better."""
-    users = sharing.loads(case.instance.servers)
+    users = sharing.loads(case.servers)
     for backend, members in routed(case).items():
         able = candidates(members)
         full = sharing.full(able, case.samples.series, users)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from multicloud import overview, reweigh, runtime, scores, settings
 from multicloud.console import problems
-from multicloud.console.instance import Case, ask, let_in
+from multicloud.console.instance import ask, let_in
 from multicloud.overview import PERCENTS, Row
 from multicloud.settings import Sources
 
@@ -37,11 +37,10 @@ def collect(sources: Sources) -> Status:
     if who := let_in(values.socket):
         raise runtime.RuntimeAPIError(f"{values.socket}: permission denied; run this {who}")
     with runtime.RuntimeAPI(values.socket) as api:
-        instance = ask(api)
-    samples = problems.read_samples(sources)
-    now = time.time()
-    rows, alike = overview.rows(instance.servers, samples, reweigh.score(samples.series, sources, now), sources, now)
-    case = Case(instance, samples, sources, now)
+        case = ask(api, sources)
+    case = case._replace(samples=problems.read_samples(sources), now=time.time())
+    scored = reweigh.score(case.samples.series, sources, case.now)
+    rows, alike = overview.rows(case.servers, case.samples, scored, sources, case.now)
     return Status(rows, problems.problems(case), problems.notes(case), alike)
 
 

@@ -35,7 +35,7 @@ def _companions(backend: str) -> list[str]:
 def _lists(case: Case, routed: Mapping[str, Section | None]) -> Iterator[Finding]:
     """Whether the lists of servers differ that `multicloud config` writes alike."""
     lists: dict[str, set[str]] = {}
-    for name, server in [server.key for server in case.instance.servers] or case.configuration.lines:
+    for name, server in [server.key for server in case.servers] or case.configuration.lines:
         lists.setdefault(name, set()).add(server)
     for backend in routed:
         for companion in _companions(backend):

@@ -10,7 +10,7 @@ from pathlib import Path
 from multicloud import settings
 from multicloud.console.doctor import configuration
 from multicloud.console.doctor.finding import Finding, can, ok, problem, unknown
-from multicloud.console.instance import EXTERNAL, Case, User, cannot_append, let_in, may
+from multicloud.console.instance import Case, User, cannot_append, let_in, may
 from multicloud.light import reason
 
 UNCONFINED = ("", "unconfined", "kernel")  # what the kernel says of a process without SELinux's or AppArmor's profile
@@ -23,7 +23,7 @@ def away(case: Case) -> Iterator[Finding]:
     address, section = case.values.socket, case.configuration.global_section()
     sockets = [line for line in section.lines if line[:2] == ["stats", "socket"] and len(line) > 2]
     there = [line[2].removeprefix("unix@") for line in sorted(sockets, key=lambda line: "admin" not in line)]
-    if case.away.startswith(address) and (who := let_in(address)):
+    if who := let_in(address):
         cure = f"Run this {who}"
     elif there and address not in there:
         name = f"write `socket = {there[0]}` into {case.sources.path}"
@@ -55,7 +55,7 @@ def _let(user: User) -> str:
 
 def answers(case: Case) -> Iterator[Finding]:
     """What answers at the socket, and whether it lets weights be set."""
-    address, version, level = case.values.socket, case.instance.version, case.instance.level
+    address, version, level = case.values.socket, case.version, case.level
     if version.partition("-")[0] == "3.4.0" and not case.values.backends:
         yield problem("HAProxy 3.4.0 crashes on external checks: upgrade to 3.4.1")
     else:
@@ -71,15 +71,15 @@ def answers(case: Case) -> Iterator[Finding]:
 
 def permissions(case: Case) -> Iterator[Finding]:
     """Whether HAProxy's process and its user may do what external checks need; who runs none needs nothing."""
-    user, times = case.instance.user, case.values.times
+    user, times = case.user, case.values.times
     if user is None:
-        yield unknown(f"HAProxy's process {case.instance.pid} cannot be seen from here: nor what its user may do")
+        yield unknown(f"HAProxy's process {case.pid} cannot be seen from here: nor what its user may do")
     elif case.forks:
-        if any(server.check.startswith(EXTERNAL) for server in case.instance.servers) and "/" in case.values.socket:
+        if case.external and "/" in case.values.socket:
             cure = f"so no reweigh can set weights: write `{_let(user)}` into its `stats socket` line, and {WAY}"
             yield can(user, "w", case.values.socket, "connect to the socket", cure)  # for which one must write
-        yield from _surroundings(case.instance.pid, os.path.dirname(os.path.abspath(times)))
-        yield from _open_files(case.instance.pid)
+        yield from _surroundings(case.pid, os.path.dirname(os.path.abspath(times)))
+        yield from _open_files(case.pid)
         if case.sources.path != os.devnull and os.path.exists(case.sources.path):
             yield from _settings_file(case.sources, user)
         yield _sample_file(times, user)
@@ -157,7 +157,7 @@ def _sample_file(path: str, user: User) -> Finding:
 
 def exposure(case: Case) -> Iterator[Finding]:
     """What explains nothing else: whether HAProxy runs as root."""
-    if case.instance.user and case.instance.user.uid == 0:
+    if case.user and case.user.uid == 0:
         also = ", and each check with it" * case.forks
         fork = ", with `insecure-fork-wanted`" * case.forks
         yield problem(f"HAProxy runs as root{also}: write `user haproxy` and `group haproxy` into `global`{fork}")

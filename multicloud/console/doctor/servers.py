@@ -51,9 +51,9 @@ def names(case: Case) -> Iterator[Finding]:
     HAProxy keeps the last address of a name that they do not give it. Counters begin with HAProxy, so only those that
     grow are of now. Raises RuntimeAPIError.
     """
-    lost = problems.without_address(case.instance.servers)
+    lost = problems.without_address(case.servers)
     yield from map(problem, lost)
-    hosts = list(dict.fromkeys(server.host for server in case.instance.servers if server.host))
+    hosts = list(dict.fromkeys(server.host for server in case.servers if server.host))
     if not hosts:
         return
     with RuntimeAPI(case.values.socket) as api:
@@ -144,7 +144,7 @@ def _why(server: Server, case: Case, *, ask: bool) -> tuple[str, str]:
         return f"it is not in these files: {problems.ADDED}" if lost else problems.ENDED, ""
     if server.code in problems.EXIT_CODES:
         return problems.EXIT_CODES[server.code], ""
-    user = case.instance.user.name if case.instance.user and case.forks else "haproxy"
+    user = case.user.name if case.user and case.forks else "haproxy"
     variables = " ".join(f"{name}={shlex.quote(text)}" for name, text in certificates.variables_of(server).items())
     reason = f"{problems.REASON}; to see it: `runuser -u {user} -- env {variables} multicloud check`"
     if server.code == "2":
@@ -181,7 +181,7 @@ def measured(case: Case) -> Iterator[Finding]:
         yield problem(f"{case.unusable}: {cure}")
         return
     lines = problems.problems(case)
-    known = any(server.source in case.samples.series for server in case.instance.servers)
+    known = any(server.source in case.samples.series for server in case.servers)
     if not lines and not known and any(server.check == PASSED for server in case.checked):
         lines = [
             f"{case.values.times} has no samples of a server that HAProxy knows: do its servers have "
@@ -189,10 +189,10 @@ def measured(case: Case) -> Iterator[Finding]:
         ]
     yield from map(problem, lines)
     yield from map(unknown, problems.notes(case))
-    count = sum(server.key in case.samples.series for server in case.instance.servers)
+    count = sum(server.key in case.samples.series for server in case.servers)
     if count and not lines:
         yield ok(f"{count} servers are measured, and have the weights that they should have")
-    if not case.values.backends and not any(server.name == REWEIGH_SERVER for server in case.instance.servers):
+    if not case.values.backends and not any(server.name == REWEIGH_SERVER for server in case.servers):
         yield unknown(
             f"no server is named {REWEIGH_SERVER}, so it is not known whether a reweigh runs: see the backend "
             "`reweigh` in haproxy.cfg"
