@@ -276,7 +276,7 @@ def test_what_the_checks_of_servers_that_are_down_say_is_told() -> None:
         for region in router.regions:
             region.status = 503
         wait_until(lambda: set(router.states().values()) == {"DOWN"}, 30, "both are DOWN")
-        wrong, _ = doctor(router)
+        wrong, _ = look(router.router.settings)
         assert len(wrong) == 2
         for name in ("eu", "us"):
             line = one(wrong, f"the check of upstream/{name} fails with exit code 1: ")
