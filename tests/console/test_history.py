@@ -116,37 +116,35 @@ def test_other_times_are_refused(text: str) -> None:
         histories.moment(text, NOW)
 
 
-def test_of_what_was_before_only_who_led_is_shown(times: Path) -> None:
-    now = time.time()
+def write(times: Path, begin: float, **servers: Sequence[float]) -> settings.Sources:
+    """A sample a server every two seconds from the UNIX time `begin` on, in a file, and settings that name it."""
     lines = [
-        f"upstream {name} {seconds:.6f} {now - 600 + 2 * number:.3f}"
-        for number in range(300)
-        for name, seconds in (("eu", 0.05 if number < 100 or number >= 200 else 0.2), ("us", 0.08))
+        f"upstream {name} {seconds:.6f} {begin + 2 * number:.3f}\n"
+        for name, values in servers.items()
+        for number, seconds in enumerate(values)
     ]
-    times.write_text("garbage\nupstream eu 0.01\n" + "\n".join(lines) + "\n")
+    times.write_text("garbage\nupstream eu 0.010000\n" + "".join(lines))
+    return settings.Sources({"MULTICLOUD_TIMES": str(times)})
+
+
+def test_of_what_was_before_only_who_led_is_shown(times: Path) -> None:
+    eu = [0.05] * 100 + [0.2] * 100 + [0.05] * 100
+    sources = write(times, time.time() - 600, eu=eu, us=[0.08] * 300)
     done = run("history", "--times", str(times))
     assert (done.returncode, done.stderr) == (0, "")
-    texts = [line[20:] for line in done.stdout.splitlines()]
-    assert texts == [
+    lines = done.stdout.splitlines()
+    assert [line[20:] for line in lines] == [
         "upstream: eu leads",
         "upstream: eu -> us, 60 % faster than eu",
         "upstream: us -> eu, 38 % faster than us",
     ]
-    assert run("history", "--times", str(times), "--since", "5m").stdout.splitlines() == done.stdout.splitlines()[1:]
-    assert run("history", "--times", str(times), "--since", "1s").stdout.splitlines() == done.stdout.splitlines()[2:]
+    assert histories.lines(sources, "5m") == lines[1:]
+    assert histories.lines(sources, "1s") == lines[2:]
 
 
 def test_a_time_of_sharing_has_its_line(times: Path) -> None:
-    begin = int(time.time()) - 2 * len(LINE)
-    lines = [
-        f"upstream {name} {seconds:.6f} {begin + 2 * number:.3f}"
-        for number, value in enumerate(LINE)
-        for name, seconds in (("eu", value), ("us", 0.08))
-    ]
-    times.write_text("\n".join(lines) + "\n")
-    done = run("history", "--times", str(times))
-    assert (done.returncode, done.stderr) == (0, "")
-    (line,) = [line for line in done.stdout.splitlines() if " share " in line]
+    sources = write(times, int(time.time()) - 2 * len(LINE), eu=LINE, us=[0.08] * len(LINE))
+    (line,) = [line for line in histories.lines(sources, "1h") if " share " in line]
     assert re.fullmatch(r"[-\d]+ [:\d]+ upstream: eu, us share until \d\d:\d\d:\d\d, if eu has users enough", line)
 
 
