@@ -294,18 +294,15 @@ def _with_words(sources: Sources, wanted: Wanted, backend: str, server: Server, 
 
 def _check_addresses(plans: Sequence[Plan], sections: Iterable[parser.Section], path: str) -> None:
     """That no two frontends have one address. Raises UsageError."""
-    there = [(f"{each.kind} {each.name}", line) for each in sections for line in each.lines]
-    binds = [(whose, line) for whose, line in there if line[0] == "bind" and line[1:]]
-    binds += [(f"[{plan.backend}]", ["bind", *(plan.bind or USUAL).split()]) for plan in plans if plan.bind != NONE]
-    taken: dict[str, str] = {}
-    for whose, (_, addresses, *words) in binds:
-        for address in parser.places(addresses, words):
-            if address in taken and whose.startswith("["):
+    taken = {place: f"{section.kind} {section.name}" for section in sections for place in section.places()}
+    for plan in [plan for plan in plans if plan.bind != NONE]:
+        for place in parser.places((plan.bind or USUAL).split()):
+            if place in taken:
                 raise UsageError(
-                    f"{whose} would bind {address}, as {taken[address]} does, and each get some of the users; "
+                    f"[{plan.backend}] would bind {place}, as {taken[place]} does, and each get some of the users; "
                     f"accepted: another `bind` in {path}, or `bind = none` for a frontend of your own"
                 )
-            taken[address] = whose
+            taken[place] = f"[{plan.backend}]"
 
 
 def _notes(sources: Sources, wanted: Wanted, plans: Sequence[Plan]) -> list[str]:

@@ -61,9 +61,10 @@ def read(sources: Sources, purpose: str) -> dict[Key, list[Sample]]:
     times = sources.read((settings.TIMES,)).times
     found = history.read(times, history.MAX_LINES).series
     timed = {key: [sample for sample in newest if sample.time is not None] for key, newest in sorted(found.items())}
-    if not any(timed.values()):
+    series = {key: newest for key, newest in timed.items() if newest}
+    if not series:
         raise light.CommandError(f"{times}: no samples with a time to {purpose}; `multicloud doctor` finds out why")
-    return {key: newest for key, newest in timed.items() if newest}
+    return series
 
 
 def moment(text: str, now: float) -> float:

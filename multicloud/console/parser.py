@@ -56,6 +56,10 @@ class Section(NamedTuple):
         """The first word of what `last` gives, or "" without one."""
         return (self.last(*words) or [""])[0]
 
+    def places(self) -> list[str]:
+        """Where its `bind` lines listen."""
+        return [place for kind, *words in self.lines if kind == "bind" and words for place in places(words)]
+
     def is_disabled(self) -> bool:
         """Whether it is a proxy that is left out."""
         return self.kind in PROXIES and last_of((line[0] for line in self.lines), "enabled", "disabled") == "disabled"
@@ -212,14 +216,15 @@ def options(section: Section) -> dict[str, list[str]]:
     return by_name
 
 
-def places(addresses: str, words: Sequence[str] = ()) -> list[str]:
-    """Where a `bind` line listens, the same words for the same place: `:80` is port 80 of all IPv4 addresses.
+def places(words: Sequence[str]) -> list[str]:
+    """Where a `bind` line with these words listens, each place in one way: `:80` is port 80 of all IPv4 addresses.
 
-    With `v4v6` behind it, `:::80` is that, too.
+    With `v4v6` behind it, `:::80` is that, too. On one interface, or in a namespace, it is another place.
     """
-    there = re.sub(r"(^|,)(ipv4@)?(\*|0\.0\.0\.0)?:(?!:)", r"\1:", addresses).split(",")
+    there = re.sub(r"(^|,)(ipv4@)?(\*|0\.0\.0\.0)?:(?!:)", r"\1:", words[0]).split(",")
     ports = [match[1] for each in there if (match := re.fullmatch(r"(?:ipv6@)?\[?::\]?:(.+)", each))]
-    return there + [f":{port}" for port in ports if "v4v6" in words]
+    only = [f" {word} {value(words, word)}" for word in ("interface", "namespace") if word in words]
+    return ["".join([place, *only]) for place in (*there, *(f":{port}" for port in ports if "v4v6" in words))]
 
 
 def last_of(words: Iterable[str], *choices: str) -> str:

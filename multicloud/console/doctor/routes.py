@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator, Mapping
 
-from multicloud.console import parser
 from multicloud.console.doctor.finding import Finding, problem, some, unknown
 from multicloud.console.instance import Case
 from multicloud.console.parser import Configuration, Section
@@ -96,11 +95,8 @@ def _twice(configuration: Configuration) -> Iterator[str]:
     places: dict[str, list[str]] = {}
     names = [f"{each.kind} {each.name}" for each in configuration.sections if each.kind in ONCE_ONLY and each.name]
     for section in configuration.sections:
-        for _, addresses, *words in [line for line in section.lines if line[0] == "bind" and len(line) > 1]:
-            only = "".join(parser.value(words, word) for word in ("interface", "namespace"))
-            for address in parser.places(addresses, words):
-                place = re.sub("^:", "port ", address) + only
-                places.setdefault(place, []).append(f"{section.kind} {section.name}")
+        for place in section.places():
+            places.setdefault(re.sub("^:", "port ", place), []).append(f"{section.kind} {section.name}")
     for place, listening in places.items():
         if len(set(listening)) > 1:
             yield (
