@@ -18,6 +18,7 @@ import click
 
 from multicloud import haproxy_cfg, installed, light, runtime, settings
 from multicloud.console import parser
+from multicloud.console.instance import proc
 from multicloud.light import CommandError, UsageError
 from multicloud.plan import AUTHORITIES, NONE, USUAL, Plan, Server, escaped
 from multicloud.settings import Settings, Sources
@@ -98,9 +99,9 @@ def running(sources: Sources) -> list[str]:
     try:
         with runtime.RuntimeAPI(sources.read((settings.SOCKET,)).socket) as api:
             pid = settings.digits(api.info().get("Pid", ""))
-        words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
-    except (runtime.RuntimeAPIError, OSError, ValueError):
+    except (runtime.RuntimeAPIError, ValueError):
         return []
+    words = proc(pid, "cmdline").split("\0")
     # A relative path is where HAProxy was started.
     named = [os.path.join(f"/proc/{pid}/cwd", file) for option, file in itertools.pairwise(words) if option == "-f"]
     files = [os.path.realpath(file) for file in parser.files(named) if os.path.exists(file)]

@@ -4,6 +4,7 @@ It asks the Runtime API for `show info`, `show stat` and the level of the connec
 section 9.3), which change nothing.
 """
 
+import contextlib
 import functools
 import os
 import pwd
@@ -109,14 +110,17 @@ def ask(api: RuntimeAPI, sources: Sources) -> Case:
     return Case(sources, version, pid, api.ask("show cli level"), api.servers(), algorithms, user_of(pid))
 
 
+def proc(pid: int, name: str) -> str:
+    """What the kernel says of a process on this machine; "" where that cannot be read here."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/{name}").read_text(errors="replace")
+    return ""
+
+
 def user_of(pid: int) -> User | None:
     """Whom a HAProxy on this machine runs as; None where no such process can be seen here."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return None
-    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-    if "haproxy" not in fields["Name"]:
+    fields = dict(line.split(":\t", 1) for line in proc(pid, "status").splitlines() if ":\t" in line)
+    if "haproxy" not in fields.get("Name", ""):
         return None
     uid, gid = int(fields["Uid"].split()[1]), int(fields["Gid"].split()[1])
     return User(_name(uid), uid, gid, tuple(map(int, fields["Groups"].split())))

@@ -5,12 +5,11 @@ import grp
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 from multicloud import settings
 from multicloud.console.doctor import configuration
 from multicloud.console.doctor.finding import Finding, can, ok, problem, unknown
-from multicloud.console.instance import Case, User, cannot_append, let_in, may
+from multicloud.console.instance import Case, User, cannot_append, let_in, may, proc
 from multicloud.light import reason
 
 UNCONFINED = ("", "unconfined", "kernel")  # what the kernel says of a process without SELinux's or AppArmor's profile
@@ -108,18 +107,14 @@ def _surroundings(pid: int, directory: str) -> Iterator[Finding]:
             f"HAProxy has a {directory} of its own (a container, or systemd's PrivateTmp), so its sample file is not "
             "the one here: run this inside of it, or name a file elsewhere in MULTICLOUD_TIMES"
         )
-    with contextlib.suppress(OSError):
-        profile = Path(f"/proc/{pid}/attr/current").read_text(errors="replace").rstrip("\0\n").partition(" (")[0]
-        if profile not in UNCONFINED:
-            yield unknown(f"what SELinux or AppArmor let HAProxy do was not looked at: it runs under {profile}")
+    profile = proc(pid, "attr/current").rstrip("\0\n").partition(" (")[0]
+    if profile not in UNCONFINED:
+        yield unknown(f"what SELinux or AppArmor let HAProxy do was not looked at: it runs under {profile}")
 
 
 def _open_files(pid: int) -> Iterator[Finding]:
     """Before it starts a check, HAProxy closes every descriptor that it may have, one after the other."""
-    try:
-        match = re.search(r"^Max open files +(\d+)", Path(f"/proc/{pid}/limits").read_text(), re.MULTILINE)
-    except OSError:
-        return
+    match = re.search(r"^Max open files +(\d+)", proc(pid, "limits"), re.MULTILINE)
     if match and (limit := int(match[1])) >= MANY_FILES:
         yield problem(
             f"HAProxy's process may have {limit:,} files open, and before a check it closes each of these numbers: a "
