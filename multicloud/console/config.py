@@ -199,8 +199,6 @@ def write(command: str, sources: Sources, wanted: Wanted) -> tuple[str, list[str
     there = parser.read(wanted.others, os.environ, number)
     own = there.global_section()
     place = os.path.dirname(installed.command("multicloud-check") or "")
-    if not place.isprintable():
-        raise UsageError(f"{place!r}: HAProxy cannot be told that; install multicloud elsewhere, such as in /opt")
     directory = "" if place in ("", "/usr/bin", "/usr/local/bin") else f"{place}/"
     logs = not there.sections or own.last("log") is not None
     machine = Plan(version=version, directory=directory, maxconn=own.last("maxconn") is None, logs=logs)
