@@ -1,23 +1,16 @@
 """A picture of the samples: each server's round-trip times, the score that decides, and when another one led."""
 
-from __future__ import annotations
-
 import math
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from matplotlib import figure
+from matplotlib.axes import Axes
 
 from multicloud import light, reweigh, settings
 from multicloud.console import history as histories
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from matplotlib.axes import Axes
-
-    from multicloud.history import Sample
-    from multicloud.settings import Key, Sources
+from multicloud.history import Sample
+from multicloud.settings import Key, Sources
 
 
 def draw(sources: Sources, path: str, begin: str | None = None, end: str | None = None) -> None:
