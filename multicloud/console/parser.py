@@ -96,12 +96,12 @@ def read(paths: Sequence[str], environ: Mapping[str, str], version: str | None =
                 lines = file.read().split("\n")
         except OSError as error:
             raise ConfigurationError(f"{path}: {reason(error)}") from None
-        blocks: list[tuple[bool, bool]] = []  # of each open one: whether its branch counts, and whether one was chosen
+        blocks: list[list[bool | None]] = []  # of each open one: which of its branches hold, up to the one that is read
         for line in lines:
             words = split(line, environ)
             if words and words[0].startswith("."):
                 undecided += _branch(words, blocks, environ, version)
-            elif not words or not all(counts for counts, _ in blocks):
+            elif not words or any(branches[-1] is False for branches in blocks):
                 continue
             elif words[0] in SECTIONS:
                 sections.append(Section(words[0], words[1] if len(words) > 1 else "", _inherited(words, sections)))
@@ -126,20 +126,20 @@ def files(paths: Iterable[str]) -> Iterator[str]:
 
 
 def _branch(
-    words: Sequence[str], blocks: list[tuple[bool, bool]], environ: Mapping[str, str], version: str | None
+    words: Sequence[str], blocks: list[list[bool | None]], environ: Mapping[str, str], version: str | None
 ) -> list[str]:
     """Begin, go on with or end a block; the condition that could not be decided, if there is one."""
     keyword, condition = words[0], " ".join(words[1:])
-    chosen = False
-    if keyword in (".elif", ".else", ".endif") and blocks:
-        _, chosen = blocks.pop()
-    if keyword not in (".if", ".elif", ".else"):
+    if keyword == ".if":
+        blocks.append([])
+    elif keyword == ".endif":
+        del blocks[-1:]
+    if keyword not in (".if", ".elif", ".else") or not blocks:
         return []
-    decided: bool | None = False
-    if not chosen and all(counts for counts, _ in blocks):
-        decided = keyword == ".else" or holds(condition, environ, version)
-    blocks.append((decided is not False, chosen or decided is True))
-    return [f"{keyword} {condition}"] if decided is None else []
+    *outer, branches = blocks
+    passed = True in branches or any(each[-1] is False for each in outer)
+    branches.append(not passed and (keyword == ".else" or holds(condition, environ, version)))
+    return [f"{keyword} {condition}"] if branches[-1] is None else []
 
 
 def holds(condition: str, environ: Mapping[str, str], version: str | None) -> bool | None:

@@ -119,13 +119,10 @@ def _program(section: Section) -> str | None:
 
 def routed(case: Case) -> dict[str, Section | None]:
     """The backends that are measured, and their sections in the configuration, as far as it is known."""
-    measured = case.checked + case.own_checked
-    sections: dict[str, Section | None] = dict.fromkeys(server.backend for server in measured)
-    checked = {each.name for each in checked_sections(case) if list(parser.options(each)) != [REWEIGH_SERVER]}
-    for each in case.configuration.proxies():
-        if each.name in checked or each.name in sections or each.name in case.values.backends:
-            sections[each.name] = each
-    return sections
+    sections: dict[str, Section | None] = dict.fromkeys(each.backend for each in case.checked + case.own_checked)
+    names = {*sections, *case.values.backends}
+    names |= {each.name for each in checked_sections(case) if list(parser.options(each)) != [REWEIGH_SERVER]}
+    return sections | {each.name: each for each in case.configuration.proxies() if each.name in names}
 
 
 def _algorithm(name: str, section: Section | None, told: str) -> Iterator[Finding]:
