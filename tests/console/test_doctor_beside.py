@@ -27,7 +27,7 @@ def around(here: Site) -> dict[str, str]:
 
 def test_all_is_well_with_the_loop_beside_haproxy(tmp_path: Path) -> None:
     with site(tmp_path) as here, here.beside():
-        wait_until(lambda: here.weights() == {"eu": 256, "us": 1}, 10, "weights")
+        wait_until(lambda: "2 servers are measured" in str(look(around(here))[1]), 10, "weights, and samples")
         for files in ((), (tmp_path / "haproxy.cfg",)):
             wrong, others = look(around(here), *files)
             assert wrong == []
@@ -157,7 +157,8 @@ def test_a_word_that_external_checks_do_not_know_is_no_matter_to_haproxys_own(tm
 def test_a_check_of_haproxys_own_that_fails_is_named_with_what_to_look_at(
     tmp_path: Path, good: str, bad: str, status: str, what: str
 ) -> None:
-    with site(tmp_path) as here, here.beside():
+    with site(tmp_path) as here, here.beside() as loop:
+        loop.wait_for("app/eu: weight")
         here.region["us"].delay = 0.12
         path = tmp_path / "haproxy.cfg"
         path.write_text(here.text.replace(good, bad))
