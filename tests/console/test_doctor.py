@@ -147,6 +147,18 @@ CONFIGURATIONS = [
     ("command true", "command no-such-check", "there is no no-such-check in the", "write its whole path"),
     ('path "/usr/bin:/bin"', 'path ""', "there is no true in the `external-check path` ''", "or set that"),
     ("command true", "command /etc/passwd", "cannot execute /etc/passwd", "`chmod a+x` it"),
+    (
+        "    default_backend upstream\n",
+        "    use_backend upstream unless { method GET }\n    use_backend admin\n",
+        "web: `use_backend upstream unless { method GET }` stands above `use_backend admin …` and takes its requests",
+        "write it below, with the condition that a request is for upstream",
+    ),
+    (
+        "\nbackend upstream\n",
+        "\nbackend upstream-once\n    server eu 127.0.0.1:1 track upstream/eu\nbackend upstream\n",
+        "upstream and upstream-once have not the same servers: us stands in one of them only",
+        "write the same names into both",
+    ),
 ]
 RUNNING = [
     ("roundrobin", "static-rr", "`balance static-rr` is static", "write `balance random(2)`"),
