@@ -65,6 +65,11 @@ def look(environ: Mapping[str, str], *files: Path) -> tuple[list[str], list[str]
     return wrong, [line for line in lines if line not in wrong]
 
 
+def look_away(path: Path) -> tuple[list[str], list[str]]:
+    """The same about a configuration whose HAProxy is away, which is the first problem."""
+    return look({"MULTICLOUD_SOCKET": f"{path}.sock"}, path)
+
+
 def examine(router: Router) -> tuple[list[str], list[str]]:
     """The same about a running HAProxy of `small`, and its configuration; its samples are as they should be."""
     Path(router.settings["MULTICLOUD_TIMES"]).write_text(measured({"eu": 0.01, "us": 0.1}, 5))
