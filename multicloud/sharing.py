@@ -27,6 +27,7 @@ show a line.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import sqrt
 from typing import NamedTuple, Self
 
 from multicloud.history import Sample
@@ -41,6 +42,9 @@ USUAL = 100  # samples whose median is the usual time: of some minutes, or a lin
 RECENT = 3  # newest samples, whose mean shows a line: fewer are noise, more are older than the line
 CALM = 5  # newest samples, all about as usual: nobody waits
 CROWD, SPARE = 1.5, 3  # a crowd is more than so many times what is expected, and so many more: chance alone has less
+# Standard deviations of a count (Poisson's), and of a mean of times that vary as exponential ones do. More are there by
+# chance at one look in some hundreds; with 2 it is one in thirty, and a line is seen no sooner.
+CHANCE = 3
 # Requests whose mean time HAProxy keeps (TIME_STATS_SAMPLES in its source; its manual says 1,024), and the seconds by
 # which the mean, in whole milliseconds, may seem to move.
 AVERAGED, ROUNDED = 512, 0.001
@@ -76,14 +80,16 @@ class _View(NamedTuple):
     samples: Sequence[Sample]  # newest first
     load: Load
     age: float  # seconds since the newest sample
-    took: float = 0.0  # mean seconds of the requests that were answered in the last moment, 0 where that does not show
+    grows: bool = False  # whether a line does, since the moment before
 
     def later(self, load: Load) -> Self:
-        """The same with the users of a moment later. How far their mean time has moved says what the last ones took."""
-        mean, answers = self.load.own_time, load.answers - self.load.answers
-        moved = load.own_time - mean - ROUNDED
-        took = mean + moved * min(AVERAGED, load.answers) / answers if answers > 0 and moved > 0 else 0.0
-        return self._replace(load=load, took=took)
+        """The same with the users of a moment later. A line grows where more of them are in flight by more than chance,
+        or where those who were answered took longer by more than chance.
+        """
+        more, answers = load.in_flight - self.load.in_flight, load.answers - self.load.answers
+        usual = max(self.usual, self.load.total_time) * (1 + CHANCE / sqrt(max(1, answers)))
+        grows = more > max(SPARE, CHANCE * sqrt(2 * self.expected())) or took(self.load, load) > usual
+        return self._replace(load=load, grows=grows)
 
     def is_slow(self, seconds: float) -> bool:
         return seconds * CHANGE > self.usual
@@ -100,19 +106,25 @@ class _View(NamedTuple):
         in_flight, expected = self.load.in_flight, self.expected()
         return in_flight - expected if self.load.rate and in_flight > CROWD * expected + SPARE else 0.0
 
-    def line(self) -> float:
-        """The seconds that each user waits by the requests in flight; 0 where these are no crowd, or such as stay.
+    def is_suspect(self) -> bool:
+        """There may be a line: a crowd, or more requests in flight than even a slow newest sample explains."""
+        explained = self.load.rate * self.samples[0].seconds
+        unexplained = explained and self.load.in_flight > explained + CHANCE * sqrt(explained) + SPARE
+        return self.crowd() > 0 or bool(unexplained and self.is_slow(self.samples[0].seconds))
 
-        Those answered in the last moment have waited in a line, or else the newest sample has, and it is no longer than
-        that. If that was quick, no more can be in line than have come since.
+    def line(self) -> float:
+        """The seconds that each user waits by the requests in flight; 0 where these are as usual, or such as stay.
+
+        A slow newest sample has waited in the line, which is not longer, unless it grows. A line that no check has seen
+        grows, and no more are in it than have come since.
         """
-        crowd, newest, rate = self.crowd(), self.samples[0].seconds, self.load.rate
-        if not crowd:
+        if not self.is_suspect():
             return 0.0
-        waited = self.took * CHANGE > max(self.usual, self.load.total_time)
-        if waited and (self.is_slow(newest) or crowd <= CROWD * rate * (self.age + self.usual)):
-            return crowd / rate
-        return min(crowd / rate, newest - self.usual) if self.is_slow(newest) else 0.0
+        newest, rate = self.samples[0].seconds, self.load.rate
+        waits, waited = self.crowd() / rate, newest - self.usual
+        if not self.is_slow(newest):
+            return waits if self.grows and waits <= CROWD * (self.age + self.usual) else 0.0
+        return max(waits, min(waited, self.load.in_flight / rate - self.usual)) if self.grows else min(waits, waited)
 
     def price(self) -> float:
         newest = self.newest(RECENT)
@@ -125,6 +137,15 @@ class _View(NamedTuple):
 
     def is_calm(self) -> bool:
         return not self.line() and not any(map(self.is_slow, self.newest(CALM)))
+
+
+def took(before: Load, after: Load) -> float:
+    """The mean seconds of the requests answered between two looks, by which HAProxy's mean has moved. 0 without any."""
+    answers = after.answers - before.answers
+    if answers <= 0:
+        return 0.0
+    moved = after.own_time - before.own_time - ROUNDED
+    return before.own_time + moved * max(1.0, min(AVERAGED, after.answers) / answers)
 
 
 def loads(servers: Iterable[Server]) -> dict[Key, Load]:
@@ -179,11 +200,12 @@ def share(
     largest = max(parts, key=parts.__getitem__)
     leader = next((each.server for each in decisions if each.weight == favorite and each.server.state == UP), None)
     alone = parts[largest] == 1
-    # By its users' own mean time, so that nothing more is worked out of most backends.
-    if alone and leader is largest and not _View(0.0, (), users.get(largest.source, NOBODY), 0.0).crowd():
-        return decisions
+    if alone and leader is largest:  # so that nothing more is worked out of most backends
+        views = _views([largest] if largest.source in users else [], samples, users, now)
+        if not any(view.is_suspect() for view in views.values()):
+            return decisions
     views = _views(parts, samples, users, now)
-    if any(view.crowd() for view in views.values()):
+    if any(view.is_suspect() for view in views.values()):
         later = again()  # a burst is gone by then
         views = {server: view.later(later.get(server.source, NOBODY)) for server, view in views.items()}
     if not leader or not {leader, largest} <= views.keys():
@@ -242,7 +264,7 @@ def _whole(
         return _exchanged(decisions, leader, favourite)
     view = views[favourite]
     leaves = leader is not favourite and view.usual < views[leader].usual and view.varies()
-    if not leaves and not view.crowd():
+    if not leaves and not view.is_suspect():
         return decisions
     if not is_far(favourite):  # asked where only a crowd shows, too: no sample may have seen it yet
         return None if leaves or view.line() else decisions

@@ -197,6 +197,27 @@ def test_who_waited_and_was_answered_shows_a_line_that_no_check_has_seen_yet(
     assert (weights(decisions) != [256, 1, 0]) == begins
 
 
+@pytest.mark.parametrize(
+    ("look", "later", "newest", "shares"),
+    [
+        (Load(1364, 969, 0.96, 9000, 0.96), Load(1508, 983, 1.1, 9150, 1.1), 0.99, True),
+        (
+            Load(960, 969, 0.96, 9000, 0.96),
+            Load(970, 983, 0.97, 9300, 0.97),
+            0.99,
+            False,
+        ),  # it is slow, and steadily so
+        (Load(1364, 969, 0.96, 9000, 0.96), Load(1364, 983, 0.96, 9300, 0.96), 0.99, False),  # some requests stay, too
+        (Load(1364, 969, 0.96, 9000, 0.96), Load(1508, 983, 1.1, 9150, 1.1), 0.10, False),  # it is no check's
+    ],
+)
+def test_of_many_requests_a_line_shows_that_their_mean_time_has_caught_up_with(
+    look: Load, later: Load, newest: float, *, shares: bool
+) -> None:
+    decisions = shared(ranked(servers(a=256, b=1, c=0)), {"a": look}, {"a": [newest]}, again={"a": later})
+    assert (Reason.SHARES in {decision.reason for decision in decisions}) == shares
+
+
 def test_a_sample_that_was_slow_by_chance_makes_no_long_line_of_requests_that_stay() -> None:
     a, b, c = weights(shared(ranked(servers(a=256, b=1, c=0)), {"a": Load(5000, 40, 0.1)}, {"a": [0.14]}))
     assert a == 256 > 2 * b > 2 * c
