@@ -144,17 +144,12 @@ def test_each_of_haproxys_checks_is_one_sample_with_its_duration(here: Site) -> 
         assert recorded[:20] == durations[shift : shift + 20]
 
 
-def test_haproxy_is_looked_for_again_where_no_socket_is_set(
-    here: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    left_behind = str(tmp_path / "left-behind")
-    with socket.socket(socket.AF_UNIX) as ended:
-        ended.bind(left_behind)
-    monkeypatch.setattr(settings.SOCKET, "default", left_behind)
-    monkeypatch.setattr(settings.SOCKET, "others", (str(tmp_path / "admin.sock"),))
+def test_haproxy_is_looked_for_again_where_no_socket_is_set(here: Site, places: tuple[str, str, str]) -> None:
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(places[0])
     rounds = run.Rounds(settings.Sources({"MULTICLOUD_BACKENDS": "app", "MULTICLOUD_TIMES": str(here.times)}))
     rounds.round()
-    os.symlink(here.address, tmp_path / "admin.sock")
+    os.symlink(here.address, places[1])
     rounds.round()
     rounds.round()
     assert (rounds.totals.failures, rounds.problems) == (2, {})

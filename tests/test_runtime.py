@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from multicloud import ranking, runtime, settings
+from multicloud import ranking, runtime
 from tests import servers
 from tests.edge import wait_until
 from tests.haproxy import haproxy, listening, tell, weights
@@ -364,10 +364,8 @@ def test_a_queue_that_stays_full_is_no_answer_in_time(tmp_path: Path) -> None:
     assert message == f"{path}: no answer in time; is it the `stats socket` of a running HAProxy?"
 
 
-def test_what_was_tried_is_in_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second, third = (str(tmp_path / name) for name in ("first", "second", "third"))
-    monkeypatch.setattr(settings.SOCKET, "default", first)
-    monkeypatch.setattr(settings.SOCKET, "others", (second, third))
+def test_what_was_tried_is_in_the_error(places: tuple[str, str, str]) -> None:
+    first, second, third = places
     message = fail(lambda: told(first))
     assert message.startswith(f"{first}: no such file or directory; nor is there {second} or {third}; is it the")
     assert "nor" not in fail(lambda: told(second))
