@@ -7,7 +7,6 @@ and a process 1. Ports are the image's own, since the network is the test's alon
 from __future__ import annotations
 
 import contextlib
-import http.client
 import io
 import json
 import os
@@ -31,6 +30,7 @@ from tests.regions import Regions
 from tests.test_drop_in import DELAYS, shell_version
 from tests.test_traffic import failures
 from tests.traffic import Traffic
+from tests.user import asked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -115,12 +115,6 @@ def router(
         yield running
 
 
-def get(port: int) -> http.client.HTTPResponse:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    connection.request("GET", "/")
-    return connection.getresponse()
-
-
 def test_the_commands_run_as_the_unprivileged_user() -> None:
     with Container(command="exec sleep 60") as running:
         assert running.run("id", "-u").stdout == "99\n"
@@ -141,13 +135,12 @@ def test_a_mounted_settings_file_says_the_servers_as_well(regions: Regions) -> N
     }
     with Container(files) as running:
         wait_until(lambda: running.weights() == [256, 1, 0, 0], 120, "256/1/0/0")
-        assert get(8080).headers["upstream"] == "eu"
+        assert asked(8080) == (200, "eu")
 
 
 def test_the_loop_reaches_its_weights_and_the_container_is_healthy(regions: Regions) -> None:
     with router(regions) as running:
-        answer = get(8080)
-        assert (answer.status, answer.headers["upstream"]) == (200, "eu")
+        assert asked(8080) == (200, "eu")
         health = running.run("sh", "-c", CONFIG["Healthcheck"]["Test"][1])
         assert (health.returncode, health.stderr) == (0, "")
 
@@ -159,8 +152,7 @@ def test_a_name_with_both_kinds_of_address_is_served_in_a_network_without_ipv6()
         regions_at(DELAYS) as regions,
         router(regions, at="regions.demo"),
     ):
-        answer = get(8080)
-        assert (answer.status, answer.headers["upstream"]) == (200, "eu")
+        assert asked(8080) == (200, "eu")
 
 
 def test_health_is_lost_where_haproxy_does_not_answer() -> None:
@@ -208,7 +200,7 @@ def test_the_ports_of_fly_toml_take_the_proxy_protocol(regions: Regions, service
     with router(regions), socket.create_connection(address, timeout=10) as client:
         client.sendall(b"PROXY TCP4 192.0.2.7 192.0.2.8 4242 443\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n")
         assert client.recv(12) == b"HTTP/1.1 200"
-        assert get(FLY["checks"]["stats"]["port"]).status == 200
+        assert asked(FLY["checks"]["stats"]["port"])[0] == 200
 
 
 def test_servers_are_told_the_client_and_the_region(regions: Regions) -> None:
@@ -265,14 +257,14 @@ def test_the_volumes_of_kubernetes_are_all_that_it_writes_to(regions: Regions) -
     written = [mounts[volume["name"]] for volume in POD["volumes"] if "emptyDir" in volume]
     with router(regions, volumes=written) as running:
         assert running.run("touch", "/var/tmp/file").returncode != 0
-        assert get(8080).headers["upstream"] == "eu"
+        assert asked(8080) == (200, "eu")
 
 
 def test_with_one_variable_haproxys_own_checks_are_the_samples(regions: Regions) -> None:
     with router(regions, backends="app") as running:
         assert "uri /healthz" in running.run("cat", "/var/lib/haproxy/haproxy.cfg").stdout
         wait_until(lambda: measured(running) == {f"app {name}" for name in DELAYS}, 10, "a sample of each server")
-        assert get(8080).headers["upstream"] == "eu"
+        assert asked(8080) == (200, "eu")
         assert "external-check" not in running.run("cat", "/var/lib/haproxy/haproxy.cfg").stdout
         doctor = running.run("multicloud", "doctor", "-f", "/var/lib/haproxy/haproxy.cfg")
         assert [line for line in doctor.stdout.splitlines() if line.startswith("problem ")] == []
@@ -333,7 +325,7 @@ def test_a_configuration_for_the_shell_version_runs_unchanged(regions: Regions) 
     with Container(files, {"MULTICLOUD_SOCKET": "/var/run/haproxy.sock"}, user="root", command=start) as running:
         wait_until(lambda: measured(running) == {f"upstream {name}" for name in DELAYS}, 60, "a sample of each server")
         wait_until(lambda: running.weights() == [256, 1, 0, 0], 120, "256/1/0/0")
-        assert get(8080).headers["upstream"] == "eu"
+        assert asked(8080) == (200, "eu")
 
 
 NAMED = "SERVER[=ADDRESS[:PORT]], one or more, or `servers` in /etc/multicloud.conf"

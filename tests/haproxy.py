@@ -45,10 +45,21 @@ def tell(address: str, *commands: str) -> list[str]:
         return [api.ask(command) for command in commands]
 
 
+def servers(address: str) -> list[runtime.Server]:
+    """All servers as HAProxy has them."""
+    with runtime.RuntimeAPI(address, timeout=30) as api:
+        return api.servers()
+
+
 def weights(address: str, backend: str = "upstream") -> dict[str, int]:
     """The weights of a backend's servers as HAProxy has them."""
+    return {server.name: server.weight for server in servers(address) if server.backend == backend}
+
+
+def process(address: str) -> int:
+    """The process that answers."""
     with runtime.RuntimeAPI(address, timeout=30) as api:
-        return {server.name: server.weight for server in api.servers() if server.backend == backend}
+        return int(api.info()["Pid"])
 
 
 @contextlib.contextmanager

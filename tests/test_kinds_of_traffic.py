@@ -29,6 +29,7 @@ from tests import command, haproxy
 from tests.edge import Router, listen_anywhere, wait_until
 from tests.names import own_network
 from tests.ports import free_port
+from tests.user import fetch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -207,19 +208,13 @@ class Routed:
                 self.tell(f"set server {server.backend}/{server.name} weight {256 * (server.name == name)}")
 
     def servers(self) -> list[runtime.Server]:
-        with runtime.RuntimeAPI(self._address, timeout=30) as api:
-            return api.servers()
+        return haproxy.servers(self._address)
 
     def ask(
-        self, path: str = "/", body: bytes | None = None, host: str = "127.0.0.1", **headers: str
+        self, path: str = "/", body: bytes | None = None, at: str = "127.0.0.1", source: str = "", **headers: str
     ) -> tuple[http.client.HTTPResponse, dict[str, Any]]:
         """An answer, and what the application says in it."""
-        connection = http.client.HTTPConnection(host, self.port, timeout=20)
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        connection.request("GET" if body is None else "POST", path, body, named)
-        answer = connection.getresponse()
-        said = answer.read()
-        connection.close()
+        answer, said = fetch(self.port, path, body, at=at, source=source, **headers)
         return answer, json.loads(said) if said[:1] == b"{" else {}
 
     def region(self, path: str = "/", cookie: str = "") -> str:
@@ -368,7 +363,9 @@ def web_socket(port: int) -> Iterator[socket.socket]:
 
 def short(text: str) -> str:
     """With a second in place of the half minute between two bytes."""
-    return re.sub(r"timeout (client|server) 30s", r"timeout \1 1s", text)
+    text, count = re.subn(r"timeout (client|server) 30s", r"timeout \1 1s", text)
+    assert count >= 2
+    return text
 
 
 def test_a_web_socket_may_be_silent_and_stays_where_it_is_until_its_region_is_down() -> None:
@@ -505,11 +502,8 @@ def test_users_come_in_over_tls_and_http2_and_are_sent_there() -> None:
     context = ssl.create_default_context(cadata=AUTHORITY.cert_pem.bytes().decode())
     context.set_alpn_protocols(["h2", "http/1.1"])
     with routed(doors.redirect, bind=doors.bind):
-        connection = http.client.HTTPConnection("127.0.0.1", doors.http, timeout=10)
-        connection.request("GET", "/page", headers={"host": "www.example.com"})
-        answer = connection.getresponse()
+        answer, _ = fetch(doors.http, "/page", host="www.example.com")
         assert (answer.status, answer.headers["location"]) == (301, "https://www.example.com/page")
-        connection.close()
         plain = socket.create_connection(("::1", doors.https), timeout=10)
         with context.wrap_socket(plain, server_hostname="www.example.com") as secured:
             assert secured.selected_alpn_protocol() == "h2"
@@ -529,19 +523,14 @@ def test_an_upload_arrives_whole_and_may_take_long_to_be_done(*, lines: bool, st
 
 def test_an_upload_that_is_too_large_is_refused_before_it_comes() -> None:
     with routed(*shown(UPLOADS)) as running:
-        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=10)
-        connection.putrequest("POST", "/upload")
-        connection.putheader("content-length", "100000001")
-        connection.endheaders()
-        assert connection.getresponse().status == 413
-        connection.close()
+        assert running.ask("/upload", b"", content_length="100000001")[0].status == 413
 
 
 def test_users_come_in_over_ipv6_and_ipv4() -> None:
     both = bind("How do users come in over IPv6?").replace("8080", "${PORT}")
     with routed(bind=f'"{both.split()[0]}" {both.split()[1]}') as running:
         for host in ("::1", "127.0.0.1"):
-            assert running.ask(host=host)[1]["region"] == "eu.demo"
+            assert running.ask(at=host)[1]["region"] == "eu.demo"
 
 
 @pytest.mark.parametrize(
@@ -597,10 +586,7 @@ def test_haproxy_listens_at_an_address_that_it_has_later() -> None:
         with pytest.raises(OSError, match="unreachable"):
             socket.create_connection(("192.0.2.10", 8080))
         subprocess.run(["ip", "address", "add", "192.0.2.10/32", "dev", "lo"], check=True)
-        connection = http.client.HTTPConnection("192.0.2.10", 8080, timeout=10)
-        connection.request("GET", "/")
-        assert connection.getresponse().status == 200
-        connection.close()
+        assert fetch(8080, at="192.0.2.10")[0].status == 200
 
 
 def test_over_tcp_a_connection_stays_where_it_is_and_may_be_silent() -> None:
@@ -625,12 +611,9 @@ def behind_proxy_protocol() -> Iterator[dict[str, int]]:
 def test_regions_see_a_user_s_address_by_the_proxy_protocol() -> None:
     piece = shown("Does it do TCP?")[0]
     with routed(piece, http=False, beside=True, regions=behind_proxy_protocol, interval="200ms") as running:
-        wait_until(
-            lambda: {each.check for each in running.servers() if each.backend == "upstream"} == {"L6OK"},
-            10,
-            "both are checked",
-        )
-        connection = http.client.HTTPConnection("127.0.0.1", running.port, source_address=("127.0.0.2", 0), timeout=10)
-        connection.request("GET", "/")
-        assert json.loads(connection.getresponse().read())["x-user"] == "127.0.0.2"
-        connection.close()
+
+        def checks() -> set[str]:
+            return {each.check for each in running.servers() if each.backend == "upstream"}
+
+        wait_until(lambda: checks() == {"L6OK"}, 10, "both are checked")
+        assert running.ask(source="127.0.0.2")[1]["x-user"] == "127.0.0.2"

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from multicloud import history, ranking, reweigh, runtime, samplefile, scores, settings
 from multicloud.demo.router import haproxy_binary
 from tests.edge import edge, wait_until
-from tests.haproxy import READING, haproxy, listening, recording, tell, weights
+from tests.haproxy import READING, haproxy, listening, process, recording, tell, weights
 from tests.ports import free_port
 
 if TYPE_CHECKING:
@@ -281,21 +281,12 @@ def test_a_reload_in_the_middle_is_made_good_by_the_next_reweigh(router: str, ti
     times.write_text(FAST_EU)
     new: list[subprocess.Popen[bytes]] = []
 
-    def pid() -> str:
-        info = tell(router, "show info")[0].splitlines()
-        return next(line.split()[1] for line in info if line.startswith("Pid:"))
-
     def reload(command: str) -> None:
         if command.startswith("set server") and not new:
-            old = pid()
             configuration = Path(router).with_name("haproxy.cfg")
-            new.append(
-                subprocess.Popen(
-                    [haproxy_binary(), "-f", str(configuration), "-sf", old],
-                    env={**os.environ, "MULTICLOUD_SOCKET": router},
-                )
-            )
-            wait_until(lambda: pid() == str(new[0].pid), 10, "the new process answers")
+            words = [haproxy_binary(), "-f", str(configuration), "-sf", str(process(router))]
+            new.append(subprocess.Popen(words, env={**os.environ, "MULTICLOUD_SOCKET": router}))
+            wait_until(lambda: process(router) == new[0].pid, 10, "the new process answers")
 
     try:
         with recording(router, before=reload) as recorded:
@@ -305,9 +296,9 @@ def test_a_reload_in_the_middle_is_made_good_by_the_next_reweigh(router: str, ti
         assert run(router, times).returncode == 0
         assert weights(router) == EU_IS_FAVORITE
     finally:
-        for process in new:
-            process.terminate()
-            process.wait()
+        for each in new:
+            each.terminate()
+            each.wait()
 
 
 def test_a_worker_under_a_master_is_like_any_other(times: Path) -> None:
@@ -321,7 +312,7 @@ def test_two_at_once_end_with_the_same_weights(router: str, times: Path) -> None
     times.write_text(FAST_EU)
     environ = {"MULTICLOUD_SOCKET": router, "MULTICLOUD_TIMES": str(times)}
     both = [subprocess.Popen([COMMAND], env=environ, stdout=subprocess.DEVNULL) for _ in range(2)]
-    assert [process.wait(timeout=60) for process in both] == [0, 0]
+    assert [each.wait(timeout=60) for each in both] == [0, 0]
     assert weights(router) == EU_IS_FAVORITE
 
 
@@ -492,9 +483,7 @@ def test_who_is_far_does_not_take_the_lead_and_the_second_look_leaves_it_so(
     router: str, times: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times.write_text(FAST_EU * 30)
-    with runtime.RuntimeAPI(router) as api:
-        for command in ("us weight 256", "eu weight 0", "ap weight 0"):
-            api.ask(f"set server upstream/{command}")
+    tell(router, *(f"set server upstream/{each}" for each in ("us weight 256", "eu weight 0", "ap weight 0")))
     monkeypatch.setattr(reweigh, "connect_seconds", lambda *_: 0.25)
     outcome = reweigh.reweigh(sources(router, times))
     assert weights(router) == {"eu": 1, "us": 256, "ap": 0}
@@ -523,8 +512,8 @@ backend relayed
     with socket.create_server(("127.0.0.1", 0)) as region:
         port = str(region.getsockname()[1])
         with haproxy(BACKENDS.replace("1:1 ", f"1:{port} check ") + relayed) as address:
-            for each in ("upstream/us weight 256", "upstream/eu weight 0", "other/eu weight 256", "other/us weight 0"):
-                tell(address, f"set server {each}")
+            before = ("upstream/us weight 256", "upstream/eu weight 0", "other/eu weight 256", "other/us weight 0")
+            tell(address, *(f"set server {each}" for each in before))
             reweigh.reweigh(sources(address, times))
             assert weights(address, "relayed") == {"eu": 256, "us": 1}
     assert [place[:2] for place in asked] == [("127.0.0.1", port)] * 2
@@ -680,5 +669,5 @@ def test_reweighs_that_never_agree_end_and_leave_a_server_with_weight(router: st
             )
             for path in (times, other)
         ]
-        assert [process.wait(10) for process in both] == [0, 0]
+        assert [each.wait(10) for each in both] == [0, 0]
         assert any(weights(router).values())

@@ -129,10 +129,9 @@ def test_each_of_haproxys_checks_is_one_sample_with_its_duration(here: Site) -> 
     seen: dict[str, dict[str, float]] = {"eu": {}, "us": {}}
 
     def are_seen() -> bool:
-        with runtime.RuntimeAPI(here.address) as api:
-            for server in api.servers():
-                if server.last_chk and server.check_seconds is not None:
-                    seen[server.name].setdefault(server.last_chk, server.check_seconds)
+        for server in haproxy.servers(here.address):
+            if server.last_chk and server.check_seconds is not None:
+                seen[server.name].setdefault(server.last_chk, server.check_seconds)
         return len(seen["us"]) >= 30
 
     with here.beside():
@@ -214,8 +213,7 @@ def test_a_check_that_fails_is_a_failed_sample_with_the_time_it_was_allowed(here
 
 def eu(here: Site) -> runtime.Server:
     """What HAProxy says of `eu`."""
-    with runtime.RuntimeAPI(here.address) as api:
-        return next(server for server in api.servers() if server.name == "eu")
+    return next(server for server in haproxy.servers(here.address) if server.name == "eu")
 
 
 @pytest.mark.slow
@@ -310,7 +308,7 @@ def test_after_a_reload_it_is_the_new_haproxy_that_is_asked(here: Site) -> None:
 
 
 def test_a_haproxy_that_does_not_answer_is_said_once(here: Site) -> None:
-    pid = int(haproxy.tell(here.address, "show info")[0].partition("\nPid: ")[2].partition("\n")[0])
+    pid = haproxy.process(here.address)
     with here.beside() as beside:
         beside.wait_for(r"weight 1 -> 256")
         os.kill(pid, signal.SIGSTOP)
@@ -352,15 +350,6 @@ def test_a_file_that_vanishes_takes_no_memory_away(here: Site) -> None:
         assert here.weights() == {"eu": 256, "us": 1}
 
 
-EXTERNAL = """
-backend external
-    option external-check
-    external-check path "/usr/bin:/bin"
-    external-check command /bin/true
-    server ap 127.0.0.1:1 check inter 200ms
-"""
-
-
 @pytest.mark.parametrize(
     ("backends", "extra", "what"),
     [
@@ -384,18 +373,20 @@ def test_a_backend_that_cannot_be_measured_is_named_once_and_the_others_are(
         assert beside.count(what) == 1
 
 
-def test_a_backend_with_external_checks_is_named(tmp_path: Path) -> None:
-    text = haproxy.CONFIGURATION.format(
-        backends=EXTERNAL, level="admin", extra="insecure-fork-wanted\n    external-check"
-    )
-    with Router(tmp_path, text, commands={}, environ={}) as router:
-        address = router.settings["MULTICLOUD_SOCKET"]
+def test_a_backend_with_external_checks_is_named() -> None:
+    external = """
+backend external
+    option external-check
+    external-check path "/usr/bin:/bin"
+    external-check command /bin/true
+    server ap 127.0.0.1:1 check inter 200ms
+"""
+    with haproxy.haproxy(external, extra="insecure-fork-wanted\n    external-check") as address:
 
-        def found() -> dict[str, str]:
-            with runtime.RuntimeAPI(address) as api:
-                return run.unmeasured(api.servers(), ("external",))
+        def said() -> str:
+            return run.unmeasured(haproxy.servers(address), ("external",)).get("backend external", "")
 
-        wait_until(lambda: "option external-check" in found().get("backend external", ""), 10, "its name")
+        wait_until(lambda: "option external-check" in said(), 10, "its name")
 
 
 def test_external_checks_may_be_beside_it(tmp_path: Path) -> None:

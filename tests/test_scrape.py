@@ -4,7 +4,6 @@ real Prometheus read it.
 
 from __future__ import annotations
 
-import http.client
 import re
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ from multicloud import history, overview, ranking, reweigh, scrape, settings
 from multicloud.ranking import Reason
 from multicloud.runtime import DOWN, UP, Server
 from tests.ports import free_port
+from tests.user import fetch
 
 NOW = 1763870000.0
 SOURCES = settings.Sources({})
@@ -192,12 +192,9 @@ def test_names_and_types_are_as_prometheus_likes_them(page: str) -> None:
 def test_the_format_is_what_the_scraper_accepts(page: str, accept: str, is_open: bool) -> None:
     port = free_port()
     threading.Thread(target=scrape.serve, args=(scrape.listen(str(port)), page.encode), daemon=True).start()
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    connection.request("GET", "/metrics", headers={"Accept": accept})
-    answer = connection.getresponse()
-    text = answer.read().decode()
-    kind = answer.headers["Content-Type"]
-    assert kind == (scrape.OPEN_METRICS if is_open else scrape.TEXT).decode()
+    answer, read = fetch(port, "/metrics", accept=accept)
+    text = read.decode()
+    assert answer.headers["Content-Type"] == (scrape.OPEN_METRICS if is_open else scrape.TEXT).decode()
     if is_open:
         families = {each.name: each.type for each in open_parser.text_string_to_metric_families(text)}  # type: ignore[no-untyped-call]
         assert text.endswith("\n# EOF\n")
