@@ -4,8 +4,10 @@ real Prometheus read it.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
+import socket
 import subprocess
 import threading
 
@@ -178,6 +180,31 @@ def test_names_and_types_are_as_prometheus_likes_them(page: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.fixture
+def port(page: str) -> int:
+    """Where the page is served."""
+    port = free_port()
+    threading.Thread(target=scrape.serve, args=(scrape.listen(str(port)), page.encode), daemon=True).start()
+    return port
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET /metrics HTTP/1.1\r\n\r\n", b"HTTP/1.1 200 "),
+        (b"HEAD / HTTP/1.0\r\n\r\n", b"HTTP/1.1 200 "),
+        (b"GET /other HTTP/1.1\r\n\r\n", b"HTTP/1.1 404 "),
+        (b"POST /metrics HTTP/1.1\r\n\r\n", b"HTTP/1.1 405 "),
+        (b"\r\n\r\n", b"HTTP/1.1 405 "),
+        (b"x" * 20000, b""),
+    ],
+)
+def test_only_what_a_scraper_asks_is_answered(port: int, request_: bytes, status: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", port)) as connection, contextlib.suppress(ConnectionError):
+        connection.sendall(request_)
+        assert connection.makefile("rb").read()[: len(status) or 1] == status
+
+
 @pytest.mark.parametrize(
     ("accept", "is_open"),
     [
@@ -189,9 +216,7 @@ def test_names_and_types_are_as_prometheus_likes_them(page: str) -> None:
         ),
     ],
 )
-def test_the_format_is_what_the_scraper_accepts(page: str, accept: str, is_open: bool) -> None:
-    port = free_port()
-    threading.Thread(target=scrape.serve, args=(scrape.listen(str(port)), page.encode), daemon=True).start()
+def test_the_format_is_what_the_scraper_accepts(port: int, accept: str, is_open: bool) -> None:
     answer, read = fetch(port, "/metrics", accept=accept)
     text = read.decode()
     assert answer.headers["Content-Type"] == (scrape.OPEN_METRICS if is_open else scrape.TEXT).decode()
