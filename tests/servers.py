@@ -75,9 +75,9 @@ class Connection:
 class Server:
     """A context manager: a server at a loopback address or a UNIX socket's path.
 
-    It serves one connection at a time. `requests` are the heads of the requests, `names` the names of the TLS
-    handshakes (None without SNI) and `endings` how connections ended after the behaviour: "EOF" where the client
-    closed its side in order, else the error's name. All are complete once the context is left.
+    It serves one connection at a time, `at` its address and port. `requests` are the heads of the requests, `names`
+    the names of the TLS handshakes (None without SNI) and `endings` how connections ended after the behaviour: "EOF"
+    where the client closed its side in order, else the error's name. All are complete once the context is left.
     """
 
     def __init__(
@@ -98,6 +98,7 @@ class Server:
             self._listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
             self._listener.bind((address, 0))
             self.address, self.port = self._listener.getsockname()[:2]
+        self.at: tuple[str, int | None] = self.address, self.port
         self._listener.listen(backlog)
         self._thread = threading.Thread(target=self._accept, daemon=True)
 

@@ -54,7 +54,7 @@ def probed(
 def test_the_clock_starts_with_the_request_or_with_the_connection(scheme: str, ca_file: str) -> None:
     tls = servers.good() if scheme == "https" else None
     with servers.Server(servers.answers(servers.OK), tls=tls) as server:
-        target = probe.Target(scheme, server.address, server.port, EU, ca_file=ca_file)
+        target = probe.Target(scheme, *server.at, EU, ca_file=ca_file)
         request = probe.probe(target, 10)
         request.close()
         connection = probe.probe(target, 10, "connection")
@@ -71,7 +71,7 @@ def test_a_probe_that_is_stopped_says_where_it_was() -> None:
     try:
         with servers.Server(servers.silent) as server:
             signal.setitimer(signal.ITIMER_REAL, 0.1)
-            result = probed("http", (server.address, server.port))
+            result = probed("http", server.at)
     finally:
         signal.signal(signal.SIGALRM, before)
     assert result.stopped
@@ -160,7 +160,7 @@ def probed_server(
     scheme: str, behaviour: servers.Behaviour, *, tls: ssl.SSLContext | None = None, **given: Any
 ) -> tuple[probe.Probe, servers.Server]:
     with servers.Server(behaviour, tls=tls) as server:
-        result = probed(scheme, (server.address, server.port), **given)
+        result = probed(scheme, server.at, **given)
     return result, server
 
 
@@ -556,7 +556,7 @@ def test_tcp_is_up_where_the_connection_stands(behaviour: servers.Behaviour) -> 
 )
 def test_a_rst_at_once_is_a_rst_wherever_it_is_met(scheme: str, error: str | None, ca_file: str) -> None:
     with servers.Server(servers.resets_at_once) as server:
-        errors = {probed(scheme, (server.address, server.port), ca_file=ca_file).error for _ in range(20)}
+        errors = {probed(scheme, server.at, ca_file=ca_file).error for _ in range(20)}
     assert errors <= {error, "connection reset by peer, connecting"}
 
 
@@ -566,7 +566,7 @@ def test_addresses(scheme: str, address: str, ca_file: str, tmp_path: Path) -> N
     address = str(tmp_path / address) if address.endswith(".sock") else address
     tls = servers.good() if scheme == "https" else None
     with servers.Server(servers.answers(servers.OK), tls=tls, address=address) as server:
-        target = probe.Target(scheme, server.address, server.port, EU, ca_file=ca_file)
+        target = probe.Target(scheme, *server.at, EU, ca_file=ca_file)
         result = probe.probe(target, 10)
         result.close()
     assert (result.error, result.status) == (None, 200)
@@ -653,7 +653,7 @@ def test_whatever_a_server_says_there_is_a_verdict(
 ) -> None:
     server, next_words = said
     next_words[0] = words
-    result = probed(scheme, (server.address, server.port), insecure=True)
+    result = probed(scheme, server.at, insecure=True)
     if result.error is None:
         assert words.lstrip().startswith(b"HTTP/1.1 ")
         assert result.status == 200
