@@ -168,109 +168,77 @@ def answer(status: str, rest: bytes = b"Content-Length: 2\r\n\r\nok") -> servers
     return servers.answers(f"HTTP/1.1 {status}\r\n".encode() + rest)
 
 
-def line(text: bytes) -> servers.Behaviour:
-    return servers.answers(text + b"\r\n\r\n")
-
-
 INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
 EARLY_HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\n"
 SETTINGS_FRAME = b"\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x64"
+ONLY_HTTP2 = r"'\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00d' (is it a server of HTTP/2 alone?)"
 TLS_ALERT = b"\x15\x03\x01\x00\x02\x02\x46"
+HEAD = b"HTTP/1.1 200 OK\r\n"
+
+UP = {
+    "200": answer("200 OK"),
+    "200 without a reason": answer("200"),
+    "200 of HTTP/1.0": servers.answers(b"HTTP/1.0 200 OK\r\n\r\nok"),
+    "200 with bare newlines": servers.answers(b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok"),
+    "200 in two segments": servers.answers(servers.OK[:7], servers.OK[7:]),
+    "1xx and 200 in one segment": servers.answers(INTERIM + EARLY_HINTS + servers.OK),
+    "1xx and 200 in two segments": servers.answers(INTERIM, servers.OK),
+    "1xx and 200 cut anywhere": servers.answers((INTERIM + servers.OK)[:30], (INTERIM + servers.OK)[30:]),
+    "chunked": answer("200 OK", b"Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"),
+    "a length of 5000 digits": answer("200 OK", b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n"),
+    "a length that is no number": answer("200 OK", b"Content-Length: -1\r\n\r\n"),
+    "RST in the body": servers.resets_after(servers.OK[:-1]),
+    "endless body": servers.endless(HEAD + b"\r\n", b"x" * 65536),
+    "endless slow body": servers.endless(HEAD + b"\r\n", b"x", pause=0.05),
+}
+
+NO_HTTP = {
+    b"<html>It works</html>\r\n\r\n": "'<html>It works</html>'",  # HTTP/0.9
+    b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n": "'SSH-2.0-OpenSSH_9.2p1 Debian-2'",
+    TLS_ALERT: r"'\x15\x03\x01\x00\x02\x02F' (is it a TLS server?)",
+    SETTINGS_FRAME: ONLY_HTTP2,
+    b"\r\nHTTP/1.1 200 OK\r\n\r\n": "''",
+    b"HTTP/3 200 OK\r\n\r\n": "'HTTP/3 200 OK'",
+    b"HTTP/1.1\r\n\r\n": "'HTTP/1.1'",
+    b"HTTP/1.1 OK 200\r\n\r\n": "'HTTP/1.1 OK 200'",
+    b"HTTP/1.1 20 OK\r\n\r\n": "'HTTP/1.1 20 OK'",
+    b"HTTP/1.1 2000 OK\r\n\r\n": "'HTTP/1.1 2000 OK'",
+    b"HTTP/1.1 000 OK\r\n\r\n": "'HTTP/1.1 000 OK'",
+    b"HTTP/1.1 \xff\x00\x1b[2J\r\n\r\n": r"'HTTP/1.1 \xff\x00\x1b[2J'",
+    b"x" * 10_000 + b"\r\n\r\n": f"'{'x' * 60}'",
+}
+
+CLOSED = "closed the connection without an answer"
+IN_TIME = "timed out after 1 s, "
+TOO_MUCH = "headers of more than 64 KiB"
 
 HTTP = {
+    **{name: (behaviour, None, ANSWERED) for name, behaviour in UP.items()},
     # What never says anything, or not enough
-    "silent": (servers.silent, "timed out after 1 s, waiting for the answer", CONNECT),
+    "silent": (servers.silent, IN_TIME + "waiting for the answer", CONNECT),
     "RST": (servers.resets, "connection reset by peer, waiting for the answer", CONNECT),
     "RST in the headers": (
-        servers.resets_after(b"HTTP/1.1 200 OK\r\nServ"),
+        servers.resets_after(HEAD + b"Serv"),
         "connection reset by peer, reading the headers",
         ANSWERED,
     ),
-    "RST in the body": (servers.resets_after(servers.OK[:-1]), None, ANSWERED),
-    "closes at once": (servers.closes_at_once, "closed the connection without an answer", CONNECT),
-    "closes after the request": (servers.closes, "closed the connection without an answer", CONNECT),
-    "closes after 1xx": (servers.answers(INTERIM), "closed the connection without an answer", CONNECT),
-    "closes in the headers": (
-        servers.answers(b"HTTP/1.1 200 OK\r\nServer"),
-        "closed the connection in the headers",
-        ANSWERED,
-    ),
+    "closes at once": (servers.closes_at_once, CLOSED, CONNECT),
+    "closes after the request": (servers.closes, CLOSED, CONNECT),
+    "closes after 1xx": (servers.answers(INTERIM), CLOSED, CONNECT),
+    "closes in the headers": (servers.answers(HEAD + b"Server"), "closed the connection in the headers", ANSWERED),
     # What never ends
-    "drips the status line": (
-        servers.drips(b"HTTP/1.1 200 OK\r\n\r\n", every=0.1),
-        "timed out after 1 s, reading the headers",
-        ANSWERED,
-    ),
-    "drips 1xx": (
-        servers.endless(b"", INTERIM, pause=0.1),
-        "timed out after 1 s, waiting for the answer",
-        CONNECT,
-    ),
-    "endless headers": (
-        servers.endless(b"HTTP/1.1 200 OK\r\n", b"X-Header: x\r\n" * 100),
-        "headers of more than 64 KiB",
-        ANSWERED,
-    ),
-    "endless header": (
-        servers.endless(b"HTTP/1.1 200 OK\r\nX: ", b"x" * 1000),
-        "headers of more than 64 KiB",
-        ANSWERED,
-    ),
-    "endless status line": (servers.endless(b"HTTP/", b"1" * 1000), "headers of more than 64 KiB", ANSWERED),
-    "endless body": (servers.endless(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 65536), None, ANSWERED),
-    "endless slow body": (servers.endless(b"HTTP/1.1 200 OK\r\n\r\n", b"x", pause=0.05), None, ANSWERED),
-    # What is not HTTP
-    "HTTP/0.9": (line(b"<html>It works</html>"), "not an HTTP answer: '<html>It works</html>'", ANSWERED),
-    "SSH": (
-        servers.answers(b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n"),
-        "not an HTTP answer: 'SSH-2.0-OpenSSH_9.2p1 Debian-2'",
-        ANSWERED,
-    ),
-    "TLS": (
-        servers.answers(TLS_ALERT),
-        r"not an HTTP answer: '\x15\x03\x01\x00\x02\x02F' (is it a TLS server?)",
-        ANSWERED,
-    ),
-    "HTTP/2": (
-        servers.answers(SETTINGS_FRAME),
-        r"not an HTTP answer: '\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00d' "
-        "(is it a server of HTTP/2 alone?)",
-        ANSWERED,
-    ),
-    "empty first line": (line(b"\r\nHTTP/1.1 200 OK"), "not an HTTP answer: ''", ANSWERED),
-    "unknown version": (line(b"HTTP/3 200 OK"), "not an HTTP answer: 'HTTP/3 200 OK'", ANSWERED),
-    "no status": (line(b"HTTP/1.1"), "not an HTTP answer: 'HTTP/1.1'", ANSWERED),
-    "words for a status": (line(b"HTTP/1.1 OK 200"), "not an HTTP answer: 'HTTP/1.1 OK 200'", ANSWERED),
-    "status of two digits": (line(b"HTTP/1.1 20 OK"), "not an HTTP answer: 'HTTP/1.1 20 OK'", ANSWERED),
-    "status of four digits": (line(b"HTTP/1.1 2000 OK"), "not an HTTP answer: 'HTTP/1.1 2000 OK'", ANSWERED),
-    "status 000": (line(b"HTTP/1.1 000 OK"), "not an HTTP answer: 'HTTP/1.1 000 OK'", ANSWERED),
-    "binary": (line(b"HTTP/1.1 \xff\x00\x1b[2J"), r"not an HTTP answer: 'HTTP/1.1 \xff\x00\x1b[2J'", ANSWERED),
-    "a long line": (line(b"x" * 10_000), f"not an HTTP answer: '{'x' * 60}'", ANSWERED),
-    # What is HTTP
-    "200": (answer("200 OK"), None, ANSWERED),
-    "200 without a reason": (answer("200"), None, ANSWERED),
-    "200 of HTTP/1.0": (servers.answers(b"HTTP/1.0 200 OK\r\n\r\nok"), None, ANSWERED),
-    "200 with bare newlines": (servers.answers(b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok"), None, ANSWERED),
-    "200 in two segments": (servers.answers(servers.OK[:7], servers.OK[7:]), None, ANSWERED),
-    "1xx and 200 in one segment": (servers.answers(INTERIM + EARLY_HINTS + servers.OK), None, ANSWERED),
-    "1xx and 200 in two segments": (servers.answers(INTERIM, servers.OK), None, ANSWERED),
-    "1xx and 200 cut anywhere": (
-        servers.answers((INTERIM + servers.OK)[:30], (INTERIM + servers.OK)[30:]),
-        None,
-        ANSWERED,
-    ),
-    "101": (line(b"HTTP/1.1 101 Switching Protocols"), "status 101, expected 200", ANSWERED),
-    "204": (answer("204 No Content", b"\r\n"), "status 204, expected 200", ANSWERED),
-    "301": (answer("301 Moved Permanently"), "status 301, expected 200", ANSWERED),
+    "drips the status line": (servers.drips(HEAD, every=0.1), IN_TIME + "reading the headers", ANSWERED),
+    "drips 1xx": (servers.endless(b"", INTERIM, pause=0.1), IN_TIME + "waiting for the answer", CONNECT),
+    "endless headers": (servers.endless(HEAD, b"X-Header: x\r\n" * 100), TOO_MUCH, ANSWERED),
+    "endless header": (servers.endless(HEAD + b"X: ", b"x" * 1000), TOO_MUCH, ANSWERED),
+    "endless status line": (servers.endless(b"HTTP/", b"1" * 1000), TOO_MUCH, ANSWERED),
+    # What is not what was asked for
+    **{
+        repr(said[:20]): (servers.answers(said), f"not an HTTP answer: {excerpt}", ANSWERED)
+        for said, excerpt in NO_HTTP.items()
+    },
+    "101": (servers.answers(b"HTTP/1.1 101 Switching Protocols\r\n\r\n"), "status 101, expected 200", ANSWERED),
     "404": (answer("404 Not Found"), "status 404, expected 200", ANSWERED),
-    "500": (answer("500 Internal Server Error"), "status 500, expected 200", ANSWERED),
-    "chunked": (
-        answer("200 OK", b"Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"),
-        None,
-        ANSWERED,
-    ),
-    "a length of 5000 digits": (answer("200 OK", b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n"), None, ANSWERED),
-    "a length that is no number": (answer("200 OK", b"Content-Length: -1\r\n\r\n"), None, ANSWERED),
 }
 
 
@@ -291,18 +259,9 @@ def test_https_is_http_over_tls(name: str, ca_file: str) -> None:
     assert (result.error, list(result.phases)) == (error, ["connect", "tls", *phases[1:]])
 
 
-EARLY = {
-    "an answer": (servers.OK, "'HTTP/1.1 200 OK'"),
-    "an answer that is no good": (b"HTTP/1.0 503 Busy\r\n\r\n", "'HTTP/1.0 503 Busy'"),
-    "SSH": (b"SSH-2.0-OpenSSH_9.2p1\r\n", "'SSH-2.0-OpenSSH_9.2p1'"),
-    "HTTP/2": (
-        SETTINGS_FRAME,
-        r"'\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00d' (is it a server of HTTP/2 alone?)",
-    ),
-}
-
-
-@pytest.mark.parametrize(("early", "excerpt"), EARLY.values(), ids=EARLY)
+@pytest.mark.parametrize(
+    ("early", "excerpt"), [(servers.OK, "'HTTP/1.1 200 OK'"), (SETTINGS_FRAME, ONLY_HTTP2)], ids=["an answer", "HTTP/2"]
+)
 def test_what_is_there_before_the_request_is_a_failure(early: bytes, excerpt: str) -> None:
     target = probe.Target("http", "/there", None, EU)
     connection = probe._Connection(target, time.monotonic() + 10)
@@ -508,7 +467,7 @@ def test_a_few_certificates_in_the_system_s_directory_do_not_hide_its_bundle(
     assert (context.cert_store_stats()["x509_ca"] > 0) == bundle
 
 
-@pytest.mark.parametrize("scheme", ["tcp", "tls", "http", "https"])
+@pytest.mark.parametrize("scheme", ["tcp", "https"])
 def test_no_connection(scheme: str, tmp_path: Path) -> None:
     with servers.refusing() as port:
         result = probed(scheme, ("127.0.0.1", port))
