@@ -92,6 +92,12 @@ def listening(answer: Callable[[socket.socket], object]) -> Iterator[str]:
                 thread.join()
 
 
+def say_nothing(connection: socket.socket) -> None:
+    """Hear all that the client says."""
+    while connection.recv(1 << 16):
+        pass
+
+
 READING = ("prompt", "show servers state", "show stat -1 4 -1")
 """The commands of a reweigh that change nothing."""
 

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 
 from multicloud import history, ranking, reweigh, runtime, samplefile, scores, settings
 from multicloud.demo.router import haproxy_binary
-from tests.edge import edge, wait_until
-from tests.haproxy import READING, haproxy, listening, process, recording, tell, weights
+from tests.edge import wait_until
+from tests.haproxy import READING, haproxy, listening, process, recording, say_nothing, tell, weights
 from tests.ports import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 COMMAND = Path(sys.executable).with_name("multicloud-reweigh")
 
@@ -67,11 +67,8 @@ def fails(result: subprocess.CompletedProcess[str], code: int, reason: str, chan
 def test_a_line_for_each_weight_that_changed_and_then_nothing(router: str, times: Path) -> None:
     times.write_text(FAST_EU)
     first = run(router, times)
-    assert (first.returncode, first.stderr) == (0, "")
-    assert first.stdout.splitlines() == [
-        "upstream/eu: weight 1 -> 256, the fastest: 100.0 ms",
-        "upstream/ap: weight 1 -> 0, others are faster: 300.0 ms",
-    ]
+    changed = "upstream/eu: weight 1 -> 256, the fastest: 100.0 ms\n" + AP_IS_OUT
+    assert (first.returncode, first.stdout, first.stderr) == (0, changed, "")
     assert weights(router) == EU_IS_FAVORITE
     with recording(router) as recorded:
         second = run(recorded.path, times)
@@ -87,14 +84,6 @@ def test_who_overtakes_says_by_how_much(router: str, times: Path) -> None:
         "upstream/eu: weight 1 -> 256, 31 % faster than us",
         "upstream/us: weight 256 -> 1, the fastest after the favourite: 100.0 ms",
     ]
-
-
-def test_that_nobody_can_read_what_changed_is_no_failure(router: str, times: Path) -> None:
-    times.write_text(FAST_EU)
-    environ = {"MULTICLOUD_SOCKET": router, "MULTICLOUD_TIMES": str(times)}
-    with open("/dev/full", "w") as full:
-        assert subprocess.run([COMMAND], env=environ, stdout=full, stderr=full, timeout=60).returncode == 0
-    assert weights(router) == EU_IS_FAVORITE
 
 
 def test_a_backend_without_samples_is_untouched(router: str, times: Path) -> None:
@@ -165,11 +154,11 @@ def states(address: str) -> str:
     return "\n".join(" ".join((row[1], *row[3:6])) + " " for row in rows)
 
 
-@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
-def test_closed_standard_streams_do_not_matter(router: str, times: Path, closed: str) -> None:
+@pytest.mark.parametrize("streams", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-", ">/dev/full 2>/dev/full"])
+def test_it_needs_no_standard_streams(router: str, times: Path, streams: str) -> None:
     times.write_text(FAST_EU)
     environ = {"MULTICLOUD_SOCKET": router, "MULTICLOUD_TIMES": str(times)}
-    assert subprocess.run(["/bin/sh", "-c", f'exec "{COMMAND}" {closed}'], env=environ, timeout=60).returncode == 0
+    assert subprocess.run(["/bin/sh", "-c", f'exec "{COMMAND}" {streams}'], env=environ, timeout=60).returncode == 0
     assert weights(router) == EU_IS_FAVORITE
     assert times.read_text() == FAST_EU
 
@@ -208,29 +197,9 @@ def test_settings_and_a_sample_file_that_cannot_be_read_are_exit_code_2(router: 
     assert weights(router) == {"eu": 1, "us": 1, "ap": 1}
 
 
-def say_nothing(connection: socket.socket) -> None:
-    while connection.recv(1 << 16):
-        pass
-
-
-def never_stop(connection: socket.socket) -> None:
-    while True:
-        connection.sendall(b"x" * 1000)
-
-
-@pytest.mark.parametrize(
-    ("answer", "reason"),
-    [
-        (say_nothing, "no answer in time"),
-        (never_stop, "no answer in time"),
-        (lambda connection: connection.recv(100), "HAProxy closed the connection at 'prompt'"),
-    ],
-)
-def test_a_haproxy_that_does_not_answer_is_exit_code_1(
-    times: Path, answer: Callable[[socket.socket], object], reason: str
-) -> None:
-    with listening(answer) as path:
-        fails(run(path, times), 1, reason)
+def test_a_haproxy_that_does_not_answer_is_exit_code_1(times: Path) -> None:
+    with listening(say_nothing) as path:
+        fails(run(path, times), 1, "no answer in time")
 
 
 @pytest.mark.parametrize(("more", "said"), [([], "no"), (["nor", "never"], "no (and 2 more refusals)")])
@@ -243,8 +212,6 @@ def test_a_haproxy_that_is_not_there_or_refuses_is_exit_code_1(times: Path) -> N
     fails(run(str(times.parent / "no.sock"), times), 1, "no such file or directory")
     with haproxy(BACKENDS, level="operator") as address:
         fails(run(address, times), 1, "'set server upstream/eu weight 256' was refused: Permission denied")
-    with haproxy(BACKENDS.replace("roundrobin", "source")) as address:
-        fails(run(address, times), 1, "Backend is using a static LB algorithm", AP_IS_OUT)
 
 
 def test_a_server_removed_between_reading_and_writing_is_refused_and_the_others_get_their_weights(
@@ -306,14 +273,6 @@ def test_a_worker_under_a_master_is_like_any_other(times: Path) -> None:
     with haproxy(BACKENDS, extra="master-worker") as address:
         assert run(address, times).returncode == 0
         assert weights(address) == EU_IS_FAVORITE
-
-
-def test_two_at_once_end_with_the_same_weights(router: str, times: Path) -> None:
-    times.write_text(FAST_EU)
-    environ = {"MULTICLOUD_SOCKET": router, "MULTICLOUD_TIMES": str(times)}
-    both = [subprocess.Popen([COMMAND], env=environ, stdout=subprocess.DEVNULL) for _ in range(2)]
-    assert [each.wait(timeout=60) for each in both] == [0, 0]
-    assert weights(router) == EU_IS_FAVORITE
 
 
 def test_a_thousand_servers_get_their_weights_over_one_connection(times: Path) -> None:
@@ -624,16 +583,6 @@ def test_root_can_reweigh_with_the_file_of_another_user_in_a_sticky_directory(ro
         assert (times.stat().st_uid, times.stat().st_gid) == (65534, 65534)
         samplefile.append(str(times), "upstream", "eu", 0.1, time.time())
         assert os.listdir(name) == ["times.txt"]
-
-
-def test_a_broken_loop_is_visible_in_haproxy() -> None:
-    def break_it(configuration: str) -> str:
-        return configuration.replace("level admin", "level operator")
-
-    with edge({"a.demo": 0.0, "b.demo": 0.05}, configure=break_it) as running:
-        wait_until(lambda: running.states("reweigh") == {"multicloud-reweigh": "DOWN"}, 30, "the fake server is DOWN")
-        wait_until(lambda: "was refused: Permission denied" in running.log(), 10, "the log says why")
-        assert running.get()[0] == 200
 
 
 def test_who_has_changed_weights_decides_again_until_nothing_differs(

@@ -7,6 +7,7 @@ import contextlib
 import csv
 import functools
 import os
+import re
 import socket
 import threading
 import time
@@ -17,7 +18,8 @@ import pytest
 from multicloud import ranking, runtime
 from tests import servers
 from tests.edge import wait_until
-from tests.haproxy import haproxy, listening, tell, weights
+from tests.haproxy import haproxy, listening, say_nothing, tell, weights
+from tests.haproxy import servers as servers_of
 from tests.ports import free_port
 from tests.servers import frozen
 
@@ -42,8 +44,7 @@ def router() -> Iterator[str]:
 
 
 def told(address: str) -> list[tuple[str, str, str, int]]:
-    with runtime.RuntimeAPI(address) as api:
-        return [(server.backend, server.name, server.state, server.weight) for server in api.servers()]
+    return [(server.backend, server.name, server.state, server.weight) for server in servers_of(address)]
 
 
 def set_weights(address: str, changes: dict[str, int], backend: str = "upstream") -> list[str]:
@@ -100,8 +101,7 @@ backend {LONG}
             ("1:2", "3:4", "UP", 256),
             (LONG, LONG, "UP", 1),
         ]
-        with runtime.RuntimeAPI(address) as api:
-            found = {server.name: server for server in api.servers()}
+        found = {server.name: server for server in servers_of(address)}
         assert [server.name for server in found.values() if server.unresolved] == ["unresolved"]
         assert (found["up"].address, found["down"].port, found["up"].mode) == ("127.0.0.1", str(port), "http")
         assert (found["up"].check, found["down"].check, found["unchecked"].check) == ("L4OK", "L4CON", "")
@@ -136,8 +136,7 @@ backend more
     ):
 
         def found() -> dict[tuple[str, str], runtime.Server]:
-            with runtime.RuntimeAPI(address) as api:
-                return {server.key: server for server in api.servers()}
+            return {server.key: server for server in servers_of(address)}
 
         def slow_since() -> float:
             server = found()["b", "slow"]
@@ -210,8 +209,8 @@ def test_what_a_server_answers_to_a_check_of_haproxys_own_is_never_taken_for_a_t
 
 def test_a_server_that_tracks_one_of_a_disabled_backend_is_as_any_other() -> None:
     backends = "server a 127.0.0.1:1 track d/a\nbackend d\n    disabled\n    server a 127.0.0.1:1 check"
-    with haproxy(f"backend b\n    {backends}") as address, runtime.RuntimeAPI(address) as api:
-        found = {server.key: server for server in api.servers()}
+    with haproxy(f"backend b\n    {backends}") as address:
+        found = {server.key: server for server in servers_of(address)}
     assert ("b", "a") in found
     unsaid = found.get(("d", "a"), runtime.Server("d", "a", "UP", 1))
     assert (unsaid.mode, unsaid.check, unsaid.code, unsaid.state_age) == ("http", "", "", 0)
@@ -316,20 +315,16 @@ def test_a_socket_of_another_user_is_an_error(router: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("level", "balance", "message"),
+    ("level", "balance", "reason"),
     [
-        ("user", "roundrobin", "'set server upstream/eu weight 5' was refused: Permission denied"),
-        (
-            "admin",
-            "source",
-            "'set server upstream/eu weight 5' was refused: "
-            "Backend is using a static LB algorithm and only accepts weights '0%' and '100%'.",
-        ),
+        ("user", "roundrobin", "Permission denied"),
+        ("admin", "source", "Backend is using a static LB algorithm and only accepts weights '0%' and '100%'."),
     ],
 )
-def test_what_haproxy_does_not_allow_is_refused(level: str, balance: str, message: str) -> None:
+def test_what_haproxy_does_not_allow_is_refused(level: str, balance: str, reason: str) -> None:
     with haproxy(UPSTREAM.replace("roundrobin", balance), level=level) as address:
-        assert set_weights(address, {"eu": 5}) == [f"{address}: {message}"]
+        refused = f"{address}: 'set server upstream/eu weight 5' was refused: {reason}"
+        assert set_weights(address, {"eu": 5}) == [refused]
 
 
 def test_a_full_queue_is_waited_for(tmp_path: Path) -> None:
@@ -382,8 +377,9 @@ def test_a_host_that_cannot_be_looked_up_is_an_error() -> None:
 PROMPT = b"\n> "
 HEADER = b"1\n# be_name srv_name srv_use_ssl srv_addr srv_port srv_fqdn "
 HEADER += b"srv_op_state srv_admin_state srv_uweight\n"
-CIRCLE = "# pxname,svname,tracked," + ",".join(runtime.STAT_COLUMNS[3:])
-CIRCLE += "".join(f"\nb,{name},b/{other}" + "," * len(runtime.STAT_COLUMNS[3:]) for name, other in ("ac", "ca"))
+TWO = HEADER + b"b a 0 - - - 2 0 1\nb c 0 - - - 2 0 1"
+OTHERS = runtime.STAT_COLUMNS[3:]
+CIRCLE = f"# pxname,svname,tracked,{','.join(OTHERS)}\nb,a,b/c{',' * len(OTHERS)}\nb,c,b/a{',' * len(OTHERS)}".encode()
 
 
 def script(*answers: bytes) -> Callable[[socket.socket], None]:
@@ -395,11 +391,6 @@ def script(*answers: bytes) -> Callable[[socket.socket], None]:
             connection.sendall(each)
 
     return answer
-
-
-def say_nothing(connection: socket.socket) -> None:
-    while connection.recv(1 << 16):
-        pass
 
 
 def say_nothing_of_use(connection: socket.socket) -> None:
@@ -425,22 +416,10 @@ def never_stop(connection: socket.socket) -> None:
         (script(PROMPT, HEADER + b"upstream eu - - - - 2"), "HAProxy closed the connection at 'show servers state'"),
         (script(PROMPT, PROMPT), "no server states in the answer: ''"),
         (script(PROMPT, b"2" + HEADER[1:] + PROMPT), "no server states in the answer: '2"),
-        (
-            script(PROMPT, HEADER + b"upstream eu - - - - 2 0" + PROMPT),
-            "no server states in the answer: 'upstream eu",
-        ),
-        (
-            script(PROMPT, HEADER + b"upstream eu - - - - 2 0 many" + PROMPT),
-            "no server states in the answer: .*'many'",
-        ),
-        (
-            script(PROMPT, HEADER + b"b a 0 - - - 2 0 1\nb c 0 - - - 2 0 1" + PROMPT, CIRCLE.encode() + PROMPT),
-            "b/a tracks itself",
-        ),
-        (
-            script(PROMPT, HEADER + PROMPT, b"x" + PROMPT),
-            "no statistics in the answer: 'x'",
-        ),
+        (script(PROMPT, HEADER + b"upstream eu - - - - 2 0" + PROMPT), "no server states in the answer: 'upstream eu"),
+        (script(PROMPT, HEADER + b"upstream eu - - - - 2 0 many" + PROMPT), "no server states in the answer: .*'many'"),
+        (script(PROMPT, TWO + PROMPT, CIRCLE + PROMPT), "b/a tracks itself"),
+        (script(PROMPT, HEADER + PROMPT, b"x" + PROMPT), "no statistics in the answer: 'x'"),
         (script(PROMPT, bytes(range(256)) + PROMPT), "no server states in the answer: '"),
         (script(b"HTTP/1.1 400 Bad request\r\n\r\n"), "HAProxy closed the connection at 'prompt'"),
     ],
@@ -448,10 +427,9 @@ def never_stop(connection: socket.socket) -> None:
 def test_one_that_is_no_haproxy_or_a_dying_one_is_an_error(
     answer: Callable[[socket.socket], None], message: str
 ) -> None:
-    def use(path: str) -> None:
+    def use() -> None:
         with runtime.RuntimeAPI(path, timeout=0.5) as api:
             api.servers()
 
-    with listening(answer) as path, pytest.raises(runtime.RuntimeAPIError, match=message) as caught:
-        use(path)
-    assert len(str(caught.value).splitlines()) == 1
+    with listening(answer) as path:
+        assert re.search(message, fail(use))
