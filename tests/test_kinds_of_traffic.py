@@ -108,15 +108,9 @@ class Application(http.server.BaseHTTPRequestHandler):
         if self.headers["content-type"] == "application/grpc":
             self.call()
             return
-        size = sum(len(part) for part in iter(lambda: self.rfile.read(min(self.left(), 65536)), b""))
+        size = len(self.rfile.read(int(self.headers["content-length"])))
         time.sleep(float(self.headers["x-work"] or 0))
         self.answer({"region": self.region, **self.asked(), "size": size})
-
-    def left(self) -> int:
-        self.unread = getattr(self, "unread", int(self.headers["content-length"]))
-        part = min(self.unread, 65536)
-        self.unread -= part
-        return part
 
     def asked(self) -> dict[str, str]:
         """The headers of the request."""

@@ -513,15 +513,6 @@ def test_what_cannot_be_meant_is_exit_code_2_and_one_line(
     assert done.stderr.count("\n") == 1
 
 
-def test_a_port_that_is_taken_is_exit_code_1_and_one_line(here: Site) -> None:
-    with (
-        socket.create_server(("127.0.0.1", 0)) as taken,
-        here.beside("--metrics", str(taken.getsockname()[1])) as beside,
-    ):
-        assert beside.process.wait(timeout=10) == 1
-    assert re.fullmatch(r"error: --metrics \d+: address already in use\n", beside.warned.read_text())
-
-
 def test_the_command_for_people_is_the_same_function(here: Site) -> None:
     with command.Terminal("run", "--interval", "0.2", environ=here.environ) as terminal:
         terminal.wait_for("app/eu: weight 1 -> 256")

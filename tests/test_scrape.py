@@ -16,6 +16,7 @@ from prometheus_client import parser
 from prometheus_client.openmetrics import parser as open_parser
 
 from multicloud import history, overview, ranking, reweigh, scrape, settings
+from multicloud.light import CommandError
 from multicloud.ranking import Reason
 from multicloud.runtime import DOWN, UP, Server
 from tests.ports import free_port
@@ -178,6 +179,14 @@ def test_names_and_types_are_as_prometheus_likes_them(page: str) -> None:
         pytest.skip("no promtool: it comes with Debian's package prometheus")
     done = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_port_that_is_taken_is_said() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = taken.getsockname()[1]
+        with pytest.raises(CommandError, match=f"^--metrics {number}: address already in use$") as caught:
+            scrape.listen(str(number))
+    assert caught.value.exit_code == 1
 
 
 @pytest.fixture
