@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import contextlib
 import csv
 import functools
 import os
 import re
 import socket
-import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -303,17 +300,6 @@ def test_a_socket_that_is_missing_or_that_nobody_listens_at_is_an_error(
     assert fail(lambda: told(too_long)) == f"{too_long}: af_unix path too long; {asks}"
 
 
-@pytest.mark.root("be another user")
-def test_a_socket_of_another_user_is_an_error(router: str) -> None:
-    os.chmod(os.path.dirname(router), 0o755)
-    os.seteuid(65534)
-    try:
-        message = fail(lambda: told(router))
-    finally:
-        os.seteuid(0)
-    assert message == f"{router}: permission denied; is it the `stats socket` of a running HAProxy?"
-
-
 @pytest.mark.parametrize(
     ("level", "balance", "reason"),
     [
@@ -325,31 +311,6 @@ def test_what_haproxy_does_not_allow_is_refused(level: str, balance: str, reason
     with haproxy(UPSTREAM.replace("roundrobin", balance), level=level) as address:
         refused = f"{address}: 'set server upstream/eu weight 5' was refused: {reason}"
         assert set_weights(address, {"eu": 5}) == [refused]
-
-
-def test_a_full_queue_is_waited_for(tmp_path: Path) -> None:
-    path = str(tmp_path / "haproxy.sock")
-
-    def answer_once() -> None:
-        with frozen(path) as listener:
-            ready.set()
-            time.sleep(0.2)
-            listener.settimeout(5)
-            for _ in range(8):
-                accepted, _ = listener.accept()
-                with accepted, contextlib.suppress(TimeoutError):  # of those that only fill the queue
-                    accepted.settimeout(0.5)
-                    if accepted.recv(64):
-                        accepted.sendall(PROMPT)
-                        return
-
-    ready = threading.Event()
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        done = pool.submit(answer_once)
-        assert ready.wait(10)
-        with runtime.RuntimeAPI(path, timeout=10):
-            pass
-        done.result()
 
 
 def test_a_queue_that_stays_full_is_no_answer_in_time(tmp_path: Path) -> None:
