@@ -62,14 +62,6 @@ def test_where_no_region_has_room_status_says_so() -> None:
             wait_until(lambda: line in " ".join(status(running).split()), 60, line)
 
 
-def test_after_twenty_one_and_more_samples_the_weights_are_still_right() -> None:
-    """The shell version gave every server 256 from the 21st sample on."""
-    with edge(FOUR, interval="2s", times=measured(FOUR, 25)) as running:
-        wait_until(lambda: running.weights() == RANKED, 20, "weights 256/1/0/0")
-        wait_until(lambda: sum(" eu.demo " in line for line in running.times()) > 25 + 2, 20, "new samples")
-        assert running.weights() == RANKED
-
-
 def test_the_weights_follow_when_the_regions_change_places() -> None:
     with edge(FOUR, commands=QUICK) as running:
         wait_until(lambda: running.weights() == RANKED, 20, "weights 256/1/0/0")

@@ -284,6 +284,25 @@ def test_whatever_the_system_refuses_is_a_sample_file_error_and_leaves_nothing_o
     assert Path(times).read_text() == lines_of(1, 2, 3)
 
 
+@pytest.mark.parametrize("use", USES)
+def test_a_file_that_is_there_is_never_opened_as_if_to_be_made(
+    times: str, monkeypatch: pytest.MonkeyPatch, use: str
+) -> None:
+    """Linux refuses that even root, of a file of another user's in a directory like /tmp (fs.protected_regular)."""
+    Path(times).write_text(lines_of(1, 2, 3))
+    opened = []
+
+    def note(path: str, flags: int, *mode: int) -> int:
+        opened.append((path, flags & os.O_CREAT))
+        return original(path, flags, *mode)
+
+    original = os.open
+    monkeypatch.setattr(os, "open", note)
+    USES[use](times)
+    assert (times, 0) in opened
+    assert (times, os.O_CREAT) not in opened
+
+
 @pytest.mark.parametrize(
     ("call", "number"), [("fchown", errno.EPERM), ("fchmod", errno.EPERM), ("rename", errno.EBUSY)]
 )

@@ -36,10 +36,16 @@ HANG = 5.0
 
 
 def probed(
-    scheme: str, at: tuple[str, int | None], *, host: str = EU, timeout: float = 10, **given: Any
+    scheme: str,
+    at: tuple[str, int | None],
+    *,
+    host: str = EU,
+    timeout: float = 10,
+    clock: str = "request",
+    **given: Any,
 ) -> probe.Probe:
     start = time.monotonic()
-    result = probe.probe(probe.Target(scheme, *at, host, **given), timeout)
+    result = probe.probe(probe.Target(scheme, *at, host, **given), timeout, clock)
     result.close()
     took = time.monotonic() - start
     assert took < timeout + HANG
@@ -54,11 +60,8 @@ def probed(
 def test_the_clock_starts_with_the_request_or_with_the_connection(scheme: str, ca_file: str) -> None:
     tls = servers.good() if scheme == "https" else None
     with servers.Server(servers.answers(servers.OK), tls=tls) as server:
-        target = probe.Target(scheme, *server.at, EU, ca_file=ca_file)
-        request = probe.probe(target, 10)
-        request.close()
-        connection = probe.probe(target, 10, "connection")
-        connection.close()
+        request = probed(scheme, server.at, ca_file=ca_file)
+        connection = probed(scheme, server.at, ca_file=ca_file, clock="connection")
     assert request.seconds == max(request.phases["first_byte"], request.phases["connect"])
     assert connection.seconds == sum(connection.phases.values()) > connection.phases["first_byte"]
 
@@ -520,12 +523,10 @@ def test_addresses(scheme: str, address: str, ca_file: str, tmp_path: Path) -> N
     address = str(tmp_path / address) if address.endswith(".sock") else address
     tls = servers.good() if scheme == "https" else None
     with servers.Server(servers.answers(servers.OK), tls=tls, address=address) as server:
-        target = probe.Target(scheme, *server.at, EU, ca_file=ca_file)
-        result = probe.probe(target, 10)
-        result.close()
+        result = probed(scheme, server.at, ca_file=ca_file)
     assert (result.error, result.status) == (None, 200)
     port = "" if server.port is None else f":{server.port}"
-    assert str(target) == f"{scheme}://{EU}{port} ({address})"
+    assert str(probe.Target(scheme, *server.at, EU)) == f"{scheme}://{EU}{port} ({address})"
 
 
 @pytest.mark.parametrize(

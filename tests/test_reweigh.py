@@ -547,44 +547,6 @@ def test_no_content_sends_a_command_for_a_server_that_haproxy_did_not_list(
         )
 
 
-@pytest.fixture
-def protected_regular() -> Iterator[None]:
-    """The kernel's rule, which distributions set: nobody, not even root, opens another user's file with O_CREAT."""
-    switch = Path("/proc/sys/fs/protected_regular")
-    before = switch.read_text() if switch.exists() else ""
-    if before.strip() in ("1", "2"):
-        yield
-        return
-    if not os.environ.get("CI"):
-        pytest.skip("fs.protected_regular is off, and only a machine for tests (CI set) has its kernel changed")
-    try:
-        switch.write_text("1")
-    except OSError as error:
-        pytest.skip(f"fs.protected_regular is off and cannot be set: {error}")
-    try:
-        yield
-    finally:
-        switch.write_text(before)
-
-
-@pytest.mark.root("give a file to somebody else")
-@pytest.mark.usefixtures("protected_regular")
-def test_root_can_reweigh_with_the_file_of_another_user_in_a_sticky_directory(router: str) -> None:
-    with tempfile.TemporaryDirectory() as name:
-        os.chmod(name, 0o1777)
-        times = Path(name, "times.txt")
-        times.write_text(FAST_EU * 7000)
-        os.chown(times, 65534, 65534)
-        with pytest.raises(PermissionError):
-            os.open(times, os.O_RDWR | os.O_CREAT)  # the rule is at work
-        result = run(router, times)
-        assert (result.returncode, result.stderr) == (0, "")
-        assert times.read_text() == FAST_EU * (history.KEEP_IN_ALL // 3)
-        assert (times.stat().st_uid, times.stat().st_gid) == (65534, 65534)
-        samplefile.append(str(times), "upstream", "eu", 0.1, time.time())
-        assert os.listdir(name) == ["times.txt"]
-
-
 def test_who_has_changed_weights_decides_again_until_nothing_differs(
     router: str, times: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
