@@ -28,7 +28,7 @@ from multicloud.demo.router import Router, haproxy_binary
 from multicloud.haproxy_cfg import configuration
 from multicloud.plan import EXAMPLES, RELAYED, Plan, Server
 from tests import haproxy, servers
-from tests.edge import edge, listen_anywhere, wait_until
+from tests.edge import Edge, edge, listen_anywhere, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -186,51 +186,52 @@ def test_what_is_not_http_is_measured_and_routed(tmp_path: Path, ca_file: str, b
             assert client.recv(100) == b"\0no HTTP\r\n\r\n"
 
 
-def hear(client: socket.socket, text: str) -> str:
-    """What comes up to that text, or to the end of the connection."""
-    heard = b""
-    while text.encode() not in heard and (received := client.recv(65536)):
-        heard += received
-    return heard.decode()
+def hear(client: socket.socket) -> str:
+    """What comes up to the end of the connection."""
+    return b"".join(iter(lambda: client.recv(65536), b"")).decode()
 
 
-def test_a_region_is_asked_for_its_own_host_whatever_the_client_writes_in_place_of_a_path() -> None:
-    head = "{} {} HTTP/1.1\r\nHost: admin.internal\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-
-    def ask(method: str, target: str) -> str:
-        with socket.create_connection(("127.0.0.1", running.port), timeout=10) as client:
-            client.sendall(head.format(method, target).encode())
-            return hear(client, "the end of the connection")
-
-    with edge({"eu.demo": 0.0}, interval="600s") as running:
-        for method in ("GET", "POST"):
-            heard = ask(method, "http://admin.internal/a?b").partition("\r\n\r\neu.demo\n\n")[2]
-            assert heard.startswith(f"{method} /a?b HTTP/1.1\r\n")
-            assert "\r\nhost: eu.demo\r\n" in heard.lower()
-            assert "\r\nx-forwarded-host: admin.internal\r\n" in heard.lower()
-            assert heard.lower().count("admin.internal") == 1
-        assert ask("CONNECT", "admin.internal:443").startswith("HTTP/1.1 405 ")
-        assert ask("GET", "http://admin.internal").partition("\r\n\r\neu.demo\n\n")[2].startswith("GET / HTTP/1.1\r\n")
-        for target in ("ftp://admin.internal/a", "ws://admin.internal/a", "admin.internal:80"):
-            assert ask("GET", target).startswith("HTTP/1.1 400 "), target
-
-
-def test_a_client_opens_no_tunnel_past_the_configuration_and_takes_no_header_of_it_away() -> None:
-    with edge({"eu.demo": 0.0}, interval="600s") as running:
-        head = "GET / HTTP/1.1\nHost: a\nContent-Length: 0\n"
-        upgrade = "Connection: close, Upgrade, HTTP2-Settings\nUpgrade: h2c\nHTTP2-Settings: a\n\n"
-        heard = sent(running.port, head + upgrade)
-        assert "\r\nupgrade:" not in heard
-        heard = sent(running.port, f"{head}Connection: close, X-Forwarded-Host\n\n")
-        assert "\r\nx-forwarded-host: a\r\n" in heard
-        assert not re.search("\nconnection:.*forwarded", heard)
+def answer_to(port: int, request: str) -> str:
+    """The whole answer to a request, whose lines end as they do here."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.sendall(request.replace("\n", "\r\n").encode())
+        return hear(client)
 
 
 def sent(port: int, request: str) -> str:
     """What a region has heard of a request, as its answer says in lower case."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
-        client.sendall(request.replace("\n", "\r\n").encode())
-        return hear(client, "the end of the connection").partition("\r\n\r\n")[2].lower()
+    return answer_to(port, request).partition("\r\n\r\n")[2].lower()
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Edge]:
+    """A region behind the shipped configuration."""
+    with edge({"eu.demo": 0.0}, interval="600s") as running:
+        yield running
+
+
+def test_a_region_is_asked_for_its_own_host_whatever_the_client_writes_in_place_of_a_path(running: Edge) -> None:
+    head = "{} {} HTTP/1.1\nHost: admin.internal\nConnection: close\nContent-Length: 0\n\n"
+    for method in ("GET", "POST"):
+        heard = sent(running.port, head.format(method, "http://admin.internal/a?b"))
+        assert heard.startswith(f"eu.demo\n\n{method.lower()} /a?b http/1.1\r\n")
+        assert "\r\nhost: eu.demo\r\n" in heard
+        assert "\r\nx-forwarded-host: admin.internal\r\n" in heard
+        assert heard.count("admin.internal") == 1
+    heard = sent(running.port, head.format("GET", "http://admin.internal"))
+    assert heard.startswith("eu.demo\n\nget / http/1.1\r\n")
+    assert answer_to(running.port, head.format("CONNECT", "admin.internal:443")).startswith("HTTP/1.1 405 ")
+    for target in ("ftp://admin.internal/a", "ws://admin.internal/a", "admin.internal:80"):
+        assert answer_to(running.port, head.format("GET", target)).startswith("HTTP/1.1 400 "), target
+
+
+def test_a_client_opens_no_tunnel_past_the_configuration_and_takes_no_header_of_it_away(running: Edge) -> None:
+    head = "GET / HTTP/1.1\nHost: a\nContent-Length: 0\n"
+    upgrade = "Connection: close, Upgrade, HTTP2-Settings\nUpgrade: h2c\nHTTP2-Settings: a\n\n"
+    assert "\r\nupgrade:" not in sent(running.port, head + upgrade)
+    heard = sent(running.port, f"{head}Connection: close, X-Forwarded-Host\n\n")
+    assert "\r\nx-forwarded-host: a\r\n" in heard
+    assert not re.search("\nconnection:.*forwarded", heard)
 
 
 def one_name(text: str) -> str:
@@ -262,12 +263,11 @@ def test_a_region_learns_the_clients_host_scheme_and_address_and_nothing_that_a_
             ]
 
 
-def test_a_region_learns_that_a_client_behind_the_proxy_protocol_came_to_port_443() -> None:
-    with edge({"eu.demo": 0.0}, interval="600s") as running:
-        head = "PROXY TCP4 192.0.2.1 192.0.2.2 50000 443\nGET / HTTP/1.1\nHost: a\nConnection: close\n\n"
-        heard = sent(int(running.router._environ["PROXY_PORT"]), head)
-        assert "\r\nx-forwarded-proto: https\r\n" in heard
-        assert "\r\nx-forwarded-for: 192.0.2.1\r\n" in heard
+def test_a_region_learns_that_a_client_behind_the_proxy_protocol_came_to_port_443(running: Edge) -> None:
+    head = "PROXY TCP4 192.0.2.1 192.0.2.2 50000 443\nGET / HTTP/1.1\nHost: a\nConnection: close\n\n"
+    heard = sent(int(running.router._environ["PROXY_PORT"]), head)
+    assert "\r\nx-forwarded-proto: https\r\n" in heard
+    assert "\r\nx-forwarded-for: 192.0.2.1\r\n" in heard
 
 
 def test_a_region_learns_that_a_client_came_over_tls(tmp_path: Path) -> None:
@@ -285,26 +285,26 @@ def test_a_region_learns_that_a_client_came_over_tls(tmp_path: Path) -> None:
         connection.close()
 
 
-def test_a_client_in_the_middle_of_a_request_is_answered_after_the_signal_to_stop() -> None:
-    with edge({"eu.demo": 0.0}, interval="600s") as running, contextlib.ExitStack() as stack:
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: a\r\n", b"Connection: close\r\n\r\n"),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 8\r\n\r\nhalf", b"half"),
+    ],
+    ids=["GET", "POST"],
+)
+def test_a_client_in_the_middle_of_a_request_is_answered_after_the_signal_to_stop(first: bytes, second: bytes) -> None:
+    with edge({"eu.demo": 0.0}, interval="600s") as running:
         assert running.get() == (200, "eu.demo")
-        halves = [
-            ("GET / HTTP/1.1\r\nHost: a\r\n", "Connection: close\r\n\r\n"),
-            ("POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 8\r\n\r\nhalf", "half"),
-        ]
-        clients = [
-            stack.enter_context(socket.create_connection(("127.0.0.1", running.port), timeout=10)) for _ in halves
-        ]
-        for client, (first, _) in zip(clients, halves, strict=True):
-            client.sendall(first.encode())
-        time.sleep(0.2)
-        running.router._processes[-1].send_signal(signal.SIGUSR1)
-        time.sleep(0.5)
-        for client, (_, second) in zip(clients, halves, strict=True):
-            client.sendall(second.encode())
-            heard = hear(client, "the end of the connection").lower()
-            assert heard.startswith("http/1.1 200 ")
-            assert "\r\nhost: eu.demo\r\n" in heard
+        with socket.create_connection(("127.0.0.1", running.port), timeout=10) as client:
+            client.sendall(first)
+            time.sleep(0.2)
+            running.router._processes[-1].send_signal(signal.SIGUSR1)
+            time.sleep(0.5)
+            client.sendall(second)
+            heard = hear(client).lower()
+    assert heard.startswith("http/1.1 200 ")
+    assert "\r\nhost: eu.demo\r\n" in heard
 
 
 @pytest.mark.skipif(here() < RELAYED, reason="there is no relay")
@@ -320,7 +320,7 @@ def test_the_relay_is_no_port_and_opens_the_backends_of_its_application_alone() 
                 client.connect(name.ljust(108, b"\0"))
                 headers = f"Host: a\r\nX-Backend: panel\r\nX-Upstream: {region}\r\nConnection: close\r\n\r\n"
                 client.sendall(f"GET / HTTP/1.1\r\n{headers}".encode())
-                heard = hear(client, "the end of the connection")
+                heard = hear(client)
             assert "secret" not in heard
             assert heard.startswith("HTTP/1.1 200 " if region == "eu.demo" else "HTTP/1.1 400 ")
 

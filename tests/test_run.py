@@ -237,7 +237,7 @@ def test_a_check_that_failed_right_before_a_good_one_is_a_failed_sample_too(tmp_
             wait_until(lambda: len(here.samples("eu")) > 4, 15, "it is known how far checks are apart")
             before = eu(here).failures
             here.region["eu"].hangs = 3
-            wait_until(lambda: eu(here).failures >= before + 6, 40, "failed checks")
+            wait_until(lambda: eu(here).failures >= before + 4, 40, "failed checks")
             here.region["eu"].hangs = 0
             wait_until(lambda: not any(each.failed for each in here.samples("eu")[-3:]), 15, "good ones")
             assert sum(each.failed for each in here.samples("eu")) == eu(here).failures - before
