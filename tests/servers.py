@@ -158,12 +158,6 @@ def closes_at_once(connection: Connection) -> None:
     connection.finish()
 
 
-def closes(connection: Connection) -> None:
-    """Hears the request and closes without an answer."""
-    connection.request()
-    connection.finish()
-
-
 def resets(connection: Connection) -> None:
     """Sends a RST as soon as anything comes."""
     connection.wait_for_bytes()
@@ -214,14 +208,7 @@ def says(banner: bytes) -> Behaviour:
 
 def drips(answer: bytes, every: float) -> Behaviour:
     """Sends the answer byte by byte, in time for any limit that is on a single read."""
-
-    def behave(connection: Connection) -> None:
-        connection.request()
-        for byte in answer:
-            connection.send(bytes([byte]))
-            time.sleep(every)
-
-    return behave
+    return answers(*(bytes([byte]) for byte in answer), pause=every, closing=False)
 
 
 def endless(head: bytes, block: bytes, *, pause: float = 0) -> Behaviour:
@@ -230,7 +217,7 @@ def endless(head: bytes, block: bytes, *, pause: float = 0) -> Behaviour:
     def behave(connection: Connection) -> None:
         connection.request()
         connection.send(head)
-        for _ in itertools.count():
+        while True:
             connection.send(block)
             time.sleep(pause)
 

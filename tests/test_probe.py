@@ -226,7 +226,7 @@ HTTP = {
         ANSWERED,
     ),
     "closes at once": (servers.closes_at_once, CLOSED, CONNECT),
-    "closes after the request": (servers.closes, CLOSED, CONNECT),
+    "closes after the request": (servers.answers(), CLOSED, CONNECT),
     "closes after 1xx": (servers.answers(INTERIM), CLOSED, CONNECT),
     "closes in the headers": (servers.answers(HEAD + b"Server"), "closed the connection in the headers", ANSWERED),
     # What never ends

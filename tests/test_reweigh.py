@@ -20,6 +20,7 @@ from multicloud import history, ranking, reweigh, runtime, samplefile, scores, s
 from multicloud.demo.router import haproxy_binary
 from tests.edge import wait_until
 from tests.haproxy import READING, haproxy, listening, process, recording, say_nothing, tell, weights
+from tests.haproxy import servers as servers_of
 from tests.ports import free_port
 
 if TYPE_CHECKING:
@@ -54,6 +55,11 @@ def run(address: str, times: Path, *arguments: str, **environ: str) -> subproces
     """Run the installed command in an environment as clean as HAProxy's."""
     environ = {"MULTICLOUD_SOCKET": address, "MULTICLOUD_TIMES": str(times), **environ}
     return subprocess.run([COMMAND, *arguments], env=environ, capture_output=True, text=True, timeout=60)
+
+
+def states(address: str, backend: str = "upstream") -> list[str]:
+    """The states of a backend's servers."""
+    return [server.state for server in servers_of(address) if server.backend == backend]
 
 
 def fails(result: subprocess.CompletedProcess[str], code: int, reason: str, changed: str = "") -> None:
@@ -109,7 +115,7 @@ def test_maintenance_and_drain_are_untouched_and_down_gets_nothing(times: Path) 
         "backend other", f"    server down 127.0.0.1:{port} check inter 50ms fall 1\nbackend other"
     )
     with haproxy(backends) as address:
-        wait_until(lambda: "upstream down 127.0.0.1 0 " in states(address), 10, "the server is DOWN")
+        wait_until(lambda: runtime.DOWN in states(address), 10, "the server is DOWN")
         tell(address, "set server upstream/eu state maint", "set server upstream/us state drain")
         times.write_text(FAST_EU + "upstream down 0.001\n")
         assert run(address, times).returncode == 0
@@ -140,18 +146,12 @@ backend once-more
     server alone 127.0.0.1:1 weight 9
 """
     with serving, haproxy(tracking) as address:
-        wait_until(lambda: "once down 127.0.0.1 0 " in states(address), 10, "the server is DOWN")
+        wait_until(lambda: runtime.DOWN in states(address, "once"), 10, "the server is DOWN")
         times.write_text("upstream eu 0.02\nupstream us 0.01\nupstream down 0.001\nonce eu 0.001\n")
         assert run(address, times).returncode == 0
         assert weights(address) == {"eu": 1, "us": 256, "down": 0}
         assert weights(address, "once") == {"eu": 1, "west": 256, "down": 0}
         assert weights(address, "once-more") == {"eu": 256, "alone": 1}
-
-
-def states(address: str) -> str:
-    """HAProxy's table, of each row what follows the numbers of backend and server."""
-    rows = [row.split(" ") for row in tell(address, "show servers state")[0].splitlines()[2:]]
-    return "\n".join(" ".join((row[1], *row[3:6])) + " " for row in rows)
 
 
 @pytest.mark.parametrize("streams", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-", ">/dev/full 2>/dev/full"])

@@ -26,6 +26,7 @@ from tests.command import BARE
 from tests.edge import Router, wait_until
 from tests.ports import free_port
 from tests.regions import Regions
+from tests.user import asked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -286,9 +287,7 @@ def test_requests_of_users_that_fail_are_no_failed_checks(tmp_path: Path) -> Non
             wait_until(lambda: len(here.samples("eu")) > known, 15, "a check: the next one comes a second later")
             here.region["eu"].status = 500
             for _ in range(3):
-                with socket.create_connection(("127.0.0.1", port)) as connection:
-                    connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
-                    connection.recv(1 << 16)
+                asked(port)
             here.region["eu"].status = 200
             wait_until(lambda: "HANA" in haproxy.tell(here.address, "show stat")[0], 15, "what HAProxy observed")
             wait_until(lambda: not any(each[2] for each in here.samples("eu")[-2:]), 15, "checks after that")
