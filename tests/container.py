@@ -210,13 +210,6 @@ def test_the_ports_of_fly_toml_take_the_proxy_protocol(regions: Regions, service
         assert asked(FLY["checks"]["stats"]["port"])[0] == 200
 
 
-def test_servers_are_told_the_client_and_the_region(regions: Regions) -> None:
-    with router(regions), socket.create_connection(("127.0.0.1", 8081), timeout=10) as client:
-        client.sendall(PROXY + b"GET / HTTP/1.0\r\n\r\n")
-        with client.makefile("rb") as answer:
-            assert b"fly_extra: region=test1 client=192.0.2.7" in answer.read().lower()
-
-
 def test_http_2_is_understood_behind_an_edge_that_took_the_tls_away(regions: Regions) -> None:
     with router(regions), socket.create_connection(("127.0.0.1", 8081), timeout=10) as client:
         client.sendall(PROXY + b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + EMPTY_SETTINGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import http.server
 import json
@@ -163,8 +164,6 @@ class Application(http.server.BaseHTTPRequestHandler):
 
 
 class Listener(http.server.ThreadingHTTPServer):
-    daemon_threads = True
-
     def handle_error(self, *_: object) -> None:
         pass
 
@@ -216,10 +215,10 @@ class Routed:
 
 
 @contextlib.contextmanager
-def in_front_of(ports: Mapping[str, int], bind: str, *lines: str) -> Iterator[dict[str, int]]:
+def behind_haproxy(bind: str, *lines: str) -> Iterator[dict[str, int]]:
     """The ports at which a HAProxy in front of each region listens, with these words and lines."""
-    fronts = {name: free_port() for name in ports}
-    with AUTHORITY.issue_cert(*ports).private_key_and_cert_chain_pem.tempfile() as pem:
+    fronts = {name: free_port() for name in NAMES}
+    with applications() as ports, AUTHORITY.issue_cert(*NAMES).private_key_and_cert_chain_pem.tempfile() as pem:
         sections = ""
         for name, port in ports.items():
             listening = f"    bind 127.0.0.1:{fronts[name]} ssl crt {pem} {bind}\n"
@@ -233,21 +232,17 @@ ASKED = (
     'http-request set-header X-Asked "%[req.ver] %[req.hdr(host)]"',
     "http-request set-header X-Connection %[src_port]",
 )
+"""They tell the application by which name it was asked, and over which connection."""
 
 
-@contextlib.contextmanager
-def only_http2() -> Iterator[dict[str, int]]:
-    """Regions that speak HTTP/2 alone; they tell the application by which name it was asked, over which connection."""
-    only = "http-request reject unless { ssl_fc_alpn h2 }"
-    with applications() as ports, in_front_of(ports, "alpn h2", only, *ASKED) as fronts:
-        yield fronts
+only_http2 = functools.partial(behind_haproxy, "alpn h2", "http-request reject unless { ssl_fc_alpn h2 }", *ASKED)
+"""Regions that speak HTTP/2 alone."""
 
+also_http2 = functools.partial(behind_haproxy, "alpn h2,http/1.1", *ASKED)
+"""Regions that speak HTTP/1.1, too."""
 
-@contextlib.contextmanager
-def also_http2() -> Iterator[dict[str, int]]:
-    """Regions that speak HTTP/1.1, too."""
-    with applications() as ports, in_front_of(ports, "alpn h2,http/1.1", *ASKED) as fronts:
-        yield fronts
+behind_proxy_protocol = functools.partial(behind_haproxy, "accept-proxy", "http-request set-header X-User %[src]")
+"""Regions that want the PROXY protocol, and tell the application whom it names."""
 
 
 @contextlib.contextmanager
@@ -593,13 +588,6 @@ def test_over_tcp_a_connection_stays_where_it_is_and_may_be_silent() -> None:
             running.lead("us.demo")
         connection.close()
         assert running.region() == "us.demo"
-
-
-@contextlib.contextmanager
-def behind_proxy_protocol() -> Iterator[dict[str, int]]:
-    """Regions that want the PROXY protocol, and tell the application whom it names."""
-    with applications() as ports, in_front_of(ports, "accept-proxy", "http-request set-header X-User %[src]") as fronts:
-        yield fronts
 
 
 def test_regions_see_a_user_s_address_by_the_proxy_protocol() -> None:

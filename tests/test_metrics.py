@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -16,19 +15,13 @@ import yaml
 from tests import test_docs
 from tests.edge import wait_until
 from tests.ports import free_port
-from tests.prometheus import prometheus
+from tests.prometheus import needs, prometheus
 from tests.test_run import site
 
 ROOT = Path(__file__).parents[1]
 RULES = ROOT / "deploy/prometheus/rules.yml"
 DASHBOARD = ROOT / "deploy/grafana/multicloud.json"
 ALERTS = {rule["alert"]: rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]}
-
-
-def needs(program: str) -> None:
-    """Skip the test where the program is not there."""
-    if not shutil.which(program):
-        pytest.skip(f"no {program}: it comes with Debian's package prometheus")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
 import socket
 import subprocess
 import threading
@@ -20,6 +19,7 @@ from multicloud.light import CommandError
 from multicloud.ranking import Reason
 from multicloud.runtime import DOWN, UP, Server
 from tests.ports import free_port
+from tests.prometheus import needs
 from tests.user import fetch
 
 NOW = 1763870000.0
@@ -175,8 +175,7 @@ def test_a_server_has_forty_series_at_most(page: str) -> None:
 
 
 def test_names_and_types_are_as_prometheus_likes_them(page: str) -> None:
-    if not shutil.which("promtool"):
-        pytest.skip("no promtool: it comes with Debian's package prometheus")
+    needs("promtool")
     done = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
