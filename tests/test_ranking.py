@@ -195,11 +195,7 @@ def test_a_wider_tolerance_takes_nobody_out_of_the_band(
     ],
 )
 def test_examples(
-    states: str,
-    values: list[float | None],
-    current: list[int],
-    settings: dict[str, float],
-    expected: list[int],
+    states: str, values: list[float | None], current: list[int], settings: dict[str, float], expected: list[int]
 ) -> None:
     assert weights(states, values, current, **settings) == expected
 
@@ -228,11 +224,7 @@ def test_examples(
     ],
 )
 def test_a_decision_has_its_reason_the_other_server_and_by_how_many_percent_it_is_faster(
-    states: str,
-    values: list[float | None],
-    current: list[int],
-    settings: dict[str, float],
-    expected: list[str],
+    states: str, values: list[float | None], current: list[int], settings: dict[str, float], expected: list[str]
 ) -> None:
     members, scored = servers_of(states, values, current)
     decisions = ranking.rank(members, scored, **settings)  # type: ignore[arg-type]

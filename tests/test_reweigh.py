@@ -206,9 +206,8 @@ def test_the_first_refusal_is_told_and_how_many_more_there_were(more: list[str],
     assert reweigh.refused(reweigh.Outcome(history.Samples(), {}, [], [], ["no", *more])) == said
 
 
-def test_a_haproxy_that_is_not_there_or_refuses_is_exit_code_1(times: Path) -> None:
+def test_a_haproxy_that_refuses_is_exit_code_1(times: Path) -> None:
     times.write_text(FAST_EU)
-    fails(run(str(times.parent / "no.sock"), times), 1, "no such file or directory")
     with haproxy(BACKENDS, level="operator") as address:
         fails(run(address, times), 1, "'set server upstream/eu weight 256' was refused: Permission denied")
 
@@ -573,9 +572,7 @@ def test_reweighs_that_never_agree_end_and_leave_a_server_with_weight(router: st
     for _ in range(10):
         both = [
             subprocess.Popen(
-                [COMMAND],
-                env={"MULTICLOUD_SOCKET": router, "MULTICLOUD_TIMES": str(path)},
-                stdout=subprocess.DEVNULL,
+                [COMMAND], env={"MULTICLOUD_SOCKET": router, "MULTICLOUD_TIMES": str(path)}, stdout=subprocess.DEVNULL
             )
             for path in (times, other)
         ]
