@@ -17,7 +17,7 @@ import struct
 import threading
 import time
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trustme
 from cryptography import x509
@@ -328,9 +328,9 @@ def server_context(*pems: trustme.Blob) -> ssl.SSLContext:
     return context
 
 
-def good(*names: str) -> ssl.SSLContext:
-    """TLS as it should be."""
-    certificate = AUTHORITY.issue_cert(*(names or ("eu.example.com",)))
+def good(*names: str, **how: Any) -> ssl.SSLContext:
+    """TLS as it should be; `how` is what trustme's `issue_cert` takes."""
+    certificate = AUTHORITY.issue_cert(*(names or ("eu.example.com",)), **how)
     return server_context(certificate.private_key_and_cert_chain_pem)
 
 
@@ -338,8 +338,7 @@ def expired() -> ssl.SSLContext:
     """A certificate that ended yesterday."""
     now = datetime.datetime.now(datetime.UTC)
     day = datetime.timedelta(days=1)
-    certificate = AUTHORITY.issue_cert("eu.example.com", not_before=now - 2 * day, not_after=now - day)
-    return server_context(certificate.private_key_and_cert_chain_pem)
+    return good(not_before=now - 2 * day, not_after=now - day)
 
 
 def unreadable() -> ssl.SSLContext:

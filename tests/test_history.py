@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
-    Change = Callable[[str], None]
+    Change = Callable[[str], object]
 
 EU = ("upstream", "eu.example.com")
 
@@ -370,14 +370,6 @@ def replace(path: str) -> None:
     append_two(path)
 
 
-def truncate(path: str) -> None:
-    os.truncate(path, 0)
-
-
-def truncate_and_grow(path: str) -> None:
-    Path(path).write_text(lines_of(4, 5, 6, 7))
-
-
 def half_a_line(path: str) -> None:
     with open(path, "a") as file:
         file.write("upstream eu.example.com 0.4")
@@ -389,8 +381,8 @@ def half_a_line(path: str) -> None:
         (append_two, lines_of(3, 4, 5), 2),
         (half_a_line, lines_of(3) + "upstream eu.example.com 0.4", 2),
         (replace, lines_of(4, 5), 0),
-        (truncate, "", 0),
-        (truncate_and_grow, lines_of(4, 5, 6, 7), 0),
+        (lambda path: os.truncate(path, 0), "", 0),
+        (lambda path: Path(path).write_text(lines_of(4, 5, 6, 7)), lines_of(4, 5, 6, 7), 0),
         (os.unlink, None, 0),
     ],
 )

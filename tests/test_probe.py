@@ -109,8 +109,7 @@ def test_over_https_http_1_1_is_asked_for_and_over_tls_nothing(scheme: str, spok
 
 @pytest.mark.parametrize("cipher", ["AES256-GCM-SHA384", "ECDHE-RSA-AES128-SHA"])
 def test_a_cipher_that_haproxy_takes_is_taken_whatever_list_python_was_built_with(cipher: str, ca_file: str) -> None:
-    certificate = servers.AUTHORITY.issue_cert(EU, key_type=trustme.KeyType.RSA)
-    tls = servers.server_context(certificate.private_key_and_cert_chain_pem)
+    tls = servers.good(key_type=trustme.KeyType.RSA)
     tls.maximum_version = ssl.TLSVersion.TLSv1_2
     tls.set_ciphers(cipher)
     result, _ = probed_server("https", servers.answers(servers.OK), tls=tls, ca_file=ca_file)
@@ -118,8 +117,7 @@ def test_a_cipher_that_haproxy_takes_is_taken_whatever_list_python_was_built_wit
 
 
 def test_a_common_name_counts_where_a_certificate_has_no_other_host_name(ca_file: str) -> None:
-    certificate = servers.AUTHORITY.issue_cert("192.0.2.1", common_name=EU)
-    tls = servers.server_context(certificate.private_key_and_cert_chain_pem)
+    tls = servers.good("192.0.2.1", common_name=EU)
     result, _ = probed_server("https", servers.answers(servers.OK), tls=tls, ca_file=ca_file)
     assert result.error is None
 
