@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 PAGE = (Path(__file__).parents[1] / "docs/traffic.md").read_text()
+COOKIE, UPLOADS = "Must a user stay on one region?", "Can users upload large files?"
+HTTP2, TLS = "Does it speak HTTP/2 and gRPC?", "How do users come in over TLS?"
 NAMES = ("eu.demo", "us.demo")
 AUTHORITY = trustme.CA()
 EVENT = b"data: news\n\n"
@@ -210,8 +212,8 @@ class Routed:
         answer, said = fetch(self.port, path, body, at=at, source=source, **headers)
         return answer, json.loads(said) if said[:1] == b"{" else {}
 
-    def region(self, path: str = "/", cookie: str = "") -> str:
-        return str(self.ask(path, cookie=cookie)[1]["region"])
+    def region(self, path: str = "/", cookie: str = "", body: bytes | None = None) -> str:
+        return str(self.ask(path, body, cookie=cookie)[1]["region"])
 
 
 @contextlib.contextmanager
@@ -309,9 +311,6 @@ def test_lines_that_are_added_are_kept_as_a_patch_and_are_nothing_to_complain_ab
     assert outdated()
 
 
-COOKIE = "Must a user stay on one region?"
-
-
 @before_the_relay
 def test_a_cookie_keeps_a_user_on_a_region_of_weight_0_until_its_time_is_over() -> None:
     with routed(shown(COOKIE)[0], change=lambda text: text.replace("1h", "2s")) as running:
@@ -319,8 +318,7 @@ def test_a_cookie_keeps_a_user_on_a_region_of_weight_0_until_its_time_is_over() 
         assert said["region"] == "eu.demo"
         cookie = str(answer.headers["set-cookie"]).partition(";")[0]
         running.lead("us.demo")
-        assert running.region(cookie=cookie) == "eu.demo"
-        assert running.ask(body=b"", cookie=cookie)[1]["region"] == "eu.demo"
+        assert running.region(cookie=cookie) == running.region(cookie=cookie, body=b"") == "eu.demo"
         assert running.region() == "us.demo"
         # HAProxy counts a cookie's time in steps of four seconds.
         wait_until(lambda: running.region(cookie=cookie) == "us.demo", 15, "the user has moved")
@@ -333,8 +331,8 @@ def test_where_only_a_part_remembers_its_users_the_rest_goes_to_the_fastest() ->
         running.lead("us.demo")
         assert running.region("/cart/1", cookie=cookie) == "eu.demo"
         assert running.region("/", cookie=cookie) == "us.demo"
-        assert running.ask("/cart", b"", cookie=cookie)[1]["region"] == "eu.demo"
-        assert running.ask("/", b"", cookie=cookie)[1]["region"] == "us.demo"
+        assert running.region("/cart", cookie=cookie, body=b"") == "eu.demo"
+        assert running.region("/", cookie=cookie, body=b"") == "us.demo"
 
 
 @contextlib.contextmanager
@@ -392,12 +390,6 @@ def test_an_event_goes_on_as_it_comes_and_the_next_may_take_long(*, lines: bool)
             with pytest.raises(http.client.IncompleteRead):
                 answer.read()
         connection.close()
-
-
-HTTP2 = "Does it speak HTTP/2 and gRPC?"
-
-
-TLS = "How do users come in over TLS?"
 
 
 class Doors:
@@ -498,9 +490,6 @@ def test_users_come_in_over_tls_and_http2_and_are_sent_there() -> None:
             assert secured.selected_alpn_protocol() == "h2"
 
 
-UPLOADS = "Can users upload large files?"
-
-
 @before_the_relay
 @pytest.mark.parametrize(("lines", "status"), [(False, 504), (True, 200)])
 def test_an_upload_arrives_whole_and_may_take_long_to_be_done(*, lines: bool, status: int) -> None:
@@ -558,11 +547,8 @@ def test_nobody_sees_where_the_regions_are() -> None:
         assert running.ask()[0].headers["upstream"] is None
 
 
-SEVERAL = "Can there be several HAProxys?"
-
-
 def test_an_edge_says_whether_it_is_well() -> None:
-    with routed(shown(SEVERAL)[0]) as running:
+    with routed(shown("Can there be several HAProxys?")[0]) as running:
         assert running.ask("/edge-is-well")[0].status == 200
         running.tell(*(f"set server upstream/{name} health down" for name in NAMES))
         assert running.ask("/edge-is-well")[0].status == 503
