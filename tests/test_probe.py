@@ -210,13 +210,13 @@ NO_HTTP = {
 }
 
 CLOSED = "closed the connection without an answer"
-IN_TIME = "timed out after 1 s, "
+TIMED_OUT = "timed out after 1 s, "
 TOO_MUCH = "headers of more than 64 KiB"
 
 HTTP = {
     **{name: (behaviour, None, ANSWERED) for name, behaviour in UP.items()},
     # What never says anything, or not enough
-    "silent": (servers.silent, IN_TIME + "waiting for the answer", CONNECT),
+    "silent": (servers.silent, TIMED_OUT + "waiting for the answer", CONNECT),
     "RST": (servers.resets, "connection reset by peer, waiting for the answer", CONNECT),
     "RST in the headers": (
         servers.resets_after(HEAD + b"Serv"),
@@ -228,8 +228,8 @@ HTTP = {
     "closes after 1xx": (servers.answers(INTERIM), CLOSED, CONNECT),
     "closes in the headers": (servers.answers(HEAD + b"Server"), "closed the connection in the headers", ANSWERED),
     # What never ends
-    "drips the status line": (servers.drips(HEAD, every=0.1), IN_TIME + "reading the headers", ANSWERED),
-    "drips 1xx": (servers.endless(b"", INTERIM, pause=0.1), IN_TIME + "waiting for the answer", CONNECT),
+    "drips the status line": (servers.drips(HEAD, every=0.1), TIMED_OUT + "reading the headers", ANSWERED),
+    "drips 1xx": (servers.endless(b"", INTERIM, pause=0.1), TIMED_OUT + "waiting for the answer", CONNECT),
     "endless headers": (servers.endless(HEAD, b"X-Header: x\r\n" * 100), TOO_MUCH, ANSWERED),
     "endless header": (servers.endless(HEAD + b"X: ", b"x" * 1000), TOO_MUCH, ANSWERED),
     "endless status line": (servers.endless(b"HTTP/", b"1" * 1000), TOO_MUCH, ANSWERED),
