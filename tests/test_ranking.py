@@ -212,6 +212,7 @@ def test_examples(
         ("UU", [0.5, 0.75], [1, 1], {"tolerance": 250}, ["FASTEST", "WITHIN_TOLERANCE a 33 %"]),
         ("UUU", [0.020, 0.026, 0.03], [256, 256, 0], {"tolerance": 5}, ["FASTEST", "KEPT a 23 %", "BACKUP"]),
         ("UU", [0.02, None], [1, 256], {}, ["FASTEST", "NO_SAMPLES"]),
+        ("DUU", [0.01, None, None], [0, 1, 256], {}, ["DOWN", "NO_SAMPLES", "NO_SAMPLES"]),
         (
             "DUMNR",
             [0.01, 0.02, None, None, None],
