@@ -38,7 +38,7 @@ StateRow = namedtuple(
 StatRow = namedtuple(
     "StatRow",
     "pxname svname tracked lastchg check_status check_code check_duration mode chkfail hanafail check_health "
-    "check_rise last_chk agent_status scur rate ttime rtime bck",
+    "check_rise last_chk agent_status scur stot rate ttime rtime bck",
 )
 ABSTRACT, SUN_PATH = "abns@", 108  # how an abstract socket is named; the bytes that its name has in the end (unix(7))
 QUOTED = re.compile('"(?:[^"]|"")*"')
@@ -71,7 +71,8 @@ class Server:
         self.failures = 0  # checks that failed while the server was UP
         self.rise_left = 0  # checks that it has yet to pass in a row to be UP
         self.in_flight = self.rate = 0  # requests that it has now, and how many came in the last second
-        self.total_time = self.response_time = 0.0  # mean seconds of the last 1,024, and those until answers began
+        self.answers = 0  # requests that it has answered since HAProxy's start
+        self.total_time = self.response_time = 0.0  # mean seconds of the last of them, and those until answers began
 
 
 def by_backend(those: Iterable[T]) -> dict[str, list[T]]:
@@ -261,6 +262,7 @@ def _add_stat(server: Server, row: StatRow) -> None:
     if not row.agent_status:
         server.failures = int(row.chkfail or 0) - int(row.hanafail or 0)
     server.in_flight, server.rate = int(row.scur or 0), int(row.rate or 0)
+    server.answers = int(row.stot or 0) - server.in_flight
     server.total_time, server.response_time = float(row.ttime or 0) / 1000, float(row.rtime or 0) / 1000
     server.rise_left = max(int(row.check_rise or 0) - int(health or 0), 0)
 

@@ -22,11 +22,11 @@ connected to, too.
 
 It helps where regions can be full, with any number of HAProxys that know nothing of each other. It acts once a reweigh:
 between two of them `balance random(2)` evens out. Requests that stay (WebSockets, slow downloads, on purpose or not)
-are a crowd, but no line: it does not grow, and checks beside it are quick. In TCP mode only the samples show a line.
+are a crowd, but no line: who comes and goes beside them has not waited, nor has a check. In TCP mode only the samples
+show a line.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import sqrt
 from typing import NamedTuple, Self
 
 from multicloud.history import Sample
@@ -41,9 +41,9 @@ USUAL = 100  # samples whose median is the usual time: of some minutes, or a lin
 RECENT = 3  # newest samples, whose mean shows a line: fewer are noise, more are older than the line
 CALM = 5  # newest samples, all about as usual: nobody waits
 CROWD, SPARE = 1.5, 3  # a crowd is more than so many times what is expected, and so many more: chance alone has less
-# Standard deviations of how much a number of requests that are in no line (Poisson's) differs from one look to the
-# next. With 3 a line is seen too late; more than 2 are there at one look in fifty.
-CHANCE = 2
+# Requests whose mean time HAProxy keeps (TIME_STATS_SAMPLES in its source; its manual says 1,024), and the seconds by
+# which the mean, in whole milliseconds, may seem to move.
+AVERAGED, ROUNDED = 512, 0.001
 VARIES = 1.15  # of two samples the longer is so many times the shorter: a line moves, a slow answer is slow again
 USED = 0.7  # expected requests in flight above which it may be its users who make a server slow
 TOLL = 8  # how often a wait counts. From 4 to 16 it hardly matters; with 1, everybody's own wait, the lines stay
@@ -51,16 +51,19 @@ TOLL = 8  # how often a wait counts. From 4 to 16 it hardly matters; with 1, eve
 # rounds a minute apart each would take all from one and give it to another.
 SETTLE = 15.0
 RETURN = 5.0  # the same when nobody waits: all goes back soon. To leave who has a long line as fast makes all jam
+LATE = 6.0  # the first step is for so many seconds, at least: a line is seen late, and nobody else has a part yet
 # Of the largest part: what is below LEAST and does not grow is none; LAST where two are left and nobody waits.
 LEAST, LAST = 0.03, 0.1
 
 
 class Load(NamedTuple):
-    """A server's users: requests in flight, new ones a second, and the mean seconds that the last 1,024 took."""
+    """A server's users, and those of the servers that track it."""
 
     in_flight: int = 0
-    rate: int = 0
-    total_time: float = 0.0
+    rate: int = 0  # new requests in the last second
+    total_time: float = 0.0  # mean seconds of the last requests
+    answers: int = 0  # requests that the server alone has answered
+    own_time: float = 0.0  # mean seconds of the last AVERAGED of them
 
 
 NOBODY = Load()
@@ -73,11 +76,14 @@ class _View(NamedTuple):
     samples: Sequence[Sample]  # newest first
     load: Load
     age: float  # seconds since the newest sample
-    growth: int = 0  # how many more requests are in flight than a moment before
+    took: float = 0.0  # mean seconds of the requests that were answered in the last moment, 0 where that does not show
 
     def later(self, load: Load) -> Self:
-        """The same with the users of a moment later."""
-        return self._replace(load=load, growth=load.in_flight - self.load.in_flight)
+        """The same with the users of a moment later. How far their mean time has moved says what the last ones took."""
+        mean, answers = self.load.own_time, load.answers - self.load.answers
+        moved = load.own_time - mean - ROUNDED
+        took = mean + moved * min(AVERAGED, load.answers) / answers if answers > 0 and moved > 0 else 0.0
+        return self._replace(load=load, took=took)
 
     def is_slow(self, seconds: float) -> bool:
         return seconds * CHANGE > self.usual
@@ -97,14 +103,14 @@ class _View(NamedTuple):
     def line(self) -> float:
         """The seconds that each user waits by the requests in flight; 0 where these are no crowd, or such as stay.
 
-        A line grows by more than chance, or else the newest sample has waited in it, and it is no longer than that. If
-        that was quick, no more can be in line than have come since.
+        Those answered in the last moment have waited in a line, or else the newest sample has, and it is no longer than
+        that. If that was quick, no more can be in line than have come since.
         """
         crowd, newest, rate = self.crowd(), self.samples[0].seconds, self.load.rate
         if not crowd:
             return 0.0
-        grows = self.growth > max(SPARE, CHANCE * sqrt(2 * self.expected()))
-        if grows and (self.is_slow(newest) or crowd <= CROWD * rate * (self.age + self.usual)):
+        waited = self.took * CHANGE > max(self.usual, self.load.total_time)
+        if waited and (self.is_slow(newest) or crowd <= CROWD * rate * (self.age + self.usual)):
             return crowd / rate
         return min(crowd / rate, newest - self.usual) if self.is_slow(newest) else 0.0
 
@@ -126,11 +132,16 @@ def loads(servers: Iterable[Server]) -> dict[Key, Load]:
     users: dict[Key, Load] = {}
     for server in servers:
         if server.rate:
-            http = server.mode == "http"
+            http, own = server.mode == "http", server.source == server.key
             known = users.get(server.source, NOBODY)
             rate = known.rate + server.rate
-            total_time = known.total_time + (server.total_time * http - known.total_time) * (server.rate / rate)
-            users[server.source] = Load(known.in_flight + server.in_flight * http, rate, total_time)
+            users[server.source] = Load(
+                known.in_flight + server.in_flight * http,
+                rate,
+                known.total_time + (server.total_time * http - known.total_time) * (server.rate / rate),
+                answers=server.answers if own else known.answers,
+                own_time=server.total_time * http if own else known.own_time,
+            )
     return users
 
 
@@ -180,7 +191,7 @@ def share(
     if alone and (whole := _whole(decisions, largest, leader, views, connect)):
         return whole
     if elapsed:
-        parts = _step(parts, views, elapsed, (backup + 1) / favorite)
+        parts = _step(parts, views, max(elapsed, LATE) if alone else elapsed, (backup + 1) / favorite)
     parts = {server: part for server, part in parts.items() if part and server in views}
     if parts.keys() <= {leader}:
         return decisions

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from multicloud import ranking, runtime
+from multicloud import ranking, runtime, sharing
 from tests import servers
 from tests.edge import wait_until
 from tests.haproxy import haproxy, listening, say_nothing, tell, weights
 from tests.haproxy import servers as servers_of
 from tests.ports import free_port
+from tests.regions import Regions
 from tests.servers import frozen
+from tests.user import asked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -256,6 +258,28 @@ def test_the_runtime_api_can_be_an_abstract_socket() -> None:
 def test_a_name_that_would_control_a_terminal_is_escaped() -> None:
     row = runtime.StateRow(**dict.fromkeys(runtime.StateRow._fields, "1"))
     assert runtime._server(row._replace(srv_fqdn="a\x1b[2J.example.com")).host == r"a\x1b[2J.example.com"
+
+
+@pytest.mark.parametrize("before", [30, 700])
+def test_how_far_the_mean_time_moves_says_what_the_last_requests_took(before: int) -> None:
+    """Of fewer requests than the mean is of, and of more."""
+    port = free_port()
+    with Regions(["eu"], tls=False) as regions:
+        eu = next(iter(regions))
+        with haproxy(f"listen app\n    bind 127.0.0.1:{port}\n    server eu 127.0.0.1:{eu.port}") as address:
+
+            def ask(count: int) -> sharing.Load:
+                for _ in range(count):
+                    asked(port)
+                return sharing.loads(servers_of(address))["app", "eu"]
+
+            first = ask(before)
+            eu.delay = 0.1
+            second = ask(10)
+    view = sharing._View(0.01, (), first, 0.0)
+    assert (first.answers, second.answers) == (before, before + 10)
+    assert 0.04 < view.later(second).took < 0.2
+    assert view.later(first).took == 0
 
 
 def fail(use: Callable[[], object]) -> str:

@@ -126,7 +126,7 @@ def test_more_requests_than_have_come_since_a_quick_check_are_in_no_line() -> No
     """Slow uploads, on purpose or not: a check has just passed them by."""
     decisions = ranked(servers(a=256, b=1))
     for in_flight, shares in ((41, True), (90, False)):
-        look, later = {"a": Load(in_flight, 60, 0.2)}, {"a": Load(in_flight + 20, 60, 0.2)}
+        look, later = ({"a": Load(in_flight, 60, 0.2, answers, mean)} for answers, mean in ((900, 0.2), (918, 0.21)))
         reasons = {decision.reason for decision in shared(decisions, look, again=later)}
         assert (Reason.SHARES in reasons) == shares
 
@@ -171,9 +171,21 @@ def test_requests_that_stay_beside_quick_checks_are_no_line(in_flight: int) -> N
     assert weights(share(servers(a=256, b=80, c=40), users))[0] == 256
 
 
-@pytest.mark.parametrize(("later", "begins"), [(41, False), (46, False), (51, True)])
-def test_what_grows_by_more_than_chance_is_a_line_that_no_check_has_seen_yet(later: int, *, begins: bool) -> None:
-    looks = [{"a": Load(in_flight, 60, 0.2)} for in_flight in (41, later)]
+@pytest.mark.parametrize(
+    ("answers", "mean", "begins"),
+    [
+        (18, 0.201, False),  # HAProxy's figures are in whole milliseconds
+        (18, 0.202, False),  # they took 230 ms, which is nothing special
+        (18, 0.210, True),  # they took 460 ms
+        (300, 0.210, False),  # they took 220 ms
+        (0, 0.210, False),
+        (-900, 0.210, False),  # HAProxy has started anew
+    ],
+)
+def test_who_waited_and_was_answered_shows_a_line_that_no_check_has_seen_yet(
+    answers: int, mean: float, *, begins: bool
+) -> None:
+    looks = [{"a": Load(41, 60, 0.2, 900, 0.2)}, {"a": Load(41, 60, 0.2, 900 + answers, mean)}]
     decisions = shared(ranked(servers(a=256, b=1, c=0)), looks[0], again=looks[1])
     assert (weights(decisions) != [256, 1, 0]) == begins
 
@@ -267,13 +279,17 @@ def test_requests_count_with_those_of_the_servers_that_track_and_in_tcp_mode_by_
     once.source = own.key
     tcp.mode = "tcp"
     for server, in_flight, rate, total in ((own, 3, 10, 0.5), (once, 9, 30, 1.5), (tcp, 99, 1, 9.0)):
-        server.in_flight, server.rate, server.total_time = in_flight, rate, total
-    assert sharing.loads([own, once, tcp, idle]) == {own.key: Load(12, 40, 1.25), tcp.key: Load(0, 1)}
+        server.in_flight, server.rate, server.total_time, server.answers = in_flight, rate, total, 100 * rate
+    users = sharing.loads([own, once, tcp, idle])
+    assert users == {own.key: Load(12, 40, 1.25, 1000, 0.5), tcp.key: Load(0, 1, answers=100)}
+    assert sharing.loads([once, own])[own.key] == users[own.key]
 
 
-def test_a_small_step_is_the_begin_of_sharing_too() -> None:
-    a, b, c = weights(share(servers(a=256, b=1, c=0), {"a": FULL}, elapsed=0.5))
-    assert a == 256 > b >= c > 1
+def test_the_first_step_is_for_some_seconds_however_soon_it_comes_and_the_next_for_those_that_are_gone() -> None:
+    first = [weights(share(servers(a=256, b=1, c=0), {"a": FULL}, elapsed=elapsed)) for elapsed in (0.5, 6.0)]
+    assert first[0] == first[1]
+    second = [weights(share(servers(a=256, b=80, c=40), {"a": FULL}, elapsed=elapsed)) for elapsed in (0.5, 6.0)]
+    assert second[0][0] / sum(second[0]) > second[1][0] / sum(second[1])
 
 
 def test_rounds_that_are_far_apart_make_no_larger_steps() -> None:
@@ -281,8 +297,8 @@ def test_rounds_that_are_far_apart_make_no_larger_steps() -> None:
     assert steps[0] == steps[1]
 
 
-def test_a_favourite_keeps_all_where_the_step_is_too_small_for_another() -> None:
-    assert weights(shared(left(), {"a": Load(4, 40, 0.1)}, {"a": [0.101, 0.12]}, elapsed=0.01)) == [256, 1]
+def test_a_favourite_keeps_all_where_no_other_is_cheaper() -> None:
+    assert weights(shared(left(), {"a": Load(4, 40, 0.1)}, {"a": [0.1, 0.116]})) == [256, 1]
 
 
 def test_haproxys_own_backups_have_no_part() -> None:

@@ -68,7 +68,7 @@ class Edge:
         self.servers = [Server("wan", str(number), UP, weight) for number, weight in enumerate(weights)]
         self.samples: dict[tuple[str, str], list[Sample]] = {}
         self.arrivals: list[deque[float]] = [deque() for _ in weights]
-        self.answers = [0] * len(weights)
+        self.means = [0.0] * len(weights)
         self.turns = [0.0] * len(weights)
 
     def random_two(self, chance: random.Random) -> int:
@@ -168,8 +168,9 @@ class World:
             self._after(INTERVAL, self._send, request.edge, region, True)
             return
         server.in_flight -= 1
-        edge.answers[region] = min(edge.answers[region] + 1, 1024)
-        server.total_time += (seconds - server.total_time) / edge.answers[region]
+        server.answers += 1
+        edge.means[region] += (seconds - edge.means[region]) / min(server.answers, sharing.AVERAGED)
+        server.total_time = round(edge.means[region], 3)  # as HAProxy has it
         self.waited.append((request.start, seconds))
 
     def _connect(self, source: tuple[str, str]) -> float:

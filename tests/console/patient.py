@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from multicloud import settings
 from multicloud.console import doctor
 from multicloud.demo.router import haproxy_binary
+from tests.command import run
 from tests.edge import Router, measured, wait_until
 from tests.haproxy import tell
 
@@ -64,10 +65,20 @@ def look(environ: Mapping[str, str], *files: Path) -> tuple[list[str], list[str]
     return wrong, [line for line in lines if line not in wrong]
 
 
+def look_away(path: Path) -> tuple[list[str], list[str]]:
+    """The same about a configuration whose HAProxy is away, which is the first problem."""
+    return look({"MULTICLOUD_SOCKET": f"{path}.sock"}, path)
+
+
 def examine(router: Router) -> tuple[list[str], list[str]]:
     """The same about a running HAProxy of `small`, and its configuration; its samples are as they should be."""
     Path(router.settings["MULTICLOUD_TIMES"]).write_text(measured({"eu": 0.01, "us": 0.1}, 5))
     return look(router.settings, router.directory / "haproxy.cfg")
+
+
+def status(environ: Mapping[str, str]) -> str:
+    """What status says, in one line."""
+    return " ".join(run("status", environ=environ).stdout.split())
 
 
 def one(lines: list[str], part: str) -> str:

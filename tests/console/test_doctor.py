@@ -13,7 +13,7 @@ import pytest
 from multicloud.console.doctor import running
 from multicloud.demo.router import haproxy_binary
 from tests.command import Terminal, run
-from tests.console.patient import AS_ROOT, GOOD, examine, look, one, rewrite, say, small, told, well
+from tests.console.patient import AS_ROOT, GOOD, examine, look, look_away, one, rewrite, say, small, told, well
 from tests.edge import Edge, edge, wait_until
 
 if TYPE_CHECKING:
@@ -147,6 +147,18 @@ CONFIGURATIONS = [
     ("command true", "command no-such-check", "there is no no-such-check in the", "write its whole path"),
     ('path "/usr/bin:/bin"', 'path ""', "there is no true in the `external-check path` ''", "or set that"),
     ("command true", "command /etc/passwd", "cannot execute /etc/passwd", "`chmod a+x` it"),
+    (
+        "    default_backend upstream\n",
+        "    use_backend upstream unless { method GET }\n    use_backend admin\n",
+        "web: `use_backend upstream unless { method GET }` stands above `use_backend admin …` and takes its requests",
+        "write it below, with the condition that a request is for upstream",
+    ),
+    (
+        "\nbackend upstream\n",
+        "\nbackend upstream-once\n    server eu 127.0.0.1:1 track upstream/eu\nbackend upstream\n",
+        "upstream and upstream-once have not the same servers: us stands in one of them only",
+        "write the same names into both",
+    ),
 ]
 RUNNING = [
     ("roundrobin", "static-rr", "`balance static-rr` is static", "write `balance random(2)`"),
@@ -164,7 +176,7 @@ def test_what_is_wrong_with_a_configuration_is_told_and_mended(
 
     def problems(text: str) -> list[str]:
         path.write_text(text)
-        return look({"MULTICLOUD_SOCKET": f"{tmp_path}/none.sock"}, path)[0][1:]
+        return look_away(path)[0][1:]
 
     (line,) = problems(GOOD.replace(good, bad, 1))
     assert what in line
@@ -233,13 +245,11 @@ def test_what_may_stand_once_is_told_where_it_stands_twice(tmp_path: Path, bad: 
     path.write_text(
         GOOD.replace("frontend web\n", bad).replace(".if version_before(3.3)\n", "").replace(".endif\n", "")
     )
-    line = look({"MULTICLOUD_SOCKET": f"{tmp_path}/none.sock"}, path)[0][-1]
+    line = look_away(path)[0][-1]
     assert what in line
     assert cure in line
     path.write_text(path.read_text() + ".if feature(OPENSSL)\n.endif\n")
-    assert what in one(look({"MULTICLOUD_SOCKET": f"{tmp_path}/none.sock"}, path)[1], cure), (
-        "it may be in one of two branches"
-    )
+    assert what in one(look_away(path)[1], cure), "it may be in one of two branches"
 
 
 @pytest.mark.parametrize(
@@ -260,7 +270,7 @@ def test_what_may_stand_once_is_told_where_it_stands_twice(tmp_path: Path, bad: 
 def test_what_only_looks_like_it_is_no_problem(tmp_path: Path, change: tuple[str, str]) -> None:
     path = tmp_path / "haproxy.cfg"
     path.write_text(GOOD.replace(*change).replace("global\n", "global\n    presetenv CHECK true\n"))
-    assert len(look({"MULTICLOUD_SOCKET": f"{tmp_path}/none.sock"}, path)[0]) == 1, "the socket's"
+    assert len(look_away(path)[0]) == 1, "the socket's"
 
 
 def test_a_script_whose_interpreter_cannot_be_executed_is_a_problem(tmp_path: Path) -> None:
@@ -268,7 +278,7 @@ def test_a_script_whose_interpreter_cannot_be_executed_is_a_problem(tmp_path: Pa
     script.write_text(f"#!{tmp_path}/python\n")
     script.chmod(0o755)
     path.write_text(GOOD.replace("command true", f"command {script}"))
-    one(look({"MULTICLOUD_SOCKET": f"{tmp_path}/none.sock"}, path)[0], f"cannot execute {tmp_path}/python")
+    one(look_away(path)[0], f"cannot execute {tmp_path}/python")
 
 
 def test_what_the_checks_of_servers_that_are_down_say_is_told() -> None:
@@ -276,7 +286,7 @@ def test_what_the_checks_of_servers_that_are_down_say_is_told() -> None:
         for region in router.regions:
             region.status = 503
         wait_until(lambda: set(router.states().values()) == {"DOWN"}, 30, "both are DOWN")
-        wrong, _ = doctor(router)
+        wrong, _ = look(router.router.settings)
         assert len(wrong) == 2
         for name in ("eu", "us"):
             line = one(wrong, f"the check of upstream/{name} fails with exit code 1: ")

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from multicloud import history, overview, runtime, scrape, settings
 from multicloud.console import problems, status
-from multicloud.console.instance import PASSED, REWEIGH_SERVER, Instance
+from multicloud.console.instance import PASSED, REWEIGH_SERVER, Case
 from multicloud.console.terminal import ENTER, HOME, LEAVE
 from multicloud.runtime import DOWN, MAINT, UP, Server
 from tests.command import BARE, PROGRAM, Terminal, run
@@ -249,11 +249,13 @@ def test_prometheus_labels_are_escaped() -> None:
 # Problems
 
 
-def instance(*servers: Server, since: float = 100.0, check: str = PASSED) -> Instance:
-    """What a HAProxy whose process is not here says of these servers."""
+def case(
+    *servers: Server, samples: history.Samples, now: float, since: float = 100.0, sources: settings.Sources = SOURCES
+) -> Case:
+    """A HAProxy whose process is not here, with servers whose checks pass `since` so many seconds."""
     for server in servers:
-        server.state_age, server.check, server.code, server.check_seconds = since, check, "0", 0.1
-    return Instance("2.8.25", 0, "admin", list(servers), {"upstream": "roundrobin"})
+        server.state_age, server.check, server.code, server.check_seconds = since, PASSED, "0", 0.1
+    return Case(sources, "2.8.25", servers=servers, samples=samples, now=now)
 
 
 def measured(*milliseconds: float, now: float, last: float = 0.0, every: float = 2.0) -> history.Samples:
@@ -292,7 +294,7 @@ def test_problems_are_found_from_states_weights_and_samples(
     ]
     now = time.time()
     found = measured(20, 40, now=now, last=last, every=every)
-    said = problems.problems(problems.Seen(instance(*servers, since=since), found, SOURCES, now))
+    said = problems.problems(case(*servers, samples=found, now=now, since=since))
     assert len(said) == len(expected), said
     for line, part in zip(said, expected, strict=True):
         assert part in line
@@ -307,14 +309,14 @@ def test_a_weight_that_a_reweigh_would_just_have_changed_is_no_problem() -> None
         for sample in found.series["upstream", "a"]
     ]
     eager = settings.Sources({"MULTICLOUD_WINDOW": "1"})
-    assert problems.problems(problems.Seen(instance(*servers), found, eager, now)) == []
+    assert problems.problems(case(*servers, samples=found, now=now, sources=eager)) == []
 
 
 def test_a_server_that_was_never_measured_and_a_reweigh_that_is_down_are_problems() -> None:
     now = time.time()
     servers = [Server("upstream", name, UP, weight) for name, weight in (("a", 256), ("z", 1))]
     fake = Server("reweigh", REWEIGH_SERVER, DOWN, 1)
-    said = problems.problems(problems.Seen(instance(*servers, fake), measured(20, now=now), SOURCES, now))
+    said = problems.problems(case(*servers, fake, samples=measured(20, now=now), now=now))
     assert [line.split(":")[0] for line in said] == [
         "reweigh/multicloud-reweigh is DOWN, so nobody sets weights",
         "no samples for upstream/z, which is UP",
@@ -326,7 +328,7 @@ def test_wrong_weights_follow_from_a_reweigh_that_does_not_run(state: str, said:
     now = time.time()
     servers = [Server("upstream", name, UP, weight) for name, weight in (("a", 1), ("b", 256))]
     fake = Server("reweigh", REWEIGH_SERVER, state, 1)
-    (line,) = problems.problems(problems.Seen(instance(*servers, fake), measured(20, 40, now=now), SOURCES, now))
+    (line,) = problems.problems(case(*servers, fake, samples=measured(20, 40, now=now), now=now))
     assert said in line
 
 
@@ -334,16 +336,14 @@ def test_in_mode_tcp_a_connection_is_closed_where_a_request_would_be_a_503() -> 
     servers = [Server("upstream", "a", DOWN, 1)]
     servers[0].mode = "tcp"
     now = time.time()
-    (line,) = problems.problems(problems.Seen(instance(*servers), measured(20, now=now), SOURCES, now))
+    (line,) = problems.problems(case(*servers, samples=measured(20, now=now), now=now))
     assert line.endswith("so each connection to it is closed")
 
 
 def test_a_reweigh_under_another_name_needs_no_samples() -> None:
     now = time.time()
     servers = [Server("upstream", "a", UP, 256), Server("reweigh", "other-name", UP, 1)]
-    around, found = instance(*servers), measured(20, now=now)
-    seen = problems.Seen(around, found, SOURCES, now, problems.foreign(around, found))
-    assert problems.problems(seen) == []
+    assert problems.problems(case(*servers, samples=measured(20, now=now), now=now)) == []
 
 
 def test_problems_of_a_real_haproxy_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
