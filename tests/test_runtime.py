@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
+import http.client
 import os
 import re
 import socket
@@ -20,7 +22,6 @@ from tests.haproxy import servers as servers_of
 from tests.ports import free_port
 from tests.regions import Regions
 from tests.servers import frozen
-from tests.user import asked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -266,11 +267,13 @@ def test_how_far_the_mean_time_moves_says_what_the_last_requests_took(before: in
     port = free_port()
     with Regions(["eu"], tls=False) as regions:
         eu = next(iter(regions))
-        with haproxy(f"listen app\n    bind 127.0.0.1:{port}\n    server eu 127.0.0.1:{eu.port}") as address:
+        backend = f"listen app\n    bind 127.0.0.1:{port}\n    server eu 127.0.0.1:{eu.port}"
+        with haproxy(backend) as address, contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as user:
 
             def ask(count: int) -> sharing.Load:
                 for _ in range(count):
-                    asked(port)
+                    user.request("GET", "/")
+                    user.getresponse().read()
                 return sharing.loads(servers_of(address))["app", "eu"]
 
             first = ask(before)
