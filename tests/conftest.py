@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
+from multicloud import settings
 from tests import servers
 
 if TYPE_CHECKING:
@@ -34,6 +35,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def times(tmp_path: Path) -> Path:
     """A place for a sample file, which is not there yet."""
     return tmp_path / "times.txt"
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str, str]:
+    """Where HAProxy's socket is looked for in this test, in this order; nothing is there yet."""
+    first, *others = (str(tmp_path / name) for name in ("first", "second", "third"))
+    monkeypatch.setattr(settings.SOCKET, "default", first)
+    monkeypatch.setattr(settings.SOCKET, "others", tuple(others))
+    return first, others[0], others[1]
 
 
 @pytest.fixture(scope="session")

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from multicloud import runtime
 from multicloud.demo import router as demo
+from tests import haproxy, user
 from tests.ports import free_port
 from tests.regions import Regions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+    from multicloud import runtime
 
 
 def listen_anywhere(authority: Path) -> dict[str, str]:
@@ -63,26 +64,11 @@ class Edge:
 
     def get(self, path: str = "/") -> tuple[int, str]:
         """Status of a request over a connection of its own, and the region that answered ("" if none did)."""
-        status, headers, _ = self.fetch(path)
-        return status, headers.get("upstream", "")
-
-    def body(self, path: str = "/") -> str:
-        """The body of an answer, in which a region says what it was asked."""
-        return self.fetch(path)[2]
-
-    def fetch(self, path: str) -> tuple[int, http.client.HTTPMessage, str]:
-        """Status, headers and body of an answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
-        try:
-            connection.request("GET", path)
-            response = connection.getresponse()
-            return response.status, response.headers, response.read().decode()
-        finally:
-            connection.close()
+        return user.asked(self.port, path)
 
     def weights(self, backend: str = "upstream") -> dict[str, int]:
         """The weights of a backend's servers as HAProxy has them."""
-        return {server.name: server.weight for server in self.servers() if server.backend == backend}
+        return haproxy.weights(self.router.settings["MULTICLOUD_SOCKET"], backend)
 
     def states(self, backend: str = "upstream") -> dict[str, str]:
         """The states of a backend's servers as HAProxy has them."""
@@ -94,13 +80,11 @@ class Edge:
 
     def servers(self) -> list[runtime.Server]:
         """All servers."""
-        with runtime.RuntimeAPI(self.router.settings["MULTICLOUD_SOCKET"], timeout=30) as api:
-            return api.servers()
+        return haproxy.servers(self.router.settings["MULTICLOUD_SOCKET"])
 
     def tell(self, command: str) -> str:
         """Give HAProxy a command as an operator does."""
-        with runtime.RuntimeAPI(self.router.settings["MULTICLOUD_SOCKET"], timeout=30) as api:
-            return api.ask(command)
+        return haproxy.tell(self.router.settings["MULTICLOUD_SOCKET"], command)[0]
 
     def times(self) -> list[str]:
         """The lines of the sample file."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
+import socketserver
 import tempfile
 import threading
 from pathlib import Path
@@ -45,40 +45,46 @@ def tell(address: str, *commands: str) -> list[str]:
         return [api.ask(command) for command in commands]
 
 
+def servers(address: str) -> list[runtime.Server]:
+    """All servers as HAProxy has them."""
+    with runtime.RuntimeAPI(address, timeout=30) as api:
+        return api.servers()
+
+
 def weights(address: str, backend: str = "upstream") -> dict[str, int]:
     """The weights of a backend's servers as HAProxy has them."""
+    return {server.name: server.weight for server in servers(address) if server.backend == backend}
+
+
+def process(address: str) -> int:
+    """The process that answers."""
     with runtime.RuntimeAPI(address, timeout=30) as api:
-        return {server.name: server.weight for server in api.servers() if server.backend == backend}
+        return int(api.info()["Pid"])
 
 
 @contextlib.contextmanager
 def listening(answer: Callable[[socket.socket], object]) -> Iterator[str]:
     """A UNIX socket's path where `answer` has each connection to itself, in a thread, and is done when it returns."""
-    threads: list[threading.Thread] = []
 
-    def serve(connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError):
-            answer(connection)
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):
+                answer(self.request)
 
-    def accept(server: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                threads.append(threading.Thread(target=serve, args=(server.accept()[0],)))
-                threads[-1].start()
+    with tempfile.TemporaryDirectory() as name:
+        path = f"{name}/socket"
+        with socketserver.ThreadingUnixStreamServer(path, Handler) as server:
+            threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+            try:
+                yield path
+            finally:
+                server.shutdown()
 
-    with tempfile.TemporaryDirectory() as name, socket.socket(socket.AF_UNIX) as server:
-        path = os.path.join(name, "socket")
-        server.bind(path)
-        server.listen()
-        acceptor = threading.Thread(target=accept, args=(server,))
-        acceptor.start()
-        try:
-            yield path
-        finally:
-            server.shutdown(socket.SHUT_RDWR)
-            acceptor.join()
-            for thread in threads:
-                thread.join()
+
+def say_nothing(connection: socket.socket) -> None:
+    """Hear all that the client says."""
+    while connection.recv(1 << 16):
+        pass
 
 
 READING = ("prompt", "show servers state", "show stat -1 4 -1")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import subprocess
 import urllib.parse
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import yaml
 
 from tests.edge import wait_until
@@ -17,6 +19,12 @@ from tests.ports import free_port
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
+
+
+def needs(program: str) -> None:
+    """Skip the test where the program is not there."""
+    if not shutil.which(program):
+        pytest.skip(f"no {program}: it comes with Debian's package prometheus")
 
 
 class Prometheus:

@@ -17,7 +17,7 @@ import struct
 import threading
 import time
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trustme
 from cryptography import x509
@@ -75,9 +75,9 @@ class Connection:
 class Server:
     """A context manager: a server at a loopback address or a UNIX socket's path.
 
-    It serves one connection at a time. `requests` are the heads of the requests, `names` the names of the TLS
-    handshakes (None without SNI) and `endings` how connections ended after the behaviour: "EOF" where the client
-    closed its side in order, else the error's name. All are complete once the context is left.
+    It serves one connection at a time, `at` its address and port. `requests` are the heads of the requests, `names`
+    the names of the TLS handshakes (None without SNI) and `endings` how connections ended after the behaviour: "EOF"
+    where the client closed its side in order, else the error's name. All are complete once the context is left.
     """
 
     def __init__(
@@ -98,6 +98,7 @@ class Server:
             self._listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
             self._listener.bind((address, 0))
             self.address, self.port = self._listener.getsockname()[:2]
+        self.at: tuple[str, int | None] = self.address, self.port
         self._listener.listen(backlog)
         self._thread = threading.Thread(target=self._accept, daemon=True)
 
@@ -157,12 +158,6 @@ def closes_at_once(connection: Connection) -> None:
     connection.finish()
 
 
-def closes(connection: Connection) -> None:
-    """Hears the request and closes without an answer."""
-    connection.request()
-    connection.finish()
-
-
 def resets(connection: Connection) -> None:
     """Sends a RST as soon as anything comes."""
     connection.wait_for_bytes()
@@ -213,14 +208,7 @@ def says(banner: bytes) -> Behaviour:
 
 def drips(answer: bytes, every: float) -> Behaviour:
     """Sends the answer byte by byte, in time for any limit that is on a single read."""
-
-    def behave(connection: Connection) -> None:
-        connection.request()
-        for byte in answer:
-            connection.send(bytes([byte]))
-            time.sleep(every)
-
-    return behave
+    return answers(*(bytes([byte]) for byte in answer), pause=every, closing=False)
 
 
 def endless(head: bytes, block: bytes, *, pause: float = 0) -> Behaviour:
@@ -229,7 +217,7 @@ def endless(head: bytes, block: bytes, *, pause: float = 0) -> Behaviour:
     def behave(connection: Connection) -> None:
         connection.request()
         connection.send(head)
-        for _ in itertools.count():
+        while True:
             connection.send(block)
             time.sleep(pause)
 
@@ -340,9 +328,9 @@ def server_context(*pems: trustme.Blob) -> ssl.SSLContext:
     return context
 
 
-def good(*names: str) -> ssl.SSLContext:
-    """TLS as it should be."""
-    certificate = AUTHORITY.issue_cert(*(names or ("eu.example.com",)))
+def good(*names: str, **how: Any) -> ssl.SSLContext:
+    """TLS as it should be; `how` is what trustme's `issue_cert` takes."""
+    certificate = AUTHORITY.issue_cert(*(names or ("eu.example.com",)), **how)
     return server_context(certificate.private_key_and_cert_chain_pem)
 
 
@@ -350,8 +338,7 @@ def expired() -> ssl.SSLContext:
     """A certificate that ended yesterday."""
     now = datetime.datetime.now(datetime.UTC)
     day = datetime.timedelta(days=1)
-    certificate = AUTHORITY.issue_cert("eu.example.com", not_before=now - 2 * day, not_after=now - day)
-    return server_context(certificate.private_key_and_cert_chain_pem)
+    return good(not_before=now - 2 * day, not_after=now - day)
 
 
 def unreadable() -> ssl.SSLContext:

@@ -35,7 +35,7 @@ def machine() -> Iterator[Machine]:
         authority = Path(f"/proc/{running.pid}/root/usr/local/share/ca-certificates/regions.crt")
         authority.write_bytes(regions.authority.cert_pem.bytes())
         install(running)
-        servers = named({region.name: region.port for region in regions})
+        servers = named(regions, *DELAYS)
         command = f"multicloud config --blocks --beside --backend app {servers}"
         shell(running, f"{command} | sed 's/bind :8080/bind 127.0.0.1:{WEB}/' >>{CONFIGURATION}")
         append(running, "/etc/multicloud.conf", SETTINGS)

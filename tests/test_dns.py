@@ -14,6 +14,7 @@ from tests.test_traffic import failures
 from tests.traffic import Traffic
 
 DELAYS = {"eu.demo": 0.010, "us.demo": 0.040, "ap.demo": 0.070}
+RANKED = {"eu.demo": 256, "us.demo": 1, "ap.demo": 0}
 
 SILENCE = 40.0
 """Seconds: with HAProxy's own `hold` times, every request fails after 30 seconds and three attempts."""
@@ -37,7 +38,7 @@ def test_the_addresses_count_that_this_machine_has_a_way_to(
         name_server(*addresses) as names,
         edge(DELAYS, configure=by_name(names.address), beside=beside) as running,
     ):
-        wait_until(lambda: running.weights() == {"eu.demo": 256, "us.demo": 1, "ap.demo": 0}, 30, "all are ranked")
+        wait_until(lambda: running.weights() == RANKED, 30, "all are ranked")
         for backend in [*running.backends(), "last-resort"]:
             assert set(running.states(backend).values()) == {"UP"}
         assert running.get() == (200, "eu.demo")
@@ -55,7 +56,7 @@ def test_servers_may_share_a_host_name() -> None:
         return re.sub(r"( server \S+) \S+\.demo:", r"\1 all.demo:", by_name(names.address)(text))
 
     with name_server() as names, edge(DELAYS, configure=shared) as running:
-        wait_until(lambda: running.weights() == {"eu.demo": 256, "us.demo": 1, "ap.demo": 0}, 30, "all are ranked")
+        wait_until(lambda: running.weights() == RANKED, 30, "all are ranked")
         assert set(running.states("last-resort").values()) == {"UP"}
 
 
@@ -65,7 +66,7 @@ def test_when_dns_goes_away_no_request_fails_and_the_last_addresses_are_kept() -
         name_server() as names,
         edge(DELAYS, interval="2s", reweigh_interval="3s", configure=by_name(names.address)) as running,
     ):
-        wait_until(lambda: running.weights() == {"eu.demo": 256, "us.demo": 1, "ap.demo": 0}, 30, "all are ranked")
+        wait_until(lambda: running.weights() == RANKED, 30, "all are ranked")
         with Traffic(running.port) as traffic:
             names.answers = False
             time.sleep(SILENCE)

@@ -14,16 +14,17 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from multicloud import history, runtime
+from multicloud import history
 from multicloud.demo.router import haproxy_binary
 from tests.edge import regions_at, wait_until
+from tests.haproxy import weights
 from tests.ports import free_port
+from tests.user import asked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,9 +109,8 @@ def test_a_configuration_for_the_shell_version_runs_unchanged() -> None:
             wait_until(lambda: Path(api).exists(), 10, "HAProxy starts")
             measured = {("upstream", region) for region in DELAYS}
             wait_until(lambda: set(history.read(times, 30).series) == measured, 60, "a sample of each server")
-            wait_until(lambda: weights(api) == [256, 1, 0, 0], 120, "256/1/0/0")
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
-                assert answer.headers["upstream"] == "eu"
+            wait_until(lambda: [*weights(api).values()] == [256, 1, 0, 0], 120, "256/1/0/0")
+            assert asked(port) == (200, "eu")
 
 
 @contextlib.contextmanager
@@ -131,9 +131,3 @@ def router(root: Path) -> Iterator[None]:
         process.wait(timeout=10)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # checks that are still under way
-
-
-def weights(socket: str) -> list[int]:
-    """The weights of the servers of `upstream`."""
-    with runtime.RuntimeAPI(socket) as api:
-        return [server.weight for server in api.servers() if server.backend == "upstream"]

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import re
-import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
-from multicloud import history
 from tests import command
 from tests.edge import Edge, edge, measured, wait_until
 from tests.test_traffic import failures
@@ -18,10 +15,6 @@ from tests.traffic import Traffic
 FOUR = {"us.demo": 0.060, "eu.demo": 0.005, "ap.demo": 0.100, "sa.demo": 0.140}
 RANKED = {"us.demo": 1, "eu.demo": 256, "ap.demo": 0, "sa.demo": 0}
 QUICK = {"MULTICLOUD_WINDOW": "3"}
-
-
-def samples_of(running: Edge, server: str) -> int:
-    return sum(line.split()[1] == server for line in running.times())
 
 
 @pytest.mark.parametrize("beside", [False, True])
@@ -69,14 +62,6 @@ def test_where_no_region_has_room_status_says_so() -> None:
             wait_until(lambda: line in " ".join(status(running).split()), 60, line)
 
 
-def test_after_twenty_one_and_more_samples_the_weights_are_still_right() -> None:
-    """The shell version gave every server 256 from the 21st sample on."""
-    with edge(FOUR, interval="2s", times=measured(FOUR, 25)) as running:
-        wait_until(lambda: running.weights() == RANKED, 20, "weights 256/1/0/0")
-        wait_until(lambda: samples_of(running, "eu.demo") > 25 + 2, 20, "new samples")
-        assert running.weights() == RANKED
-
-
 def test_the_weights_follow_when_the_regions_change_places() -> None:
     with edge(FOUR, commands=QUICK) as running:
         wait_until(lambda: running.weights() == RANKED, 20, "weights 256/1/0/0")
@@ -98,38 +83,6 @@ def test_beside_haproxy_a_sample_is_the_requests_time_without_connection_and_tls
         wait_until(is_recorded, 20, "a sample that is the time in the check's words")
 
 
-def test_a_second_backend_is_ranked_on_its_own() -> None:
-    def second(configuration: str) -> str:
-        rest = configuration.partition("\nbackend upstream from regions\n")[2]
-        section = rest.partition("\n# ")[0]  # which stands above the next one
-        lines = [line for line in section.splitlines() if not line.strip().startswith("server us.demo")]
-        return configuration + "\nbackend second from regions\n" + "\n".join(lines) + "\n"
-
-    with edge(FOUR, configure=second) as running:
-        wait_until(lambda: running.weights() == RANKED, 20, "weights of the first backend")
-        wait_until(
-            lambda: running.weights("second") == {"eu.demo": 256, "ap.demo": 1, "sa.demo": 0},
-            20,
-            "weights of the second",
-        )
-
-
-def test_the_sample_file_of_the_shell_version_is_read() -> None:
-    """Its lines have three fields. Regions that answer nothing leave it as it is."""
-    old = "".join(f"upstream {name} {delay:.6f}\n" for name, delay in FOUR.items())
-    slow = dict.fromkeys(FOUR, 30.0)
-    with edge(slow, times=old, interval="3s") as running:
-        wait_until(lambda: running.weights() == RANKED, 20, "weights 256/1/0/0")
-        assert running.times() == old.splitlines()
-
-
-def test_each_region_gets_its_own_host_name_and_what_is_known_of_the_client() -> None:
-    with edge({"eu.demo": 0.005}) as running:
-        head = running.body().lower()
-    assert "\nhost: eu.demo\r\n" in head
-    assert "\nfly_extra: region=test1 client=127.0.0.1\r\n" in head
-
-
 def test_a_region_whose_certificate_is_for_another_name_gets_no_request() -> None:
     def other(text: str) -> str:
         return text.replace("server eu.demo ", "server other.demo ").replace("/eu.demo", "/other.demo")
@@ -139,13 +92,3 @@ def test_a_region_whose_certificate_is_for_another_name_gets_no_request() -> Non
         wait_until(lambda: running.states() == {"other.demo": "DOWN"}, 20, "other.demo DOWN")
         log = running.log()
     assert "certificate not accepted: Hostname mismatch" in log
-
-
-def test_the_sample_file_stays_bounded() -> None:
-    now = time.time()
-    kept = history.KEEP_IN_ALL
-    many = "".join(f"upstream eu.demo 0.006 {now - 100 + i / 1000:.3f}\n" for i in range(3 * kept))
-    with edge({"eu.demo": 0.005}, times=many) as running:
-        wait_until(lambda: len(running.times()) < 1.01 * kept, 20, "a trim")
-        size = Path(running.router.settings["MULTICLOUD_TIMES"]).stat().st_size
-        assert size < 1.01 * kept * 60

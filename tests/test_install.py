@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import os
 import re
 import signal
@@ -16,15 +15,18 @@ import pytest
 from multicloud import runtime
 from tests.console.test_config import DEBIAN
 from tests.edge import regions_at, wait_until
-from tests.haproxy import tell, weights
+from tests.haproxy import process, weights
 from tests.ports import free_port
 from tests.test_haproxy_cfg import HAPROXIES
+from tests.user import asked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Self
 
 DELAYS = {"eu.example.com": 0.005, "us.example.com": 0.06, "ap.example.com": 0.1}
+WRITE = "multicloud config --blocks --output /etc/haproxy/multicloud.cfg"
+DOCTOR = "multicloud doctor -f /etc/haproxy/haproxy.cfg -f /etc/haproxy/multicloud.cfg"
 BIN = Path(__file__).parent.parent / ".venv" / "bin"
 
 START = """
@@ -39,7 +41,7 @@ mount -t tmpfs none /run; mkdir -p /run/haproxy /etc/haproxy/errors /etc/default
 grep -q ^haproxy: /etc/group || echo haproxy:x:990: >>/etc/group
 grep -q ^haproxy: /etc/passwd || echo haproxy:x:990:990::/:/bin/false >>/etc/passwd
 chown haproxy:haproxy /run/haproxy; chmod 2775 /run/haproxy # as Debian's tmpfiles.d
-touch /etc/haproxy/errors/400.http; rm -f /etc/multicloud.conf
+touch /etc/haproxy/errors/400.http; : >/etc/default/haproxy; rm -f /etc/multicloud.conf
 echo ready; exec sleep infinity
 """
 """A machine's files as the test wants them, which nobody else sees."""
@@ -94,20 +96,16 @@ class Debian:
 
     def _options(self) -> str:
         """The options of Debian's unit."""
-        there = (self._root / "etc/default/haproxy").exists()
-        options = re.findall(r'^EXTRAOPTS="(.*)"', self.read("/etc/default/haproxy") if there else "", re.MULTILINE)
-        return "".join(options)
+        return "".join(re.findall(r'^EXTRAOPTS="(.*)"', self.read("/etc/default/haproxy"), re.MULTILINE))
 
     def restart(self) -> None:
         """What `systemctl restart haproxy` does."""
         self._stop()
-        options = f"-Ws -f /etc/haproxy/haproxy.cfg -p /run/haproxy.pid {self._options()}"
-        command = f"ulimit -S -n 1024; exec {self.haproxy} {options.replace('-Ws', '-W')}"
         # `daemon` is the operator's word, which -W -db has it do without.
-        self._master = subprocess.Popen(
-            self._inside("sh", "-c", f"{command} -db"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
-        wait_until(lambda: self._pid() != "", 20, "HAProxy answers")
+        options = f"-W -db -f /etc/haproxy/haproxy.cfg -p /run/haproxy.pid {self._options()}"
+        command = self._inside("sh", "-c", f"ulimit -S -n 1024; exec {self.haproxy} {options}")
+        self._master = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        wait_until(lambda: self._pid() != 0, 20, "HAProxy answers")
 
     def reload(self) -> None:
         """What `systemctl reload haproxy` does, once HAProxy has taken the configuration."""
@@ -115,15 +113,20 @@ class Debian:
         before = self._pid()
         assert self._master
         self._master.send_signal(signal.SIGUSR2)
-        wait_until(lambda: self._pid() not in ("", before), 20, "the new one answers")
+        wait_until(lambda: self._pid() not in (0, before), 20, "the new one answers")
 
-    def _pid(self) -> str:
-        """The HAProxy that answers; "" where none does."""
+    def write_and_reload(self) -> None:
+        """What the operator does after each edit of the settings."""
+        assert self.type(WRITE).stderr == ""
+        self.reload()
+
+    def _pid(self) -> int:
+        """The HAProxy that answers; 0 where none does."""
         with contextlib.suppress(runtime.RuntimeAPIError):
-            return tell(self.socket, "show info")[0].partition("\nPid: ")[2].partition("\n")[0]
+            return process(self.socket)
         assert self._master
         assert self._master.poll() is None, self._master.stderr and self._master.stderr.read()
-        return ""
+        return 0
 
     def start(self, command: str) -> subprocess.Popen[bytes]:
         """Start a program, as systemd does."""
@@ -135,9 +138,11 @@ class Debian:
             self._master.communicate(timeout=20)
             self._master = None
 
-    def weights(self, backend: str) -> dict[str, int]:
-        """The weights of a backend's servers."""
-        return weights(self.socket, backend)
+    def routes(self, backend: str, port: int, *names: str) -> None:
+        """Wait until users reach the first of these, and the second is the backup."""
+        expected = dict(zip(names, (256, 1, 0), strict=False))
+        wait_until(lambda: weights(self.socket, backend) == expected, 30, f"{expected} for {backend}")
+        assert {asked(port) for _ in range(20)} <= {(200, name) for name in names[:2]}
 
 
 @pytest.fixture(params=HAPROXIES.values(), ids=[".".join(map(str, version)) for version in HAPROXIES])
@@ -145,28 +150,6 @@ def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Debian]:
     """A machine with one of the HAProxies that are here."""
     with Debian(tmp_path, request.param) as machine:
         yield machine
-
-
-def asked(port: int, path: str = "/") -> tuple[int, str]:
-    """The status that a user sees, and the region that answered."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    try:
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        return answer.status, answer.headers.get("upstream", "")
-    finally:
-        connection.close()
-
-
-def assert_routed(machine: Debian, backend: str, port: int, *names: str) -> None:
-    """Users reach the first of these, and the second is the backup."""
-    expected = dict(zip(names, (256, 1, 0), strict=False))
-    wait_until(lambda: machine.weights(backend) == expected, 30, f"{expected} for {backend}")
-    assert {asked(port) for _ in range(20)} <= {(200, name) for name in names[:2]}
-
-
-WRITE = "multicloud config --blocks --output /etc/haproxy/multicloud.cfg"
-DOCTOR = "multicloud doctor -f /etc/haproxy/haproxy.cfg -f /etc/haproxy/multicloud.cfg"
 
 
 @pytest.mark.root("mount")
@@ -178,9 +161,6 @@ def test_each_row_of_the_table_is_as_many_edits_as_it_says_and_traffic_is_right_
         eu, us, ap = (f"{region.name}=127.0.0.1:{region.port}" for region in regions)
         app, api = free_port(), free_port()
 
-        def routes(backend: str, port: int, *names: str) -> None:
-            assert_routed(machine, backend, port, *names)
-
         # The first application: the settings, the option of Debian's unit, and `chroot`.
         machine.restart()
         first = f"ca_file = /etc/haproxy/regions.pem\n[app]\nservers = {eu} {us}\nbind = 127.0.0.1:{app}\n"
@@ -191,28 +171,24 @@ def test_each_row_of_the_table_is_as_many_edits_as_it_says_and_traffic_is_right_
         assert "a `chroot` in `global` must" in done.stderr
         machine.edit("/etc/haproxy/haproxy.cfg", "\tchroot /var/lib/haproxy\n", "")
         machine.restart()
-        routes("app", app, "eu.example.com", "us.example.com")
+        machine.routes("app", app, "eu.example.com", "us.example.com")
 
         # A second one is a section.
-        machine.put(
-            "/etc/multicloud.conf", f"{first}[api]\nservers = {us} {eu}\nbind = 127.0.0.1:{api}\npath = /healthz\n"
-        )
+        second = f"[api]\nservers = {us} {eu}\nbind = 127.0.0.1:{api}\npath = /healthz\n"
+        machine.put("/etc/multicloud.conf", first + second)
         assert "problem" in machine.type(DOCTOR).stdout
-        assert machine.type(WRITE).stderr == ""
-        machine.reload()
+        machine.write_and_reload()
         for backend, port in (("app", app), ("api", api)):
-            routes(backend, port, "eu.example.com", "us.example.com")
+            machine.routes(backend, port, "eu.example.com", "us.example.com")
 
         # One more region is one more word, and one less a word less.
         machine.edit("/etc/multicloud.conf", f"[app]\nservers = {eu} {us}", f"[app]\nservers = {eu} {us} {ap}")
         assert f"run `{WRITE}`" in machine.type(DOCTOR).stdout
-        assert machine.type(WRITE).stderr == ""
-        machine.reload()
-        routes("app", app, "eu.example.com", "us.example.com", "ap.example.com")
+        machine.write_and_reload()
+        machine.routes("app", app, "eu.example.com", "us.example.com", "ap.example.com")
         machine.edit("/etc/multicloud.conf", f"[app]\nservers = {eu} {us}", f"[app]\nservers = {us}")
-        assert machine.type(WRITE).stderr == ""
-        machine.reload()
-        routes("app", app, "us.example.com", "ap.example.com")
+        machine.write_and_reload()
+        machine.routes("app", app, "us.example.com", "ap.example.com")
         assert machine.type(DOCTOR).returncode == 0
 
         # After an upgrade the same command writes what is new.
@@ -226,7 +202,7 @@ def test_each_row_of_the_table_is_as_many_edits_as_it_says_and_traffic_is_right_
         machine.put("/etc/default/haproxy", "")
         machine.type("rm /etc/haproxy/multicloud.cfg")
         machine.restart()
-        assert machine.weights("app") == machine.weights("api") == {}
+        assert weights(machine.socket, "app") == weights(machine.socket, "api") == {}
 
 
 @pytest.mark.root("mount")
@@ -246,7 +222,7 @@ def test_with_multicloud_run_beside_haproxy_no_line_of_debians_configuration_cha
         assert machine.type(WRITE.replace("--blocks", "--blocks --beside")).stderr == ""
         machine.restart()
         with machine.start("multicloud-run") as running:
-            assert_routed(machine, "app", port, *DELAYS)
+            machine.routes("app", port, *DELAYS)
             doctor = machine.type(DOCTOR)
             running.terminate()
         assert doctor.returncode == 0, doctor.stdout

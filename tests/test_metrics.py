@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -16,20 +15,13 @@ import yaml
 from tests import test_docs
 from tests.edge import wait_until
 from tests.ports import free_port
-from tests.prometheus import prometheus
+from tests.prometheus import needs, prometheus
 from tests.test_run import site
 
 ROOT = Path(__file__).parents[1]
 RULES = ROOT / "deploy/prometheus/rules.yml"
 DASHBOARD = ROOT / "deploy/grafana/multicloud.json"
-RATE = "5s"
 ALERTS = {rule["alert"]: rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]}
-
-
-def needs(program: str) -> None:
-    """Skip the test where the program is not there."""
-    if not shutil.which(program):
-        pytest.skip(f"no {program}: it comes with Debian's package prometheus")
 
 
 @pytest.mark.parametrize(
@@ -62,16 +54,13 @@ def test_the_dashboard_is_what_its_script_makes() -> None:
     assert done.stdout == DASHBOARD.read_text()
 
 
-def panels() -> list[tuple[str, list[str]]]:
-    """The title of each panel of the dashboard, and its queries with the values of the variables, as Grafana asks."""
-    variables = {"$edge": "edge1", "$backend": "app", "$__rate_interval": RATE}
-    found = []
-    for panel in json.loads(DASHBOARD.read_text())["panels"]:
-        queries = [target["expr"] for target in panel.get("targets", ())]
-        for name, value in variables.items():
-            queries = [query.replace(name, value) for query in queries]
-        if queries:
-            found.append((panel["title"], queries))
+def queries() -> list[str]:
+    """The queries of the dashboard with the values of the variables, as Grafana asks."""
+    variables = {"$edge": "edge1", "$backend": "app", "$__rate_interval": "5s"}
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    found = [target["expr"] for panel in panels for target in panel.get("targets", ())]
+    for name, value in variables.items():
+        found = [query.replace(name, value) for query in found]
     return found
 
 
@@ -97,9 +86,8 @@ def test_what_breaks_fires_its_alert_and_no_other_and_every_query_has_data(tmp_p
     ):
 
         def without_data() -> list[str]:
-            queries = [query for _, queries in panels() for query in queries]
-            queries += [each for name, rule in ALERTS.items() for each in selectors(rule["expr"])]
-            return [query for query in queries if not watching.query(query)]
+            selected = [each for rule in ALERTS.values() for each in selectors(rule["expr"])]
+            return [query for query in queries() + selected if not watching.query(query)]
 
         wait_until(lambda: without_data() == [], 60, "every query has data")
         wait_until(lambda: here.weights() == {"eu": 256, "us": 1}, 10, "the first weights")

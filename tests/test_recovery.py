@@ -17,7 +17,6 @@ WITHOUT_EU = {"eu.demo": 0, "us.demo": 256, "ap.demo": 1, "sa.demo": 0}
 @pytest.mark.slow
 def test_a_region_that_hangs_on_every_third_request_is_no_favourite_while_it_does() -> None:
     with at_shipped_pace() as running:
-        settle(running)
         began = time.monotonic()
         running.region["eu.demo"].hangs = 3
         wait_until(lambda: running.weights() == WITHOUT_EU, 60, "us.demo as favourite")
@@ -39,7 +38,6 @@ def test_a_region_comes_back_from_an_outage_without_traffic_and_its_checks_are_a
         return [float(line.split()[3]) for line in running.times() if line.split()[1] == "eu.demo"]
 
     with at_shipped_pace() as running:
-        settle(running)
         with Traffic(running.port):
             running.regions.stop(running.region["eu.demo"])
             wait_until(lambda: running.weights()["us.demo"] == 256, 20, "us.demo as favourite")

@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 
 from multicloud import history, ranking, reweigh, runtime, samplefile, scores, settings
 from multicloud.demo.router import haproxy_binary
-from tests.edge import edge, wait_until
-from tests.haproxy import READING, haproxy, listening, recording, tell, weights
+from tests.edge import wait_until
+from tests.haproxy import READING, haproxy, listening, process, recording, say_nothing, tell, weights
+from tests.haproxy import servers as servers_of
 from tests.ports import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 COMMAND = Path(sys.executable).with_name("multicloud-reweigh")
 
@@ -56,6 +57,11 @@ def run(address: str, times: Path, *arguments: str, **environ: str) -> subproces
     return subprocess.run([COMMAND, *arguments], env=environ, capture_output=True, text=True, timeout=60)
 
 
+def states(address: str, backend: str = "upstream") -> list[str]:
+    """The states of a backend's servers."""
+    return [server.state for server in servers_of(address) if server.backend == backend]
+
+
 def fails(result: subprocess.CompletedProcess[str], code: int, reason: str, changed: str = "") -> None:
     """The command left with this code and said why, in one line, and what it changed all the same."""
     assert (result.returncode, result.stdout) == (code, changed)
@@ -67,11 +73,8 @@ def fails(result: subprocess.CompletedProcess[str], code: int, reason: str, chan
 def test_a_line_for_each_weight_that_changed_and_then_nothing(router: str, times: Path) -> None:
     times.write_text(FAST_EU)
     first = run(router, times)
-    assert (first.returncode, first.stderr) == (0, "")
-    assert first.stdout.splitlines() == [
-        "upstream/eu: weight 1 -> 256, the fastest: 100.0 ms",
-        "upstream/ap: weight 1 -> 0, others are faster: 300.0 ms",
-    ]
+    changed = "upstream/eu: weight 1 -> 256, the fastest: 100.0 ms\n" + AP_IS_OUT
+    assert (first.returncode, first.stdout, first.stderr) == (0, changed, "")
     assert weights(router) == EU_IS_FAVORITE
     with recording(router) as recorded:
         second = run(recorded.path, times)
@@ -87,14 +90,6 @@ def test_who_overtakes_says_by_how_much(router: str, times: Path) -> None:
         "upstream/eu: weight 1 -> 256, 31 % faster than us",
         "upstream/us: weight 256 -> 1, the fastest after the favourite: 100.0 ms",
     ]
-
-
-def test_that_nobody_can_read_what_changed_is_no_failure(router: str, times: Path) -> None:
-    times.write_text(FAST_EU)
-    environ = {"MULTICLOUD_SOCKET": router, "MULTICLOUD_TIMES": str(times)}
-    with open("/dev/full", "w") as full:
-        assert subprocess.run([COMMAND], env=environ, stdout=full, stderr=full, timeout=60).returncode == 0
-    assert weights(router) == EU_IS_FAVORITE
 
 
 def test_a_backend_without_samples_is_untouched(router: str, times: Path) -> None:
@@ -120,7 +115,7 @@ def test_maintenance_and_drain_are_untouched_and_down_gets_nothing(times: Path) 
         "backend other", f"    server down 127.0.0.1:{port} check inter 50ms fall 1\nbackend other"
     )
     with haproxy(backends) as address:
-        wait_until(lambda: "upstream down 127.0.0.1 0 " in states(address), 10, "the server is DOWN")
+        wait_until(lambda: runtime.DOWN in states(address), 10, "the server is DOWN")
         tell(address, "set server upstream/eu state maint", "set server upstream/us state drain")
         times.write_text(FAST_EU + "upstream down 0.001\n")
         assert run(address, times).returncode == 0
@@ -151,7 +146,7 @@ backend once-more
     server alone 127.0.0.1:1 weight 9
 """
     with serving, haproxy(tracking) as address:
-        wait_until(lambda: "once down 127.0.0.1 0 " in states(address), 10, "the server is DOWN")
+        wait_until(lambda: runtime.DOWN in states(address, "once"), 10, "the server is DOWN")
         times.write_text("upstream eu 0.02\nupstream us 0.01\nupstream down 0.001\nonce eu 0.001\n")
         assert run(address, times).returncode == 0
         assert weights(address) == {"eu": 1, "us": 256, "down": 0}
@@ -159,35 +154,28 @@ backend once-more
         assert weights(address, "once-more") == {"eu": 256, "alone": 1}
 
 
-def states(address: str) -> str:
-    """HAProxy's table, of each row what follows the numbers of backend and server."""
-    rows = [row.split(" ") for row in tell(address, "show servers state")[0].splitlines()[2:]]
-    return "\n".join(" ".join((row[1], *row[3:6])) + " " for row in rows)
-
-
-@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
-def test_closed_standard_streams_do_not_matter(router: str, times: Path, closed: str) -> None:
+@pytest.mark.parametrize("streams", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-", ">/dev/full 2>/dev/full"])
+def test_it_needs_no_standard_streams(router: str, times: Path, streams: str) -> None:
     times.write_text(FAST_EU)
     environ = {"MULTICLOUD_SOCKET": router, "MULTICLOUD_TIMES": str(times)}
-    assert subprocess.run(["/bin/sh", "-c", f'exec "{COMMAND}" {closed}'], env=environ, timeout=60).returncode == 0
+    assert subprocess.run(["/bin/sh", "-c", f'exec "{COMMAND}" {streams}'], env=environ, timeout=60).returncode == 0
     assert weights(router) == EU_IS_FAVORITE
     assert times.read_text() == FAST_EU
 
 
 @pytest.mark.parametrize(
-    ("raises", "said"),
+    ("command", "raises", "said"),
     [
-        ("RuntimeError('NumPy was built for (X86_V2).')", "NumPy was built for (X86_V2).; "),
-        ("ImportError('IMPORTANT:\\n\\nOriginal error was: libx.so: no such file\\n')", "libx.so: no such file; "),
-        ("ModuleNotFoundError(\"No module named 'numpy'\")", "No module named 'numpy'; "),
+        ("multicloud-reweigh", "RuntimeError('built for (X86_V2).')", "built for (X86_V2).; "),
+        ("multicloud-run", "ImportError('IMPORTANT:\\n\\nOriginal error was: no libx.so\\n')", "no libx.so; "),
+        ("multicloud status", "ModuleNotFoundError(\"No module named 'numpy'\")", "No module named 'numpy'; "),
     ],
 )
-@pytest.mark.parametrize("command", ["multicloud-reweigh", "multicloud-run", "multicloud"])
 def test_where_numpy_cannot_be_loaded_one_line_says_why(
     times: Path, tmp_path: Path, command: str, raises: str, said: str
 ) -> None:
     (tmp_path / "numpy.py").write_text(f"raise {raises}")
-    arguments = [str(COMMAND.with_name(command)), *["status"] * (command == "multicloud")]
+    arguments = f"{COMMAND.parent}/{command}".split()
     environ = {"PYTHONPATH": str(tmp_path), "MULTICLOUD_TIMES": str(times), "MULTICLOUD_BACKENDS": "app"}
     failed = subprocess.run(arguments, env=environ, capture_output=True, text=True, timeout=60)
     fails(failed, 1, f"numpy cannot be loaded: {said}with pip, install another version")
@@ -208,29 +196,9 @@ def test_settings_and_a_sample_file_that_cannot_be_read_are_exit_code_2(router: 
     assert weights(router) == {"eu": 1, "us": 1, "ap": 1}
 
 
-def say_nothing(connection: socket.socket) -> None:
-    while connection.recv(1 << 16):
-        pass
-
-
-def never_stop(connection: socket.socket) -> None:
-    while True:
-        connection.sendall(b"x" * 1000)
-
-
-@pytest.mark.parametrize(
-    ("answer", "reason"),
-    [
-        (say_nothing, "no answer in time"),
-        (never_stop, "no answer in time"),
-        (lambda connection: connection.recv(100), "HAProxy closed the connection at 'prompt'"),
-    ],
-)
-def test_a_haproxy_that_does_not_answer_is_exit_code_1(
-    times: Path, answer: Callable[[socket.socket], object], reason: str
-) -> None:
-    with listening(answer) as path:
-        fails(run(path, times), 1, reason)
+def test_a_haproxy_that_does_not_answer_is_exit_code_1(times: Path) -> None:
+    with listening(say_nothing) as path:
+        fails(run(path, times), 1, "no answer in time")
 
 
 @pytest.mark.parametrize(("more", "said"), [([], "no"), (["nor", "never"], "no (and 2 more refusals)")])
@@ -238,13 +206,10 @@ def test_the_first_refusal_is_told_and_how_many_more_there_were(more: list[str],
     assert reweigh.refused(reweigh.Outcome(history.Samples(), {}, [], [], ["no", *more])) == said
 
 
-def test_a_haproxy_that_is_not_there_or_refuses_is_exit_code_1(times: Path) -> None:
+def test_a_haproxy_that_refuses_is_exit_code_1(times: Path) -> None:
     times.write_text(FAST_EU)
-    fails(run(str(times.parent / "no.sock"), times), 1, "no such file or directory")
     with haproxy(BACKENDS, level="operator") as address:
         fails(run(address, times), 1, "'set server upstream/eu weight 256' was refused: Permission denied")
-    with haproxy(BACKENDS.replace("roundrobin", "source")) as address:
-        fails(run(address, times), 1, "Backend is using a static LB algorithm", AP_IS_OUT)
 
 
 def test_a_server_removed_between_reading_and_writing_is_refused_and_the_others_get_their_weights(
@@ -281,21 +246,12 @@ def test_a_reload_in_the_middle_is_made_good_by_the_next_reweigh(router: str, ti
     times.write_text(FAST_EU)
     new: list[subprocess.Popen[bytes]] = []
 
-    def pid() -> str:
-        info = tell(router, "show info")[0].splitlines()
-        return next(line.split()[1] for line in info if line.startswith("Pid:"))
-
     def reload(command: str) -> None:
         if command.startswith("set server") and not new:
-            old = pid()
             configuration = Path(router).with_name("haproxy.cfg")
-            new.append(
-                subprocess.Popen(
-                    [haproxy_binary(), "-f", str(configuration), "-sf", old],
-                    env={**os.environ, "MULTICLOUD_SOCKET": router},
-                )
-            )
-            wait_until(lambda: pid() == str(new[0].pid), 10, "the new process answers")
+            words = [haproxy_binary(), "-f", str(configuration), "-sf", str(process(router))]
+            new.append(subprocess.Popen(words, env={**os.environ, "MULTICLOUD_SOCKET": router}))
+            wait_until(lambda: process(router) == new[0].pid, 10, "the new process answers")
 
     try:
         with recording(router, before=reload) as recorded:
@@ -305,9 +261,9 @@ def test_a_reload_in_the_middle_is_made_good_by_the_next_reweigh(router: str, ti
         assert run(router, times).returncode == 0
         assert weights(router) == EU_IS_FAVORITE
     finally:
-        for process in new:
-            process.terminate()
-            process.wait()
+        for each in new:
+            each.terminate()
+            each.wait()
 
 
 def test_a_worker_under_a_master_is_like_any_other(times: Path) -> None:
@@ -315,14 +271,6 @@ def test_a_worker_under_a_master_is_like_any_other(times: Path) -> None:
     with haproxy(BACKENDS, extra="master-worker") as address:
         assert run(address, times).returncode == 0
         assert weights(address) == EU_IS_FAVORITE
-
-
-def test_two_at_once_end_with_the_same_weights(router: str, times: Path) -> None:
-    times.write_text(FAST_EU)
-    environ = {"MULTICLOUD_SOCKET": router, "MULTICLOUD_TIMES": str(times)}
-    both = [subprocess.Popen([COMMAND], env=environ, stdout=subprocess.DEVNULL) for _ in range(2)]
-    assert [process.wait(timeout=60) for process in both] == [0, 0]
-    assert weights(router) == EU_IS_FAVORITE
 
 
 def test_a_thousand_servers_get_their_weights_over_one_connection(times: Path) -> None:
@@ -368,19 +316,20 @@ def from_file(tmp_path: Path, text: str) -> settings.Sources:
     return sources("", tmp_path / "times.txt", MULTICLOUD_CONF=str(tmp_path / "multicloud.conf"))
 
 
-def test_a_dry_run_sends_nothing_and_trims_nothing(router: str, times: Path) -> None:
+def test_a_dry_run_sends_nothing(router: str, times: Path) -> None:
     times.write_text(FAST_EU * 1000)
     outcome = reweigh.reweigh(sources(router, times), dry_run=True)
     assert [(change.server.name, change.weight) for change in outcome.changes] == [("eu", 256), ("ap", 0)]
     assert (outcome.refusals, outcome.samples.lines) == ([], 3000)
     assert weights(router) == {"eu": 1, "us": 1, "ap": 1}
-    assert times.read_text() == FAST_EU * 1000
 
 
 def test_a_reweigh_trims_the_file_only_where_it_is_told_to(router: str, times: Path) -> None:
-    times.write_text(FAST_EU * 1000)
+    times.write_text(FAST_EU * 7000)
     reweigh.reweigh(sources(router, times))
-    assert times.read_text() == FAST_EU * 1000
+    assert times.read_text() == FAST_EU * 7000
+    reweigh.reweigh(sources(router, times), trim=True)
+    assert len(times.read_text()) < len(FAST_EU * 7000)
 
 
 def test_a_recovery_as_old_as_the_window_is_told(router: str, times: Path) -> None:
@@ -492,9 +441,7 @@ def test_who_is_far_does_not_take_the_lead_and_the_second_look_leaves_it_so(
     router: str, times: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times.write_text(FAST_EU * 30)
-    with runtime.RuntimeAPI(router) as api:
-        for command in ("us weight 256", "eu weight 0", "ap weight 0"):
-            api.ask(f"set server upstream/{command}")
+    tell(router, *(f"set server upstream/{each}" for each in ("us weight 256", "eu weight 0", "ap weight 0")))
     monkeypatch.setattr(reweigh, "connect_seconds", lambda *_: 0.25)
     outcome = reweigh.reweigh(sources(router, times))
     assert weights(router) == {"eu": 1, "us": 256, "ap": 0}
@@ -523,8 +470,8 @@ backend relayed
     with socket.create_server(("127.0.0.1", 0)) as region:
         port = str(region.getsockname()[1])
         with haproxy(BACKENDS.replace("1:1 ", f"1:{port} check ") + relayed) as address:
-            for each in ("upstream/us weight 256", "upstream/eu weight 0", "other/eu weight 256", "other/us weight 0"):
-                tell(address, f"set server {each}")
+            before = ("upstream/us weight 256", "upstream/eu weight 0", "other/eu weight 256", "other/us weight 0")
+            tell(address, *(f"set server {each}" for each in before))
             reweigh.reweigh(sources(address, times))
             assert weights(address, "relayed") == {"eu": 256, "us": 1}
     assert [place[:2] for place in asked] == [("127.0.0.1", port)] * 2
@@ -599,54 +546,6 @@ def test_no_content_sends_a_command_for_a_server_that_haproxy_did_not_list(
         )
 
 
-@pytest.fixture
-def protected_regular() -> Iterator[None]:
-    """The kernel's rule, which distributions set: nobody, not even root, opens another user's file with O_CREAT."""
-    switch = Path("/proc/sys/fs/protected_regular")
-    before = switch.read_text() if switch.exists() else ""
-    if before.strip() in ("1", "2"):
-        yield
-        return
-    if not os.environ.get("CI"):
-        pytest.skip("fs.protected_regular is off, and only a machine for tests (CI set) has its kernel changed")
-    try:
-        switch.write_text("1")
-    except OSError as error:
-        pytest.skip(f"fs.protected_regular is off and cannot be set: {error}")
-    try:
-        yield
-    finally:
-        switch.write_text(before)
-
-
-@pytest.mark.root("give a file to somebody else")
-@pytest.mark.usefixtures("protected_regular")
-def test_root_can_reweigh_with_the_file_of_another_user_in_a_sticky_directory(router: str) -> None:
-    with tempfile.TemporaryDirectory() as name:
-        os.chmod(name, 0o1777)
-        times = Path(name, "times.txt")
-        times.write_text(FAST_EU * 7000)
-        os.chown(times, 65534, 65534)
-        with pytest.raises(PermissionError):
-            os.open(times, os.O_RDWR | os.O_CREAT)  # the rule is at work
-        result = run(router, times)
-        assert (result.returncode, result.stderr) == (0, "")
-        assert times.read_text() == FAST_EU * (history.KEEP_IN_ALL // 3)
-        assert (times.stat().st_uid, times.stat().st_gid) == (65534, 65534)
-        samplefile.append(str(times), "upstream", "eu", 0.1, time.time())
-        assert os.listdir(name) == ["times.txt"]
-
-
-def test_a_broken_loop_is_visible_in_haproxy() -> None:
-    def break_it(configuration: str) -> str:
-        return configuration.replace("level admin", "level operator")
-
-    with edge({"a.demo": 0.0, "b.demo": 0.05}, configure=break_it) as running:
-        wait_until(lambda: running.states("reweigh") == {"multicloud-reweigh": "DOWN"}, 30, "the fake server is DOWN")
-        wait_until(lambda: "was refused: Permission denied" in running.log(), 10, "the log says why")
-        assert running.get()[0] == 200
-
-
 def test_who_has_changed_weights_decides_again_until_nothing_differs(
     router: str, times: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -674,11 +573,9 @@ def test_reweighs_that_never_agree_end_and_leave_a_server_with_weight(router: st
     for _ in range(10):
         both = [
             subprocess.Popen(
-                [COMMAND],
-                env={"MULTICLOUD_SOCKET": router, "MULTICLOUD_TIMES": str(path)},
-                stdout=subprocess.DEVNULL,
+                [COMMAND], env={"MULTICLOUD_SOCKET": router, "MULTICLOUD_TIMES": str(path)}, stdout=subprocess.DEVNULL
             )
             for path in (times, other)
         ]
-        assert [process.wait(10) for process in both] == [0, 0]
+        assert [each.wait(10) for each in both] == [0, 0]
         assert any(weights(router).values())

@@ -4,9 +4,9 @@ real Prometheus read it.
 
 from __future__ import annotations
 
-import http.client
+import contextlib
 import re
-import shutil
+import socket
 import subprocess
 import threading
 
@@ -15,9 +15,12 @@ from prometheus_client import parser
 from prometheus_client.openmetrics import parser as open_parser
 
 from multicloud import history, overview, ranking, reweigh, scrape, settings
+from multicloud.light import CommandError
 from multicloud.ranking import Reason
 from multicloud.runtime import DOWN, UP, Server
 from tests.ports import free_port
+from tests.prometheus import needs
+from tests.user import fetch
 
 NOW = 1763870000.0
 SOURCES = settings.Sources({})
@@ -172,10 +175,42 @@ def test_a_server_has_forty_series_at_most(page: str) -> None:
 
 
 def test_names_and_types_are_as_prometheus_likes_them(page: str) -> None:
-    if not shutil.which("promtool"):
-        pytest.skip("no promtool: it comes with Debian's package prometheus")
+    needs("promtool")
     done = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_port_that_is_taken_is_said() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = taken.getsockname()[1]
+        with pytest.raises(CommandError, match=f"^--metrics {number}: address already in use$") as caught:
+            scrape.listen(str(number))
+    assert caught.value.exit_code == 1
+
+
+@pytest.fixture
+def port(page: str) -> int:
+    """Where the page is served."""
+    port = free_port()
+    threading.Thread(target=scrape.serve, args=(scrape.listen(str(port)), page.encode), daemon=True).start()
+    return port
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET /metrics HTTP/1.1\r\n\r\n", b"HTTP/1.1 200 "),
+        (b"HEAD / HTTP/1.0\r\n\r\n", b"HTTP/1.1 200 "),
+        (b"GET /other HTTP/1.1\r\n\r\n", b"HTTP/1.1 404 "),
+        (b"POST /metrics HTTP/1.1\r\n\r\n", b"HTTP/1.1 405 "),
+        (b"\r\n\r\n", b"HTTP/1.1 405 "),
+        (b"x" * 20000, b""),
+    ],
+)
+def test_only_what_a_scraper_asks_is_answered(port: int, request_: bytes, status: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", port)) as connection, contextlib.suppress(ConnectionError):
+        connection.sendall(request_)
+        assert connection.makefile("rb").read()[: len(status) or 1] == status
 
 
 @pytest.mark.parametrize(
@@ -189,15 +224,10 @@ def test_names_and_types_are_as_prometheus_likes_them(page: str) -> None:
         ),
     ],
 )
-def test_the_format_is_what_the_scraper_accepts(page: str, accept: str, is_open: bool) -> None:
-    port = free_port()
-    threading.Thread(target=scrape.serve, args=(scrape.listen(str(port)), page.encode), daemon=True).start()
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    connection.request("GET", "/metrics", headers={"Accept": accept})
-    answer = connection.getresponse()
-    text = answer.read().decode()
-    kind = answer.headers["Content-Type"]
-    assert kind == (scrape.OPEN_METRICS if is_open else scrape.TEXT).decode()
+def test_the_format_is_what_the_scraper_accepts(port: int, accept: str, is_open: bool) -> None:
+    answer, read = fetch(port, "/metrics", accept=accept)
+    text = read.decode()
+    assert answer.headers["Content-Type"] == (scrape.OPEN_METRICS if is_open else scrape.TEXT).decode()
     if is_open:
         families = {each.name: each.type for each in open_parser.text_string_to_metric_families(text)}  # type: ignore[no-untyped-call]
         assert text.endswith("\n# EOF\n")

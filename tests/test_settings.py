@@ -43,98 +43,73 @@ def test_the_defaults_are_the_documented_ones() -> None:
     assert {setting.variable: setting.default for setting in ALL} == documented
 
 
-NUMBERS = ("MULTICLOUD_TIMEOUT", "MULTICLOUD_WINDOW")
-NO_NUMBERS = ("1_0", " 10", "10\n", "+10", "1e1", "\u0661\u0662", "9" * 5000)
+READ: dict[str, dict[str, object]] = {
+    "MULTICLOUD_EXPECT": {
+        "200": (range(200, 201),),
+        "200,204": (range(200, 201), range(204, 205)),
+        "200-399": (range(200, 400),),
+        "200-299,404": (range(200, 300), range(404, 405)),
+        "100-599": (range(100, 600),),
+    },
+    "MULTICLOUD_TIMEOUT": {"0.001": 0.001, "0.5": 0.5, "3600": 3600.0},
+    "MULTICLOUD_INSECURE": {"1": True},
+    "MULTICLOUD_WINDOW": {"": 30, "1": 1, "10000": 10000},
+    "MULTICLOUD_FAVORITE": {"100": 100},
+    "MULTICLOUD_SOCKET": {
+        "unix@/run/a:b.sock": "/run/a:b.sock",
+        "unix@ha.sock": "./ha.sock",
+        "ipv4@127.0.0.1:9999": "127.0.0.1:9999",
+        "ipv6@::1:9999": "::1:9999",
+        **{text: text for text in ("127.0.0.1:9999", "[::1]:65535", "/run/a:b.sock", "/run/a@b", "abns@a:b")},
+    },
+    "MULTICLOUD_USER_AGENT": {"Mozilla/5.0 (X11)": "Mozilla/5.0 (X11)"},
+    "MULTICLOUD_CLOCK": {"connection": "connection"},
+    "MULTICLOUD_SCHEME": {text: text for text in ("auto", "tcp", "tls", "http", "https")},
+    "MULTICLOUD_BACKENDS": {"app, api": ("app", "api")},
+    "MULTICLOUD_SERVERS": {"eu.example.com  us=[2001:db8::1]:80": ("eu.example.com", "us=[2001:db8::1]:80")},
+    "MULTICLOUD_BIND": {":443 ssl crt /etc/haproxy/site.pem": ":443 ssl crt /etc/haproxy/site.pem"},
+    "MULTICLOUD_MODE": {"tcp": "tcp"},
+}
 
 
 @pytest.mark.parametrize(
     ("variable", "text", "value"),
-    [
-        ("MULTICLOUD_EXPECT", "200", (range(200, 201),)),
-        ("MULTICLOUD_EXPECT", "200,204", (range(200, 201), range(204, 205))),
-        ("MULTICLOUD_EXPECT", "200-399", (range(200, 400),)),
-        ("MULTICLOUD_EXPECT", "200-299,404", (range(200, 300), range(404, 405))),
-        ("MULTICLOUD_TIMEOUT", "0.5", 0.5),
-        ("MULTICLOUD_INSECURE", "1", True),
-        ("MULTICLOUD_WINDOW", "", 30),
-        ("MULTICLOUD_SOCKET", "127.0.0.1:9999", "127.0.0.1:9999"),
-        ("MULTICLOUD_SOCKET", "/run/a:b.sock", "/run/a:b.sock"),
-        ("MULTICLOUD_SOCKET", "[::1]:65535", "[::1]:65535"),
-        ("MULTICLOUD_SOCKET", "unix@/run/a:b.sock", "/run/a:b.sock"),
-        ("MULTICLOUD_SOCKET", "unix@ha.sock", "./ha.sock"),
-        ("MULTICLOUD_SOCKET", "/run/a@b", "/run/a@b"),
-        ("MULTICLOUD_SOCKET", "ipv4@127.0.0.1:9999", "127.0.0.1:9999"),
-        ("MULTICLOUD_SOCKET", "ipv6@::1:9999", "::1:9999"),
-        ("MULTICLOUD_SOCKET", "abns@a:b", "abns@a:b"),
-        ("MULTICLOUD_USER_AGENT", "Mozilla/5.0 (X11)", "Mozilla/5.0 (X11)"),
-        ("MULTICLOUD_FAVORITE", "100", 100),
-        ("MULTICLOUD_EXPECT", "100-599", (range(100, 600),)),
-        ("MULTICLOUD_CLOCK", "connection", "connection"),
-        ("MULTICLOUD_BACKENDS", "app, api", ("app", "api")),
-        ("MULTICLOUD_SERVERS", "eu.example.com  us=[2001:db8::1]:80", ("eu.example.com", "us=[2001:db8::1]:80")),
-        ("MULTICLOUD_BIND", ":443 ssl crt /etc/haproxy/site.pem", ":443 ssl crt /etc/haproxy/site.pem"),
-        ("MULTICLOUD_MODE", "tcp", "tcp"),
-        *(("MULTICLOUD_SCHEME", scheme, scheme) for scheme in ("auto", "tcp", "tls", "http", "https")),
-        *(("MULTICLOUD_TIMEOUT", text, float(text)) for text in ("0.001", "3600")),
-        *(("MULTICLOUD_WINDOW", text, int(text)) for text in ("1", "10000")),
-    ],
+    [(variable, text, value) for variable, values in READ.items() for text, value in values.items()],
 )
 def test_values_are_read(variable: str, text: str, value: object) -> None:
     setting = next(setting for setting in ALL if setting.variable == variable)
     assert getattr(settings.Sources({variable: text}).read(ALL), setting.name) == value
 
 
+NO_NUMBERS = ("1_0", " 10", "10\n", "+10", "1e1", "\u0661\u0662", "9" * 5000)
+REFUSED = {
+    "MULTICLOUD_SCHEME": ("ftp",),
+    "MULTICLOUD_PATH": ("healthz", "/a b", "/\r\nX: y"),
+    "MULTICLOUD_HOST": ("a\r\nX: y", "a b", "é"),
+    "MULTICLOUD_USER_AGENT": ("a\r\nX: y", "é"),
+    "MULTICLOUD_TIMES": ("/tmp/\n",),
+    "MULTICLOUD_CA_FILE": ("\udcff",),
+    "MULTICLOUD_BACKENDS": ("app,,api",),
+    "MULTICLOUD_SERVERS": ("eu\nus",),
+    "MULTICLOUD_BIND": (":80\nglobal",),
+    "MULTICLOUD_MODE": ("udp",),
+    "MULTICLOUD_EXPECT": ("ok", "399-200", "200,", "99", "600", "2_00", "200-", "200\n"),
+    "MULTICLOUD_TIMEOUT": ("0", "-1", "nan", "inf", "ten", "3600.1", "1.2.3", *NO_NUMBERS),
+    "MULTICLOUD_INTERVAL": ("0",),
+    "MULTICLOUD_INSECURE": ("yes",),
+    "MULTICLOUD_PERCENTILE": ("101",),
+    "MULTICLOUD_WINDOW": ("0", "1.5", *NO_NUMBERS),
+    "MULTICLOUD_FAVORITE": ("257",),
+    "MULTICLOUD_BACKUP": ("-1",),
+    "MULTICLOUD_SOCKET": (
+        *("localhost:port", ":9999", "localhost:65536", f"localhost:{'9' * 5000}"),
+        *("fd@3", "unix@", "abns@", "ipv4@127.0.0.1", "ipv4@/run:1"),
+    ),
+}
+
+
 @pytest.mark.parametrize(
-    ("variable", "text"),
-    [
-        ("MULTICLOUD_SCHEME", "ftp"),
-        ("MULTICLOUD_PATH", "healthz"),
-        ("MULTICLOUD_PATH", "/a b"),
-        ("MULTICLOUD_PATH", "/\r\nX: y"),
-        ("MULTICLOUD_HOST", "a\r\nX: y"),
-        ("MULTICLOUD_HOST", "a b"),
-        ("MULTICLOUD_TIMES", "/tmp/\n"),
-        ("MULTICLOUD_CA_FILE", "\udcff"),
-        ("MULTICLOUD_HOST", "é"),
-        ("MULTICLOUD_BACKENDS", "app,,api"),
-        ("MULTICLOUD_SERVERS", "eu\nus"),
-        ("MULTICLOUD_BIND", ":80\nglobal"),
-        ("MULTICLOUD_MODE", "udp"),
-        ("MULTICLOUD_EXPECT", "ok"),
-        ("MULTICLOUD_EXPECT", "399-200"),
-        ("MULTICLOUD_EXPECT", "200,"),
-        ("MULTICLOUD_EXPECT", "99"),
-        ("MULTICLOUD_EXPECT", "600"),
-        ("MULTICLOUD_TIMEOUT", "0"),
-        ("MULTICLOUD_INTERVAL", "0"),
-        ("MULTICLOUD_TIMEOUT", "-1"),
-        ("MULTICLOUD_TIMEOUT", "nan"),
-        ("MULTICLOUD_TIMEOUT", "inf"),
-        ("MULTICLOUD_TIMEOUT", "ten"),
-        ("MULTICLOUD_TIMEOUT", "3600.1"),
-        ("MULTICLOUD_TIMEOUT", "1.2.3"),
-        ("MULTICLOUD_INSECURE", "yes"),
-        ("MULTICLOUD_PERCENTILE", "101"),
-        ("MULTICLOUD_WINDOW", "0"),
-        ("MULTICLOUD_WINDOW", "1.5"),
-        ("MULTICLOUD_FAVORITE", "257"),
-        ("MULTICLOUD_BACKUP", "-1"),
-        ("MULTICLOUD_SOCKET", "localhost:port"),
-        ("MULTICLOUD_SOCKET", ":9999"),
-        ("MULTICLOUD_SOCKET", "fd@3"),
-        ("MULTICLOUD_SOCKET", "unix@"),
-        ("MULTICLOUD_SOCKET", "abns@"),
-        ("MULTICLOUD_SOCKET", "ipv4@127.0.0.1"),
-        ("MULTICLOUD_SOCKET", "ipv4@/run:1"),
-        ("MULTICLOUD_USER_AGENT", "a\r\nX: y"),
-        ("MULTICLOUD_USER_AGENT", "é"),
-        ("MULTICLOUD_SOCKET", "localhost:65536"),
-        ("MULTICLOUD_SOCKET", "localhost:" + "9" * 5000),
-        *((variable, text) for variable in NUMBERS for text in NO_NUMBERS),
-        ("MULTICLOUD_EXPECT", "2_00"),
-        ("MULTICLOUD_EXPECT", "200-"),
-        ("MULTICLOUD_EXPECT", "200\n"),
-    ],
+    ("variable", "text"), [(variable, text) for variable, texts in REFUSED.items() for text in texts]
 )
 def test_a_value_that_cannot_be_read_names_variable_value_and_what_is_accepted(variable: str, text: str) -> None:
     setting = next(setting for setting in ALL if setting.variable == variable)
@@ -157,12 +132,8 @@ def test_a_backup_above_the_favourite_is_refused() -> None:
     assert equal.read(settings.REWEIGH_SETTINGS).backup == 7
 
 
-def test_the_socket_is_the_first_that_is_there_unless_it_is_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, second, third = (str(tmp_path / name) for name in ("first", "second", "third"))
-    monkeypatch.setattr(settings.SOCKET, "default", first)
-    monkeypatch.setattr(settings.SOCKET, "others", (second, third))
+def test_the_socket_is_the_first_that_is_there_unless_it_is_set(places: tuple[str, str, str]) -> None:
+    first, second, third = places
     found = []
     for made in (None, third, second, first):
         if made:
@@ -173,12 +144,8 @@ def test_the_socket_is_the_first_that_is_there_unless_it_is_set(
     assert settings.Sources({"MULTICLOUD_SOCKET": first}).read((settings.SOCKET,)).socket == first
 
 
-def test_a_socket_whose_program_has_ended_hides_none_where_somebody_listens(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, second = (str(tmp_path / name) for name in ("first", "second"))
-    monkeypatch.setattr(settings.SOCKET, "default", first)
-    monkeypatch.setattr(settings.SOCKET, "others", (second,))
+def test_a_socket_whose_program_has_ended_hides_none_where_somebody_listens(places: tuple[str, str, str]) -> None:
+    first, second, _ = places
     with socket.socket(socket.AF_UNIX) as left_behind, socket.socket(socket.AF_UNIX) as listening:
         left_behind.bind(first)
         listening.bind(second)
@@ -265,10 +232,10 @@ def test_an_empty_value_in_the_file_is_the_default(conf: Path) -> None:
         ("[]\n", 1, "cannot read '[]'; accepted: [backend] or [backend/server]"),
         ("[a/b/c]\n", 1, "cannot read '[a/b/c]'; accepted: [backend] or [backend/server]"),
         ("[my api]\n", 1, "cannot read '[my api]'; accepted: [backend] or [backend/server]"),
-        ("[api]\nsocket = /x\n", 2, "socket cannot be set in [api]; accepted: before the first section"),
-        ("[api]\ntimes = /x\n", 2, "times cannot be set in [api]; accepted: before the first section"),
-        ("[api]\nbackends = a\n", 2, "backends cannot be set in [api]; accepted: before the first section"),
-        ("[api]\ninterval = 1\n", 2, "interval cannot be set in [api]; accepted: before the first section"),
+        *(
+            (f"[api]\n{name} = 1\n", 2, f"{name} cannot be set in [api]; accepted: before the first section")
+            for name in ("socket", "times", "backends", "interval")
+        ),
         ("[api/eu]\nhysteresis = 1\n", 2, "hysteresis cannot be set in [api/eu]; accepted: [api]"),
     ],
 )
@@ -321,9 +288,9 @@ def test_a_file_is_roots_or_ones_own(conf: Path) -> None:
 
 
 def test_a_file_that_others_may_read_and_execute_is_used(conf: Path) -> None:
-    conf.write_text("path = /here\n")
+    conf.touch()
     conf.chmod(0o755)
-    assert settings.Sources({"MULTICLOUD_CONF": str(conf)}).read(settings.CHECK_SETTINGS).path == "/here"
+    assert sources(conf, "path = /here\n").read(settings.CHECK_SETTINGS).path == "/here"
 
 
 def test_a_file_is_read_to_its_end_however_long_it_is(conf: Path) -> None:
@@ -334,10 +301,12 @@ def test_a_file_that_an_editor_began_with_a_byte_order_mark_is_read(conf: Path) 
     assert sources(conf, "\ufeffpath = /here\n").read(settings.CHECK_SETTINGS).path == "/here"
 
 
-def test_a_file_may_have_256_kib_and_no_more(conf: Path) -> None:
+def test_a_file_may_have_256_kib_and_of_a_larger_one_no_more_is_read(conf: Path) -> None:
     assert sources(conf, "#" * (256 << 10)).sections == {"": {}}
-    with pytest.raises(settings.SettingError, match="larger than 256 KiB"):
-        sources(conf, "#" * (256 << 10) + "\n")
+    for size in ((256 << 10) + 1, 1 << 40):
+        os.truncate(conf, size)
+        with pytest.raises(settings.SettingError, match="larger than 256 KiB; accepted: a file of settings"):
+            settings.Sources({"MULTICLOUD_CONF": str(conf)})
 
 
 def test_a_file_that_is_named_must_be_there_and_be_a_file(tmp_path: Path) -> None:
@@ -358,10 +327,3 @@ def test_the_names_of_all_settings_can_stand_in_the_file(conf: Path) -> None:
     found = sources(conf, "".join(f"{setting.name} = {setting.default}\n" for setting in settings.ALL_SETTINGS))
     assert len(found.sections[""]) == len(settings.ALL_SETTINGS)
     found.read(settings.ALL_SETTINGS)
-
-
-def test_a_file_that_is_no_file_of_settings_is_not_read_to_its_end(conf: Path) -> None:
-    conf.touch()
-    os.truncate(conf, 1 << 40)
-    with pytest.raises(settings.SettingError, match="larger than 256 KiB; accepted: a file of settings"):
-        settings.Sources({"MULTICLOUD_CONF": str(conf)})

@@ -16,7 +16,7 @@ from multicloud.runtime import Server
 from multicloud.sharing import Load
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 USUAL = {"a": 0.1, "b": 0.15, "c": 0.2}
 """The usual seconds of the servers here."""
@@ -47,19 +47,23 @@ def shared(
     users: Look | None = None,
     newest: Mapping[str, Sequence[float]] | None = None,
     *,
-    again: Look | None = None,
+    again: Look | Callable[[], Look] | None = None,
+    samples: Mapping[tuple[str, str], Sequence[Sample]] | None = None,
     connect: float = 0.05,
     elapsed: float = 3.0,
     favorite: int = 256,
     backup: int = 1,
 ) -> list[Decision]:
     """What becomes of these decisions of the ranking; `connect` is what a connection takes to any of the servers."""
-    looks = [{("app", name): load for name, load in (look or {}).items()} for look in (users, again or users)]
+
+    def loads(look: Look) -> dict[tuple[str, str], Load]:
+        return {("app", name): load for name, load in look.items()}
+
     decided = sharing.share(
         decisions,
-        samples=measured(newest or {}),
-        users=looks[0],
-        again=lambda: looks[1],
+        samples=samples or measured(newest or {}),
+        users=loads(users or {}),
+        again=lambda: loads(again() if callable(again) else again or users or {}),
         connect=lambda _: connect,
         now=NOW,
         elapsed=elapsed,
@@ -112,21 +116,10 @@ def test_a_burst_that_is_gone_a_moment_later_changes_nothing() -> None:
 
 
 def test_nobody_looks_again_where_there_is_no_crowd() -> None:
-    def never() -> dict[tuple[str, str], Load]:
+    def never() -> Look:
         raise AssertionError
 
-    users = {("app", "a"): CALM}
-    sharing.share(
-        ranked(servers(a=256, b=1)),
-        samples=measured({}),
-        users=users,
-        again=never,
-        connect=lambda _: 0.0,
-        now=NOW,
-        elapsed=3.0,
-        favorite=256,
-        backup=1,
-    )
+    shared(ranked(servers(a=256, b=1)), {"a": CALM}, again=never)
 
 
 def test_more_requests_than_have_come_since_a_quick_check_are_in_no_line() -> None:
@@ -342,18 +335,7 @@ def test_any_number_of_servers_can_share() -> None:
     samples = {server.key: [Sample(0.1 + number / 1e5)] for number, server in enumerate(members)}
     for _ in range(20):
         by_time = rank(members, {key: found[0].seconds for key, found in samples.items()})
-        decided = sharing.share(
-            by_time,
-            samples=samples,
-            users={},
-            again=dict,
-            connect=lambda _: 0.0,
-            now=NOW,
-            elapsed=3.0,
-            favorite=256,
-            backup=1,
-        )
-        for server, decision in zip(members, decided, strict=True):
+        for server, decision in zip(members, shared(by_time, samples=samples), strict=True):
             server.weight = decision.weight
         assert sum(server.weight > 1 for server in members) == 60
         assert max(server.weight for server in members) == 256

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING
 
@@ -11,17 +12,12 @@ from tests.edge import edge, measured, wait_until
 from tests.traffic import Answer, Traffic
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
+    from collections.abc import Iterator
 
     from tests.edge import Edge
 
 DELAYS = {"eu.demo": 0.010, "us.demo": 0.040, "ap.demo": 0.070, "sa.demo": 0.100}
 RANKED = {"eu.demo": 256, "us.demo": 1, "ap.demo": 0, "sa.demo": 0}
-
-
-def at_shipped_pace(*, beside: bool = False, samples: int = 30) -> AbstractContextManager[Edge]:
-    times = measured(DELAYS, samples)
-    return edge(DELAYS, interval="2s", reweigh_interval="3s", times=times, beside=beside)
 
 
 def failures(traffic: Traffic, fault: float | None = None) -> list[Answer]:
@@ -39,16 +35,27 @@ def settle(running: Edge) -> None:
     wait_until(lambda: running.weights() == RANKED, 30, "weights 256/1/0/0")
 
 
+@contextlib.contextmanager
+def at_shipped_pace(*, beside: bool = False) -> Iterator[Edge]:
+    """Regions that have been measured for a minute, once their weights are right."""
+    times = measured(DELAYS, 30)
+    with edge(DELAYS, interval="2s", reweigh_interval="3s", times=times, beside=beside) as running:
+        settle(running)
+        yield running
+
+
 @pytest.mark.parametrize("beside", [False, True])
 def test_when_the_favourite_is_killed_no_get_fails_and_no_post_but_those_that_it_has(*, beside: bool) -> None:
-    with at_shipped_pace(beside=beside) as running:
-        settle(running)
-        with Traffic(running.port) as gets, Traffic(running.port, rate=50, method="POST") as posts:
-            posts.go_on(50)
-            running.regions.stop(running.region["eu.demo"])
-            killed = time.monotonic()
-            wait_until(lambda: running.weights("upstream-once")["us.demo"] == 256, 20, "us.demo as favourite")
-            posts.go_on(50)
+    with (
+        at_shipped_pace(beside=beside) as running,
+        Traffic(running.port) as gets,
+        Traffic(running.port, rate=50, method="POST") as posts,
+    ):
+        posts.go_on(50)
+        running.regions.stop(running.region["eu.demo"])
+        killed = time.monotonic()
+        wait_until(lambda: running.weights("upstream-once")["us.demo"] == 256, 20, "us.demo as favourite")
+        posts.go_on(50)
     assert failures(gets) == []
     assert "eu.demo" not in gets.regions_since(killed)
     # Whether the region did what those ask for, nobody knows.
@@ -56,32 +63,26 @@ def test_when_the_favourite_is_killed_no_get_fails_and_no_post_but_those_that_it
 
 
 def test_when_the_favourite_freezes_only_requests_in_flight_fail() -> None:
-    with at_shipped_pace() as running:
-        settle(running)
-        with Traffic(running.port) as traffic:
-            traffic.go_on(200)
-            running.regions.freeze(running.region["eu.demo"])
-            frozen = time.monotonic()
-            # On a busy machine checks of the others fail, too, since one process serves all of them.
-            wait_until(
-                lambda: 256 in running.weights().values() and not running.weights()["eu.demo"], 20, "another one"
-            )
-            traffic.go_on(200)
+    with at_shipped_pace() as running, Traffic(running.port) as traffic:
+        traffic.go_on(200)
+        running.regions.freeze(running.region["eu.demo"])
+        frozen = time.monotonic()
+        # On a busy machine checks of the others fail, too, since one process serves all of them.
+        wait_until(lambda: 256 in running.weights().values() and not running.weights()["eu.demo"], 20, "another one")
+        traffic.go_on(200)
     # In flight are also those that were sent over a connection that was idle when the region froze.
     assert [failure for failure in failures(traffic, frozen) if failure.sent > frozen + 1] == []
     assert [answer for answer in traffic.answers if answer.sent > frozen + 3 and answer.region == "eu.demo"] == []
 
 
 def test_when_favourite_and_backup_are_killed_together_failures_stop_although_the_others_had_no_weight() -> None:
-    with at_shipped_pace() as running:
-        settle(running)
-        with Traffic(running.port) as traffic:
-            traffic.go_on(200)
-            for name in ("eu.demo", "us.demo"):
-                running.regions.stop(running.region[name])
-            killed = time.monotonic()
-            wait_until(lambda: running.weights()["ap.demo"] == 256, 20, "ap.demo as favourite")
-            traffic.go_on(200)
+    with at_shipped_pace() as running, Traffic(running.port) as traffic:
+        traffic.go_on(200)
+        for name in ("eu.demo", "us.demo"):
+            running.regions.stop(running.region[name])
+        killed = time.monotonic()
+        wait_until(lambda: running.weights()["ap.demo"] == 256, 20, "ap.demo as favourite")
+        traffic.go_on(200)
     assert [failure for failure in failures(traffic, killed) if failure.sent > killed + 3] == []
 
 
@@ -108,7 +109,6 @@ def test_when_reweigh_breaks_traffic_goes_on_with_the_last_weights() -> None:
 @pytest.mark.slow
 def test_when_all_regions_become_ten_times_slower_nothing_is_switched_off() -> None:
     with at_shipped_pace() as running:
-        settle(running)
         with Traffic(running.port) as traffic:
             for region in running.regions:
                 region.delay *= 10
@@ -121,13 +121,11 @@ def test_when_all_regions_become_ten_times_slower_nothing_is_switched_off() -> N
 
 
 def test_when_haproxy_is_reloaded_no_request_fails_and_the_weights_are_back_at_once() -> None:
-    with at_shipped_pace() as running:
-        settle(running)
-        with Traffic(running.port) as traffic:
-            traffic.go_on(200)
-            running.router.reload()
-            reloaded = time.monotonic()
-            traffic.go_on(400)
+    with at_shipped_pace() as running, Traffic(running.port) as traffic:
+        traffic.go_on(200)
+        running.router.reload()
+        reloaded = time.monotonic()
+        traffic.go_on(400)
     assert failures(traffic) == []
     astray = [answer.sent - reloaded for answer in traffic.answers if answer.region in ("ap.demo", "sa.demo")]
     print(f"{len(astray)} requests went astray, the last {max(astray, default=0):.2f} s after the reload")
@@ -145,7 +143,6 @@ def test_a_kept_connection_serves_every_client() -> None:
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_no_request_fails_for_a_kept_connection_that_turns_out_closed(method: str) -> None:
     with at_shipped_pace() as running:
-        settle(running)
         before = sum(region.accepted for region in running.regions)
         for region in running.regions:
             region.stale = 5
@@ -162,7 +159,7 @@ def test_no_request_fails_for_a_kept_connection_that_turns_out_closed(method: st
 
 
 def test_after_a_cold_start_the_first_request_is_served_and_soon_by_the_fastest() -> None:
-    with at_shipped_pace(samples=0) as running:
+    with edge(DELAYS, interval="2s", reweigh_interval="3s") as running:
         began = time.monotonic()
         assert running.get()[0] == 200
         settle(running)
