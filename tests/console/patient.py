@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from multicloud import settings
-from multicloud.console import doctor
+from multicloud.console import doctor, status
 from multicloud.demo.router import haproxy_binary
-from tests.edge import Router, measured, wait_until
+from tests.edge import Edge, Router, measured, wait_until
 from tests.haproxy import tell
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 VERSION = subprocess.run([haproxy_binary(), "-v"], capture_output=True, text=True, check=True).stdout.split()[2]
 
+# With the samples that `examine` writes, nothing is wrong with it.
 GOOD = """
 global
     stats socket "${MULTICLOUD_SOCKET-/var/run/haproxy.sock}" mode 600 level admin
@@ -47,11 +48,9 @@ backend upstream
     server eu 127.0.0.1:1 weight 256
     server us 127.0.0.1:2 weight 1
 """
-"""With the samples that `examine` writes, nothing is wrong with it."""
 
-
+# So begins what is told of HAProxy where the tests are run as root, and would be told beside everything else.
 AS_ROOT = "HAProxy runs as root"
-"""So begins what is told of HAProxy where the tests are run as root, and would be told beside everything else."""
 
 
 def look(environ: Mapping[str, str], *files: Path) -> tuple[list[str], list[str]]:
@@ -68,6 +67,17 @@ def examine(router: Router) -> tuple[list[str], list[str]]:
     """The same about a running HAProxy of `small`, and its configuration; its samples are as they should be."""
     Path(router.settings["MULTICLOUD_TIMES"]).write_text(measured({"eu": 0.01, "us": 0.1}, 5))
     return look(router.settings, router.directory / "haproxy.cfg")
+
+
+def look_at(running: Edge) -> tuple[list[str], list[str]]:
+    """The same about the shipped configuration and its regions."""
+    return look(running.router.settings, running.router.directory / "haproxy.cfg")
+
+
+def shown(environ: Mapping[str, str]) -> str:
+    """The problems and notes that status has below its table."""
+    found = status.collect(settings.Sources(environ))
+    return " ".join([*found.problems, *found.notes])
 
 
 def one(lines: list[str], part: str) -> str:

@@ -13,8 +13,8 @@ import pytest
 from multicloud.console.doctor import running
 from multicloud.demo.router import haproxy_binary
 from tests.command import Terminal, run
-from tests.console.patient import AS_ROOT, GOOD, examine, look, one, rewrite, say, small, told, well
-from tests.edge import Edge, edge, wait_until
+from tests.console.patient import GOOD, examine, look, look_at, one, rewrite, say, small, told, well
+from tests.edge import edge, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,20 +24,18 @@ HAS_HAPROXY = any(user.pw_name == "haproxy" for user in pwd.getpwall())
 as_root = pytest.mark.root("run HAProxy as somebody else")
 
 
-def doctor(router: Edge, *arguments: str) -> tuple[list[str], list[str]]:
-    """Problems and other findings about a running router."""
-    done = run("doctor", *arguments, environ=router.router.settings)
-    assert done.stderr == ""
-    lines = done.stdout.splitlines()
-    assert done.returncode == any(line.startswith("problem ") for line in lines)
-    wrong = [line for line in lines if line.startswith("problem ") and AS_ROOT not in line]
-    return wrong, [line for line in lines if line not in wrong]
+def alone(directory: Path, text: str) -> tuple[list[str], list[str]]:
+    """Problems and other findings in a configuration whose HAProxy does not run, which is not told among them."""
+    path = directory / "haproxy.cfg"
+    path.write_text(text)
+    wrong, others = look({"MULTICLOUD_SOCKET": f"{directory}/none.sock"}, path)
+    return wrong[1:], others
 
 
 def test_all_is_well_with_the_shipped_configuration() -> None:
     with edge({"eu": 0.01, "us": 0.1}) as router:
         wait_until(lambda: router.weights() == {"eu": 256, "us": 1}, 30, "the two are ranked")
-        wrong, others = doctor(router, "-f", str(router.router.directory / "haproxy.cfg"))
+        wrong, others = look_at(router)
         assert wrong == []
         for part in (
             "answers at",
@@ -160,16 +158,10 @@ RUNNING = [
 def test_what_is_wrong_with_a_configuration_is_told_and_mended(
     tmp_path: Path, good: str, bad: str, what: str, cure: str
 ) -> None:
-    path = tmp_path / "haproxy.cfg"
-
-    def problems(text: str) -> list[str]:
-        path.write_text(text)
-        return look({"MULTICLOUD_SOCKET": f"{tmp_path}/none.sock"}, path)[0][1:]
-
-    (line,) = problems(GOOD.replace(good, bad, 1))
+    (line,), _ = alone(tmp_path, GOOD.replace(good, bad, 1))
     assert what in line
     assert cure in line
-    assert problems(GOOD) == []
+    assert alone(tmp_path, GOOD)[0] == []
 
 
 @pytest.mark.parametrize(
@@ -229,17 +221,12 @@ def test_without_the_configuration_haproxy_tells_its_algorithm() -> None:
     ],
 )
 def test_what_may_stand_once_is_told_where_it_stands_twice(tmp_path: Path, bad: str, what: str, cure: str) -> None:
-    path = tmp_path / "haproxy.cfg"
-    path.write_text(
-        GOOD.replace("frontend web\n", bad).replace(".if version_before(3.3)\n", "").replace(".endif\n", "")
-    )
-    line = look({"MULTICLOUD_SOCKET": f"{tmp_path}/none.sock"}, path)[0][-1]
+    text = GOOD.replace("frontend web\n", bad).replace(".if version_before(3.3)\n", "").replace(".endif\n", "")
+    line = alone(tmp_path, text)[0][-1]
     assert what in line
     assert cure in line
-    path.write_text(path.read_text() + ".if feature(OPENSSL)\n.endif\n")
-    assert what in one(look({"MULTICLOUD_SOCKET": f"{tmp_path}/none.sock"}, path)[1], cure), (
-        "it may be in one of two branches"
-    )
+    in_blocks = alone(tmp_path, text + ".if feature(OPENSSL)\n.endif\n")[1]
+    assert what in one(in_blocks, cure), "it may be in one of two branches"
 
 
 @pytest.mark.parametrize(
@@ -258,17 +245,15 @@ def test_what_may_stand_once_is_told_where_it_stands_twice(tmp_path: Path, bad: 
     ],
 )
 def test_what_only_looks_like_it_is_no_problem(tmp_path: Path, change: tuple[str, str]) -> None:
-    path = tmp_path / "haproxy.cfg"
-    path.write_text(GOOD.replace(*change).replace("global\n", "global\n    presetenv CHECK true\n"))
-    assert len(look({"MULTICLOUD_SOCKET": f"{tmp_path}/none.sock"}, path)[0]) == 1, "the socket's"
+    text = GOOD.replace(*change).replace("global\n", "global\n    presetenv CHECK true\n")
+    assert alone(tmp_path, text)[0] == []
 
 
 def test_a_script_whose_interpreter_cannot_be_executed_is_a_problem(tmp_path: Path) -> None:
-    script, path = tmp_path / "check", tmp_path / "haproxy.cfg"
+    script = tmp_path / "check"
     script.write_text(f"#!{tmp_path}/python\n")
     script.chmod(0o755)
-    path.write_text(GOOD.replace("command true", f"command {script}"))
-    one(look({"MULTICLOUD_SOCKET": f"{tmp_path}/none.sock"}, path)[0], f"cannot execute {tmp_path}/python")
+    one(alone(tmp_path, GOOD.replace("command true", f"command {script}"))[0], f"cannot execute {tmp_path}/python")
 
 
 def test_what_the_checks_of_servers_that_are_down_say_is_told() -> None:
@@ -276,7 +261,7 @@ def test_what_the_checks_of_servers_that_are_down_say_is_told() -> None:
         for region in router.regions:
             region.status = 503
         wait_until(lambda: set(router.states().values()) == {"DOWN"}, 30, "both are DOWN")
-        wrong, _ = doctor(router)
+        wrong, _ = look_at(router)
         assert len(wrong) == 2
         for name in ("eu", "us"):
             line = one(wrong, f"the check of upstream/{name} fails with exit code 1: ")
@@ -315,16 +300,16 @@ def test_a_user_who_may_not_write_and_not_execute_may_both_after_the_cures() -> 
     with edge({"eu": 0.01}, configure=lambda text: text.replace("global\n", line, 1)) as router:
         wait_until(lambda: set(router.states().values()) == {"DOWN"}, 30, "it is DOWN")
         directory = router.router.directory
-        wrong, _ = look(router.router.settings, router.router.directory / "haproxy.cfg")
+        wrong, _ = look_at(router)
         assert f"HAProxy's user nobody cannot make the sample file {directory}/times.txt" in one(wrong, "sample file")
         assert "chmod a+x" in one(wrong, f"upstream: HAProxy's user nobody cannot execute {directory}/multicloud-check")
         directory.chmod(0o711)
         (directory / "times.txt").write_text("upstream eu 0.020000 1763870000.000\n")
-        wrong, others = look(router.router.settings, router.router.directory / "haproxy.cfg")
+        wrong, others = look_at(router)
         assert f"is root's: chown nobody {directory}/times.txt" in one(wrong, "cannot write the sample file")
         one(others, "ok upstream: HAProxy's user nobody can execute")
         os.chown(directory / "times.txt", nobody.pw_uid, -1)
-        assert "sample file" not in " ".join(look(router.router.settings, router.router.directory / "haproxy.cfg")[0])
+        assert "sample file" not in " ".join(look_at(router)[0])
 
 
 @as_root

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from multicloud.console import problems
-from tests.command import run
-from tests.console.patient import AS_ROOT, look, one
+from tests.console.patient import look, one, shown
 from tests.edge import wait_until
 from tests.test_run import Site, site
 
@@ -26,32 +25,17 @@ def around(here: Site) -> dict[str, str]:
     }
 
 
-def doctor(here: Site, *arguments: str) -> tuple[list[str], list[str]]:
-    """Problems and other findings."""
-    done = run("doctor", *arguments, environ=around(here))
-    assert done.stderr == ""
-    lines = done.stdout.splitlines()
-    assert done.returncode == any(line.startswith("problem ") for line in lines)
-    wrong = [line for line in lines if line.startswith("problem ") and AS_ROOT not in line]
-    return wrong, [line for line in lines if line not in wrong]
-
-
-def status(here: Site) -> str:
-    """What status says, in one line."""
-    return " ".join(run("status", environ=around(here)).stdout.split())
-
-
 def test_all_is_well_with_the_loop_beside_haproxy(tmp_path: Path) -> None:
     with site(tmp_path) as here, here.beside():
         wait_until(lambda: here.weights() == {"eu": 256, "us": 1}, 10, "weights")
-        for arguments in ((), ("-f", str(tmp_path / "haproxy.cfg"))):
-            wrong, others = doctor(here, *arguments)
+        for files in ((), (tmp_path / "haproxy.cfg",)):
+            wrong, others = look(around(here), *files)
             assert wrong == []
             one(others, "HAProxy's own checks of all 2 servers pass")
-            assert arguments == () or one(others, "HAProxy runs; where servers share, `balance random(2)` spreads")
+            assert files == () or one(others, "HAProxy runs; where servers share, `balance random(2)` spreads")
             one(others, "2 servers are measured, and have the weights that they should have")
             assert not any("external" in line or "multicloud-reweigh" in line for line in others)
-        assert "!" not in status(here)
+        assert shown(around(here)) == ""
 
 
 @pytest.mark.root("start HAProxy in a chroot")
@@ -80,7 +64,7 @@ def test_a_loop_that_is_not_at_work_is_a_problem_told_once_until_it_is(
         here.times.write_text(
             "".join(f"app {name} 0.02 {old + second}\n" for second in range(9) for name in here.region)
         )
-        assert "have not been recorded" not in status(here)  # it may be about to begin
+        assert "have not been recorded" not in shown(around(here))  # it may be about to begin
         monkeypatch.setattr(problems, "TOLERATED", 2.0)
         wait_until(lambda: look(around(here))[0] != [], 30, "patience")
         (line,) = look(around(here))[0]
@@ -103,11 +87,11 @@ def test_a_backend_that_cannot_be_measured_is_a_problem(tmp_path: Path, backends
     with site(tmp_path, extra) as here, here.beside():
         here.conf.write_text(f"backends = {backends}\n")
         wait_until(lambda: here.weights() == {"eu": 256, "us": 1}, 10, "weights")
-        wrong, _ = doctor(here)
+        wrong, _ = look(around(here))
         one(wrong, what)
-        assert what in status(here)
+        assert what in shown(around(here))
         here.conf.write_text("backends = app\n")
-        assert doctor(here)[0] == []
+        assert look(around(here))[0] == []
 
 
 def test_an_external_check_in_such_a_backend_is_a_problem(tmp_path: Path) -> None:
@@ -119,7 +103,9 @@ def test_an_external_check_in_such_a_backend_is_a_problem(tmp_path: Path) -> Non
         here.router.__exit__()
         here.text = text.replace("    option httpchk GET /\n", command).replace("http-check expect", "# ")
         with here.new():
-            wait_until(lambda: "option external-check` out of the backend" in " ".join(doctor(here)[0]), 10, "its name")
+            wait_until(
+                lambda: "option external-check` out of the backend" in " ".join(look(around(here))[0]), 10, "its name"
+            )
 
 
 def test_a_word_that_external_checks_do_not_know_is_no_matter_to_haproxys_own(tmp_path: Path) -> None:
@@ -176,10 +162,10 @@ def test_a_check_of_haproxys_own_that_fails_is_named_with_what_to_look_at(
         path = tmp_path / "haproxy.cfg"
         path.write_text(here.text.replace(good, bad))
         here.router.restart()
-        seen = [doctor(here)]
+        seen = [look(around(here))]
 
         def fails() -> bool:
-            seen.append(doctor(here))
+            seen.append(look(around(here)))
             return f"app/us fails ({status}" in str(seen[-1][0])
 
         wait_until(fails, 15, "the check fails")
@@ -188,4 +174,4 @@ def test_a_check_of_haproxys_own_that_fails_is_named_with_what_to_look_at(
         assert not any("own checks of all" in line for line in others)
         path.write_text(here.text)
         here.router.restart()
-        wait_until(lambda: doctor(here)[0] == [], 15, "nothing is wrong any more")
+        wait_until(lambda: look(around(here))[0] == [], 15, "nothing is wrong any more")

@@ -17,8 +17,8 @@ from multicloud.console import status
 from multicloud.runtime import RuntimeAPIError
 from multicloud.settings import Sources
 from tests.command import run
-from tests.console.patient import GOOD, look, one, rewrite, say, small, told, well
-from tests.console.test_doctor import as_root, doctor
+from tests.console.patient import GOOD, look, look_at, one, rewrite, say, small, told, well
+from tests.console.test_doctor import as_root
 from tests.edge import edge, wait_until
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def test_servers_are_probed_with_the_settings_of_their_sections_which_are_shown(
         for region in router.regions:
             region.status = 404
         wait_until(lambda: set(router.states().values()) == {"DOWN"}, 30, "both are DOWN")
-        wrong, others = doctor(router)
+        wrong, others = look_at(router)
         for name, section, expected in (("eu", "upstream", 200), ("us", "upstream/us", 204)):
             line = one(wrong, f"the check of upstream/{name} fails")
             assert f"status 404, expected {expected}" in line
@@ -68,7 +68,7 @@ def test_servers_are_probed_with_the_settings_of_their_sections_which_are_shown(
         conf.write_text(
             CONF.replace("expect = 204", "expect = 404").replace("path = /healthz", "path = /healthz\nexpect = 404")
         )
-        wait_until(lambda: doctor(router)[0] == [], 15, "nothing is wrong any more")
+        wait_until(lambda: look_at(router)[0] == [], 15, "nothing is wrong any more")
         general = one(others, "settings: ")
         assert f"times = {router.router.settings['MULTICLOUD_TIMES']} (MULTICLOUD_TIMES)" in general
         assert f"path = /all ({conf}:1)" in general
@@ -80,7 +80,7 @@ def test_a_section_of_nobody_is_a_problem(conf: Path) -> None:
     conf.write_text("[ap]\npath = /\n[upstream]\npath = /\n[upstream/eu]\npath = /\n[upstream/ap]\npath = /\n")
     with edge({"eu": 0.01}, interval="600s") as router:
         router.router.settings["MULTICLOUD_CONF"] = str(conf)
-        wrong, _ = doctor(router)
+        wrong, _ = look_at(router)
         assert f"{conf}: [ap] names no backend of HAProxy's" in one(wrong, "names no backend")
         assert f"{conf}: [upstream/ap] names no server of upstream" in one(wrong, "names no server")
         assert one(wrong, "names no server").endswith("its servers: eu")
@@ -211,7 +211,7 @@ def test_where_only_haproxy_knows_what_a_check_says_doctor_says_how_to_see_it() 
     with edge({"eu": 0.01}, commands={"MULTICLOUD_PATH": "mistyped"}) as router:
         wait_until(lambda: set(router.states().values()) == {"DOWN"}, 30, "it is DOWN")
         del router.router.settings["MULTICLOUD_PATH"]
-        wrong, _ = doctor(router)
+        wrong, _ = look_at(router)
         line = one(wrong, "the check of upstream/eu fails with exit code 2")
         assert "HAProxy's standard error (`journalctl -u haproxy`), unless that is /dev/null (`haproxy -D`" in line
         assert "HAPROXY_PROXY_NAME=upstream HAPROXY_SERVER_NAME=eu HAPROXY_SERVER_ADDR=127.0.0.1 " in line
@@ -222,4 +222,4 @@ def test_where_only_haproxy_knows_what_a_check_says_doctor_says_how_to_see_it() 
         assert done.stderr.startswith("error: MULTICLOUD_PATH: cannot read 'mistyped'")
         wrapper = router.router.directory / "multicloud-check"
         wrapper.write_text(wrapper.read_text().replace("MULTICLOUD_PATH=mistyped", "MULTICLOUD_PATH=/"))
-        wait_until(lambda: doctor(router)[0] == [], 15, "nothing is wrong any more")
+        wait_until(lambda: look_at(router)[0] == [], 15, "nothing is wrong any more")

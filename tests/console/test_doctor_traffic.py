@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from multicloud import settings
-from multicloud.console import doctor, status
-from tests.console.patient import AS_ROOT, GOOD, examine, look, one, rewrite, say, small, well
+from multicloud.console import doctor
+from tests.console.patient import AS_ROOT, GOOD, examine, look, one, rewrite, say, shown, small, well
 from tests.edge import wait_until
 from tests.ports import free_port
 from tests.test_run import site
@@ -25,16 +25,11 @@ if TYPE_CHECKING:
 ALONE = "    option external-check\n    external-check path /usr/bin:/bin\n    external-check command "
 
 
-def notes(router: Router) -> str:
-    """What status says beside the problems."""
-    return " ".join(status.collect(settings.Sources(router.settings)).notes)
-
-
 def test_a_backup_of_haproxys_own_gets_no_request_and_that_is_said() -> None:
     with small(GOOD.replace("us 127.0.0.1:2 weight 1", "us 127.0.0.1:2 weight 1 backup")) as router:
         said = "us of upstream: HAProxy sends no request there while another server can serve, since `backup` is on"
         wait_until(lambda: said in str(examine(router)[1]), 10, "doctor says it")
-        assert said in notes(router)
+        assert said in shown(router.settings)
 
 
 def test_users_who_wait_much_longer_than_samples_say_are_told(tmp_path: Path) -> None:
@@ -43,13 +38,12 @@ def test_users_who_wait_much_longer_than_samples_say_are_told(tmp_path: Path) ->
     with site(tmp_path, frontend, inter="60s") as here, here.beside():
         here.router.settings["MULTICLOUD_CONF"] = str(here.conf)
         wait_until(lambda: here.weights() == {"eu": 256, "us": 1}, 10, "each has had a check, which was fast")
-        assert notes(here.router) == ""
+        assert shown(here.router.settings) == ""
         here.region["eu"].delay = 0.5
         for _ in range(3):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/").close()
-        assert re.match(
-            r"users of app/eu wait \d+ ms for an answer .* its samples say \d\d ms: is what", notes(here.router)
-        )
+        said = r"users of app/eu wait \d+ ms for an answer .* its samples say \d\d ms: is what"
+        assert re.match(said, shown(here.router.settings))
         line = one(look(here.router.settings)[1], "users of app/eu wait")
         assert line.startswith("unknown ")
 
@@ -62,7 +56,7 @@ def test_somebody_elses_checks_are_left_alone_beside_ours() -> None:
         assert wrong == []
         assert one(others, "pg: its external checks have never left a sample").startswith("unknown ")
         assert not any("`balance first`" in line for line in others)
-        assert "db1" not in str(status.collect(settings.Sources(router.settings)).problems)
+        assert "db1" not in shown(router.settings)
 
 
 @pytest.mark.root("run HAProxy as somebody else")
