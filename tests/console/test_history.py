@@ -33,6 +33,17 @@ def series(**servers: Sequence[float | None]) -> dict[tuple[str, str], list[Samp
     }
 
 
+def recorded(times: Path, **servers: Sequence[float]) -> None:
+    """Write the samples of servers of `upstream`, one every two seconds until now."""
+    now = time.time()
+    lines = [
+        f"upstream {name} {seconds:.6f} {now - 2 * age:.3f}\n"
+        for name, values in servers.items()
+        for age, seconds in zip(reversed(range(len(values))), values, strict=True)
+    ]
+    times.write_text("garbage\nupstream eu 0.01\n" + "".join(lines))
+
+
 def told(**servers: Sequence[float | None]) -> list[tuple[float, str, str, str]]:
     """The changes: seconds since the first sample, before, after and the words."""
     found = histories.switches(series(**servers), SOURCES)
@@ -64,7 +75,8 @@ def test_each_backend_has_its_own_and_one_server_alone_leads() -> None:
     ]
 
 
-LINE = [0.05] * 100 + [0.15, 0.25, 0.2, 0.26, 0.18, 0.24] * 5 + [0.05] * 40
+FILLING = [0.05] * 100 + [0.15, 0.25, 0.2, 0.26, 0.18, 0.24] * 5  # there is a line at last
+LINE = FILLING + [0.05] * 40
 
 
 def test_servers_share_while_the_samples_of_the_favourite_vary_as_those_of_a_line() -> None:
@@ -115,13 +127,7 @@ def test_other_times_are_refused(text: str) -> None:
 
 
 def test_of_what_was_before_only_who_led_is_shown(times: Path) -> None:
-    now = time.time()
-    lines = [
-        f"upstream {name} {seconds:.6f} {now - 600 + 2 * number:.3f}"
-        for number in range(300)
-        for name, seconds in (("eu", 0.05 if number < 100 or number >= 200 else 0.2), ("us", 0.08))
-    ]
-    times.write_text("garbage\nupstream eu 0.01\n" + "\n".join(lines) + "\n")
+    recorded(times, eu=[0.05] * 100 + [0.2] * 100 + [0.05] * 100, us=[0.08] * 300)
     done = run("history", "--times", str(times))
     assert (done.returncode, done.stderr) == (0, "")
     texts = [line[20:] for line in done.stdout.splitlines()]
@@ -135,13 +141,7 @@ def test_of_what_was_before_only_who_led_is_shown(times: Path) -> None:
 
 
 def test_a_time_of_sharing_has_its_line(times: Path) -> None:
-    begin = int(time.time()) - 2 * len(LINE)
-    lines = [
-        f"upstream {name} {seconds:.6f} {begin + 2 * number:.3f}"
-        for number, value in enumerate(LINE)
-        for name, seconds in (("eu", value), ("us", 0.08))
-    ]
-    times.write_text("\n".join(lines) + "\n")
+    recorded(times, eu=LINE, us=[0.08] * len(LINE))
     done = run("history", "--times", str(times))
     assert (done.returncode, done.stderr) == (0, "")
     (line,) = [line for line in done.stdout.splitlines() if " share " in line]

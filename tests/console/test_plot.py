@@ -12,6 +12,7 @@ from multicloud import settings
 from multicloud.console import plot
 from multicloud.history import Sample
 from tests.command import run
+from tests.console.test_history import FILLING, recorded
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,13 +44,7 @@ def test_a_picture_is_drawn(times: Path, tmp_path: Path, name: str, magic: bytes
 
 
 def test_a_change_of_favourite_is_marked_where_it_is_in_the_time_that_is_drawn(tmp_path: Path, times: Path) -> None:
-    now = time.time()
-    lines = [
-        f"upstream {name} {seconds:.6f} {now - 200 + 2 * number:.3f}"
-        for number in range(100)
-        for name, seconds in (("eu", 0.05 if number < 50 else 0.2), ("us", 0.08))
-    ]
-    times.write_text("\n".join(lines) + "\n")
+    recorded(times, eu=[0.05] * 50 + [0.2] * 50, us=[0.08] * 100)
     environ = {"MPLCONFIGDIR": str(tmp_path)}
     picture = tmp_path / "latency.svg"
     for begin, marks in (("10m", 2), ("30s", 1)):  # in the legend, and at the line
@@ -61,19 +56,11 @@ def test_a_change_of_favourite_is_marked_where_it_is_in_the_time_that_is_drawn(t
 
 
 def test_a_time_of_sharing_is_shaded(tmp_path: Path, times: Path) -> None:
-    now = time.time()
-    slow = [0.05] * 100 + [0.15, 0.25, 0.2, 0.26, 0.18, 0.24] * 5
-    lines = [
-        f"upstream {name} {seconds:.6f} {now - 300 + 2 * number:.3f}"
-        for number, value in enumerate(slow)
-        for name, seconds in (("eu", value), ("us", 0.08))
-    ]
-    times.write_text("\n".join(lines) + "\n")
+    recorded(times, eu=FILLING, us=[0.08] * len(FILLING))
+    environ = {"MPLCONFIGDIR": str(tmp_path)}
     picture = tmp_path / "latency.svg"
     for end, shaded in (("0s", 1), ("2m", 0)):
-        done = run(
-            "plot", "-o", str(picture), "--to", end, "--times", str(times), environ={"MPLCONFIGDIR": str(tmp_path)}
-        )
+        done = run("plot", "-o", str(picture), "--to", end, "--times", str(times), environ=environ)
         assert (done.returncode, picture.read_text().count('id="shared"')) == (0, shaded), done.stderr
 
 

@@ -249,19 +249,25 @@ def test_prometheus_labels_are_escaped() -> None:
 # Problems
 
 
-def instance(*servers: Server, since: float = 100.0, check: str = PASSED) -> Instance:
-    """What a HAProxy whose process is not here says of these servers."""
-    for server in servers:
-        server.state_age, server.check, server.code, server.check_seconds = since, check, "0", 0.1
-    return Instance("2.8.25", 0, "admin", list(servers), {"upstream": "roundrobin"})
+NOW = 1763870000.0
 
 
-def measured(*milliseconds: float, now: float, last: float = 0.0, every: float = 2.0) -> history.Samples:
+def measured(*milliseconds: float, last: float = 0.0, every: float = 2.0) -> history.Samples:
     """Samples of servers a, b, c … every so many seconds, the newest `last` seconds ago."""
     found = history.Samples()
     for name, time_ms in zip("abc", milliseconds, strict=False):
-        found.series["upstream", name] = [history.Sample(time_ms / 1000, now - last - every * i) for i in range(90)]
+        found.series["upstream", name] = [history.Sample(time_ms / 1000, NOW - last - every * i) for i in range(90)]
     return found
+
+
+def seen(
+    *servers: Server, found: history.Samples, since: float = 100.0, sources: settings.Sources = SOURCES
+) -> list[str]:
+    """The problems that are found in a HAProxy whose process is not here, and which says so of its servers."""
+    for server in servers:
+        server.state_age, server.check, server.code, server.check_seconds = since, PASSED, "0", 0.1
+    around = Instance("2.8.25", 0, "admin", list(servers), {"upstream": "roundrobin"})
+    return problems.problems(problems.Seen(around, found, sources, NOW, problems.foreign(around, found)))
 
 
 @pytest.mark.parametrize(
@@ -290,31 +296,23 @@ def test_problems_are_found_from_states_weights_and_samples(
     servers = [
         Server("upstream", name, state, weight) for name, state, weight in zip("ab", states, weights, strict=True)
     ]
-    now = time.time()
-    found = measured(20, 40, now=now, last=last, every=every)
-    said = problems.problems(problems.Seen(instance(*servers, since=since), found, SOURCES, now))
+    said = seen(*servers, found=measured(20, 40, last=last, every=every), since=since)
     assert len(said) == len(expected), said
     for line, part in zip(said, expected, strict=True):
         assert part in line
 
 
 def test_a_weight_that_a_reweigh_would_just_have_changed_is_no_problem() -> None:
-    now = time.time()
-    servers = [Server("upstream", "a", UP, 256), Server("upstream", "b", UP, 1)]
-    found = measured(20, 40, now=now)
-    found.series["upstream", "a"] = [
-        sample._replace(seconds=9.0) if now - (sample.time or 0) < 4 else sample
-        for sample in found.series["upstream", "a"]
-    ]
+    found = measured(20, 40)
+    found.series["upstream", "a"][:2] = [history.Sample(9.0, NOW), history.Sample(9.0, NOW - 2)]
     eager = settings.Sources({"MULTICLOUD_WINDOW": "1"})
-    assert problems.problems(problems.Seen(instance(*servers), found, eager, now)) == []
+    servers = Server("upstream", "a", UP, 256), Server("upstream", "b", UP, 1)
+    assert seen(*servers, found=found, sources=eager) == []
 
 
 def test_a_server_that_was_never_measured_and_a_reweigh_that_is_down_are_problems() -> None:
-    now = time.time()
-    servers = [Server("upstream", name, UP, weight) for name, weight in (("a", 256), ("z", 1))]
-    fake = Server("reweigh", REWEIGH_SERVER, DOWN, 1)
-    said = problems.problems(problems.Seen(instance(*servers, fake), measured(20, now=now), SOURCES, now))
+    servers = Server("upstream", "a", UP, 256), Server("upstream", "z", UP, 1)
+    said = seen(*servers, Server("reweigh", REWEIGH_SERVER, DOWN, 1), found=measured(20))
     assert [line.split(":")[0] for line in said] == [
         "reweigh/multicloud-reweigh is DOWN, so nobody sets weights",
         "no samples for upstream/z, which is UP",
@@ -323,27 +321,21 @@ def test_a_server_that_was_never_measured_and_a_reweigh_that_is_down_are_problem
 
 @pytest.mark.parametrize(("state", "said"), [(DOWN, "so nobody sets weights"), (MAINT, "an operator has frozen")])
 def test_wrong_weights_follow_from_a_reweigh_that_does_not_run(state: str, said: str) -> None:
-    now = time.time()
-    servers = [Server("upstream", name, UP, weight) for name, weight in (("a", 1), ("b", 256))]
-    fake = Server("reweigh", REWEIGH_SERVER, state, 1)
-    (line,) = problems.problems(problems.Seen(instance(*servers, fake), measured(20, 40, now=now), SOURCES, now))
+    servers = Server("upstream", "a", UP, 1), Server("upstream", "b", UP, 256)
+    (line,) = seen(*servers, Server("reweigh", REWEIGH_SERVER, state, 1), found=measured(20, 40))
     assert said in line
 
 
 def test_in_mode_tcp_a_connection_is_closed_where_a_request_would_be_a_503() -> None:
-    servers = [Server("upstream", "a", DOWN, 1)]
-    servers[0].mode = "tcp"
-    now = time.time()
-    (line,) = problems.problems(problems.Seen(instance(*servers), measured(20, now=now), SOURCES, now))
+    server = Server("upstream", "a", DOWN, 1)
+    server.mode = "tcp"
+    (line,) = seen(server, found=measured(20))
     assert line.endswith("so each connection to it is closed")
 
 
 def test_a_reweigh_under_another_name_needs_no_samples() -> None:
-    now = time.time()
-    servers = [Server("upstream", "a", UP, 256), Server("reweigh", "other-name", UP, 1)]
-    around, found = instance(*servers), measured(20, now=now)
-    seen = problems.Seen(around, found, SOURCES, now, problems.foreign(around, found))
-    assert problems.problems(seen) == []
+    servers = Server("upstream", "a", UP, 256), Server("reweigh", "other-name", UP, 1)
+    assert seen(*servers, found=measured(20)) == []
 
 
 def test_problems_of_a_real_haproxy_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
