@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.bench.pairs import compare, run
+from tests.bench.processes import compare, cpu, run
+from tests.bench.table import Table
 from tests.edge import Edge, edge
 from tests.regions import Regions
 
@@ -86,7 +87,7 @@ def accuracy() -> None:
     """How far the recorded time is from the region's true delay."""
     delay, count = 0.020, 50
     print(f"\nRecorded time less the region's delay of {delay * 1000:.0f} ms, {count} checks each")
-    print(f"  {'':<34}{'p50 ms':>9}{'p90 ms':>9}")
+    table = Table("", "p50 ms", "p90 ms")
     for scheme in ("http", "https"):
         with probed(scheme, delay) as (environ, arguments):
             for _ in range(count):
@@ -95,7 +96,7 @@ def accuracy() -> None:
             for title, variable in ((f"multicloud-check, {scheme}", "MULTICLOUD_TIMES"), (f"curl, {scheme}", "TIMES")):
                 lines = Path(environ[variable]).read_text().splitlines()
                 errors = [(float(line.split()[2]) - delay) * 1000 for line in lines]
-                print(f"  {title:<34}{statistics.median(errors):9.1f}{statistics.quantiles(errors, n=10)[8]:9.1f}")
+                table.row(title, f"{statistics.median(errors):.1f}", f"{statistics.quantiles(errors, n=10)[8]:.1f}")
 
 
 def reweigh() -> None:
@@ -145,7 +146,6 @@ def write_samples(path: str, lines: int, servers: int) -> None:
 
 def idle() -> None:
     """What all checks and reweighs together cost behind the shipped configuration, ours and the shell's at once."""
-    seconds = 60.0
     with (
         edge(FOUR, interval="2s", reweigh_interval="3s") as ours,
         edge(FOUR, interval="2s", reweigh_interval="3s") as shell,
@@ -157,10 +157,9 @@ def idle() -> None:
                 f'SOCKET={settings["MULTICLOUD_SOCKET"]} exec {SHELL}/{command}.sh "$@"\n'
             )
         time.sleep(10)
-        start = children(ours), children(shell)
-        time.sleep(seconds)
-        end = children(ours), children(shell)
-    spent = [(end[i] - start[i]) * 60 / seconds for i in range(2)]
+        start = [cpu(pid(router), children=True) for router in (ours, shell)]
+        time.sleep(60)
+        spent = [cpu(pid(router), children=True) - before for router, before in zip((ours, shell), start, strict=True)]
     print("\nThe loop: checks of 4 servers every 2 s, a reweigh every 3 s; CPU seconds a minute")
     print(f"  multicloud {spent[0]:.2f}   shell {spent[1]:.2f}   ratio {spent[0] / spent[1]:.2f}")
 
@@ -173,11 +172,9 @@ def shell_bundle(running: Edge) -> str:
     return str(bundle)
 
 
-def children(running: Edge) -> float:
-    """Seconds of processor time that HAProxy's checks have taken so far (proc(5): cutime and cstime)."""
-    pid = dict(line.split(": ", 1) for line in running.tell("show info").splitlines() if ": " in line)["Pid"]
-    fields = Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()
-    return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
+def pid(running: Edge) -> str:
+    """Of HAProxy."""
+    return running.tell("show info").partition("\nPid: ")[2].partition("\n")[0]
 
 
 if __name__ == "__main__":

@@ -231,11 +231,7 @@ def test_the_lines_for_a_frontend_of_ones_own_take_no_other_requests() -> None:
             "",
             "[b] would bind :8080, as [a] does, and each get some of the users",
         ),
-        (
-            "[a]\nservers = x\nbind = :::8080 v4v6\n[b]\nservers = y\n",
-            "",
-            "[b] would bind :8080, as [a] does",
-        ),
+        ("[a]\nservers = x\nbind = :::8080 v4v6\n[b]\nservers = y\n", "", "[b] would bind :8080, as [a] does"),
         (
             "backends = a\n[a]\nservers = x\n",
             "",

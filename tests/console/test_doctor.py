@@ -108,11 +108,7 @@ def test_a_written_file_is_told_where_the_settings_say_something_else_by_now_unt
 ) -> None:
     conf, path = tmp_path / "multicloud.conf", tmp_path / "haproxy.cfg"
     monkeypatch.setenv("HAPROXY_BINARY", haproxy_binary())
-    environ = {
-        "MULTICLOUD_CONF": str(conf),
-        "MULTICLOUD_SOCKET": "/none.sock",
-        "HAPROXY_BINARY": haproxy_binary(),
-    }
+    environ = {"MULTICLOUD_CONF": str(conf), "MULTICLOUD_SOCKET": "/none.sock", "HAPROXY_BINARY": haproxy_binary()}
     conf.write_text("bind = 127.0.0.1:1\nservers = eu=127.0.0.1:1\n")
     words = ["config", "--output", str(path)]
     assert run(*words, environ=environ).stderr == ""

@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 
 def around(here: Site) -> dict[str, str]:
     """The variables of a command about it."""
-    return {
-        "MULTICLOUD_CONF": str(here.conf),
-        "MULTICLOUD_SOCKET": here.address,
-        "MULTICLOUD_TIMES": str(here.times),
-    }
+    return {"MULTICLOUD_CONF": str(here.conf), "MULTICLOUD_SOCKET": here.address, "MULTICLOUD_TIMES": str(here.times)}
 
 
 def test_all_is_well_with_the_loop_beside_haproxy(tmp_path: Path) -> None:

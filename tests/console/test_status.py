@@ -98,11 +98,7 @@ STATES = f"1\n# {' '.join(runtime.STATE_COLUMNS)}".encode()
     ("info", "stat", "said"),
     [
         (b"Pid: 7", b"# pxname,algo", "no version and process in the answer: "),
-        (
-            b"Version: 2.8.25\nPid: me",
-            b"# pxname,algo",
-            "no version and process in the answer: ",
-        ),
+        (b"Version: 2.8.25\nPid: me", b"# pxname,algo", "no version and process in the answer: "),
         (INFO, b"# pxname,al", "no statistics in the answer: '# pxname,al'"),
         (INFO, b"# pxname,algo\nb", "no statistics in the answer: 'b'"),
     ],
@@ -286,12 +282,7 @@ def seen(
     ],
 )
 def test_problems_are_found_from_states_weights_and_samples(
-    states: tuple[str, str],
-    weights: tuple[int, int],
-    since: float,
-    last: float,
-    every: float,
-    expected: list[str],
+    states: tuple[str, str], weights: tuple[int, int], since: float, last: float, every: float, expected: list[str]
 ) -> None:
     servers = [
         Server("upstream", name, state, weight) for name, state, weight in zip("ab", states, weights, strict=True)
