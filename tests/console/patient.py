@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
+import os
+import pwd
 import subprocess
 import tempfile
 from pathlib import Path
@@ -16,7 +19,9 @@ from tests.haproxy import tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from multiprocessing.connection import Connection
 
+NOBODY = pwd.getpwnam("nobody")
 VERSION = subprocess.run([haproxy_binary(), "-v"], capture_output=True, text=True, check=True).stdout.split()[2]
 
 # With the samples that `examine` writes, nothing is wrong with it.
@@ -92,6 +97,33 @@ def small(text: str = GOOD, **commands: str) -> Iterator[Router]:
     """Run HAProxy with this configuration."""
     with tempfile.TemporaryDirectory() as name, Router(Path(name), text, commands=commands, environ={}) as router:
         yield router
+
+
+@contextlib.contextmanager
+def of_nobody(text: str, **commands: str) -> Iterator[Router]:
+    """The same as nobody, whose sample file and directory it has."""
+    line = f"global\n    uid {NOBODY.pw_uid}\n    gid {NOBODY.pw_gid}\n"
+    with small(text.replace("global\n", line, 1), **commands) as router:
+        (router.directory / "times.txt").touch()
+        os.chown(router.directory / "times.txt", NOBODY.pw_uid, NOBODY.pw_gid)
+        router.directory.chmod(0o711)
+        yield router
+
+
+def asked_by_somebody(ask: Callable[[], list[str]]) -> list[str]:
+    """What a function gives where somebody calls it who has no rights and no groups; only root can."""
+
+    def call(told: Connection) -> None:
+        os.setgroups([])
+        os.setuid(1)
+        told.send(ask())
+
+    here, there = multiprocessing.Pipe()
+    child = multiprocessing.get_context("fork").Process(target=call, args=(there,))
+    child.start()
+    answer: list[str] = here.recv()
+    child.join()
+    return answer
 
 
 def say(router: Router, command: str) -> str:

@@ -13,7 +13,7 @@ import pytest
 from multicloud.console.doctor import running
 from multicloud.demo.router import haproxy_binary
 from tests.command import Terminal, run
-from tests.console.patient import GOOD, examine, look, look_at, one, rewrite, say, small, told, well
+from tests.console.patient import GOOD, NOBODY, examine, look, look_at, one, rewrite, say, small, told, well
 from tests.edge import edge, wait_until
 
 if TYPE_CHECKING:
@@ -291,8 +291,7 @@ def test_checks_that_are_too_slow_are_a_problem_until_they_have_more_time() -> N
 
 @as_root
 def test_a_user_who_may_not_write_and_not_execute_may_both_after_the_cures() -> None:
-    nobody = pwd.getpwnam("nobody")
-    line = f"global\n    uid {nobody.pw_uid}\n    gid {nobody.pw_gid}\n"
+    line = f"global\n    uid {NOBODY.pw_uid}\n    gid {NOBODY.pw_gid}\n"
     with edge({"eu": 0.01}, configure=lambda text: text.replace("global\n", line, 1)) as router:
         wait_until(lambda: set(router.states().values()) == {"DOWN"}, 30, "it is DOWN")
         directory = router.router.directory
@@ -304,7 +303,7 @@ def test_a_user_who_may_not_write_and_not_execute_may_both_after_the_cures() -> 
         wrong, others = look_at(router)
         assert f"is root's: chown nobody {directory}/times.txt" in one(wrong, "cannot write the sample file")
         one(others, "ok upstream: HAProxy's user nobody can execute")
-        os.chown(directory / "times.txt", nobody.pw_uid, -1)
+        os.chown(directory / "times.txt", NOBODY.pw_uid, -1)
         assert "sample file" not in " ".join(look_at(router)[0])
 
 
@@ -336,20 +335,13 @@ def test_a_limit_of_open_files_that_checks_pay_for_is_a_problem(monkeypatch: pyt
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_a_directory_without_a_file_of_haproxys_is_exit_code_2(tmp_path: Path) -> None:
-    done = run("doctor", "-f", str(tmp_path), "--socket", str(tmp_path / "none.sock"))
-    assert (done.returncode, done.stderr) == (2, f"error: {tmp_path}: no section of a HAProxy configuration\n")
-
-
-@pytest.mark.parametrize("text", [None, "", "nothing of HAProxy's\n"])
-def test_a_file_that_is_no_configuration_is_exit_code_2(tmp_path: Path, text: str | None) -> None:
-    path = tmp_path / "haproxy.cfg"
-    if text is not None:
-        path.write_text(text)
-    done = run("doctor", "-f", str(path), "--socket", str(tmp_path / "none.sock"))
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"error: {path}: ")
-    assert done.stderr.count("\n") == 1
+@pytest.mark.parametrize("name", ["", "empty.cfg", "other.cfg"])
+def test_a_file_or_a_directory_without_a_configuration_is_exit_code_2(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty.cfg").touch()
+    (tmp_path / "other.cfg").write_text("nothing of HAProxy's\n")
+    done = run("doctor", "-f", str(tmp_path / name), "--socket", str(tmp_path / "none.sock"))
+    said = f"error: {tmp_path / name}: no section of a HAProxy configuration\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
 
 
 def test_conditional_blocks_are_told_of_only_where_one_was_not_decided() -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import grp
-import multiprocessing
 import os
-import pwd
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,13 +15,13 @@ from multicloud.console import status
 from multicloud.runtime import RuntimeAPIError
 from multicloud.settings import Sources
 from tests.command import run
-from tests.console.patient import GOOD, look, look_at, one, rewrite, say, small, told, well
+from tests.console import patient
+from tests.console.patient import GOOD, NOBODY, look, look_at, of_nobody, one, rewrite, say, small, told, well
 from tests.console.test_doctor import as_root
 from tests.edge import edge, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from multiprocessing.connection import Connection
 
 CONF = """\
 path = /all
@@ -38,12 +36,6 @@ timeout = 1
 @pytest.fixture
 def conf(tmp_path: Path) -> Path:
     return tmp_path / "multicloud.conf"
-
-
-def of_nobody(text: str) -> str:
-    """A configuration whose HAProxy runs as nobody."""
-    nobody = pwd.getpwnam("nobody")
-    return text.replace("global\n", f"global\n    uid {nobody.pw_uid}\n    gid {nobody.pw_gid}\n", 1)
 
 
 @contextlib.contextmanager
@@ -123,10 +115,7 @@ def test_a_file_that_haproxys_user_cannot_read_is_the_only_cause_told_until_it_c
         conf.write_text(f"[upstream]\nca_file = {bundle}\n")
         unreadable = conf if path == "settings" else bundle
         unreadable.chmod(0o600)
-        with small(of_nobody(GOOD.replace("mode 600", "mode 660 user nobody")), MULTICLOUD_CONF=str(conf)) as router:
-            Path(router.settings["MULTICLOUD_TIMES"]).touch()
-            os.chown(router.settings["MULTICLOUD_TIMES"], pwd.getpwnam("nobody").pw_uid, -1)
-            router.directory.chmod(0o711)
+        with of_nobody(GOOD.replace("mode 600", "mode 660 user nobody"), MULTICLOUD_CONF=str(conf)) as router:
             line = told(
                 router, f"HAProxy's user nobody cannot read {'the settings file ' * (path == 'settings')}{unreadable}"
             )
@@ -143,17 +132,13 @@ def test_a_socket_that_haproxys_user_cannot_open_is_told_until_its_line_says_who
     external-check command "${MULTICLOUD_REWEIGH}"
     server multicloud-reweigh 127.0.0.1:1 check inter 300
 """
-    with small(of_nobody(GOOD) + reweigh) as router:
-        router.directory.chmod(0o711)
-        times, group = router.directory / "times.txt", pwd.getpwnam("nobody").pw_gid
-        times.touch()
-        os.chown(times, pwd.getpwnam("nobody").pw_uid, group)
+    with of_nobody(GOOD + reweigh) as router:
         address = router.settings["MULTICLOUD_SOCKET"]
         line = told(
             router, f"HAProxy's user nobody cannot connect to the socket {address}, so no reweigh can set weights"
         )
         words = line.partition("write `")[2].partition("`")[0]
-        assert words == f"user nobody group {grp.getgrgid(group).gr_name} mode 660"
+        assert words == f"user nobody group {grp.getgrgid(NOBODY.pw_gid).gr_name} mode 660"
         rewrite(router, lambda text: text.replace("mode 600", words))
         well(router)
         one(look(router.settings)[1], "HAProxy's user nobody can connect to the socket")
@@ -164,12 +149,11 @@ def test_a_sample_file_that_haproxys_user_cannot_write_or_shorten_is_told_until_
     with for_all() as shared:
         times = shared / "times.txt"
         times.touch()
-        with small(of_nobody(GOOD.replace("mode 600", "mode 660 user nobody")), MULTICLOUD_TIMES=str(times)) as router:
-            router.directory.chmod(0o711)
+        with of_nobody(GOOD.replace("mode 600", "mode 660 user nobody"), MULTICLOUD_TIMES=str(times)) as router:
             told(router, f"HAProxy's user nobody cannot write the sample file {times}, which is root's: chown nobody")
             times.chmod(0o666)
             told(router, f"sample file {times}, but not shorten it, since it is somebody else's: chown nobody {times}")
-            os.chown(times, pwd.getpwnam("nobody").pw_uid, -1)
+            os.chown(times, NOBODY.pw_uid, -1)
             well(router)
             times.write_text("")
             wait_until(lambda: "PROCOK" in say(router, "show stat"), 10, "the check has passed")
@@ -186,25 +170,17 @@ def test_a_sample_file_that_haproxys_user_cannot_write_or_shorten_is_told_until_
     ],
 )
 def test_who_may_not_open_the_socket_is_told_as_whom_to_ask(words: str, directory: int, who: str) -> None:
-    def ask(told: Connection) -> None:
-        os.setgroups([])
-        os.setuid(1)
-        told.send(str(look(router.settings)[0]))
-        try:
+    def ask() -> list[str]:
+        found = str(look(router.settings)[0])
+        with pytest.raises(RuntimeAPIError) as refused:
             status.collect(Sources(router.settings))
-        except RuntimeAPIError as error:
-            told.send(str(error))
+        return [found, str(refused.value)]
 
     with small(GOOD.replace("mode 600", words)) as router:
         router.directory.chmod(directory)
-        here, there = multiprocessing.Pipe()
-        child = multiprocessing.get_context("fork").Process(target=ask, args=(there,))
-        child.start()
-        for _ in range(2):
-            line = here.recv()
+        for line in patient.asked_by_somebody(ask):
             assert "permission denied" in line
             assert who in line
-        child.join()
 
 
 def test_where_only_haproxy_knows_what_a_check_says_doctor_says_how_to_see_it() -> None:

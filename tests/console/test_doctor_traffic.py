@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import re
 import urllib.request
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ import pytest
 
 from multicloud import settings
 from multicloud.console import doctor
-from tests.console.patient import AS_ROOT, GOOD, examine, look, one, rewrite, say, shown, small, well
+from tests.console.patient import AS_ROOT, GOOD, NOBODY, examine, look, one, rewrite, say, shown, small, well
 from tests.edge import wait_until
 from tests.ports import free_port
 from tests.test_run import site
@@ -66,7 +65,6 @@ def test_a_haproxy_that_is_roots_is_told_until_it_has_a_user_of_its_own() -> Non
         findings = doctor.examine(sources, [str(router.directory / "haproxy.cfg")])
         return [text for kind, text in findings if kind == "problem"]
 
-    nobody = pwd.getpwnam("nobody")
     with small() as router:
         wait_until(
             lambda: examine(router)[0] == [] and "PROCOK" in say(router, "show stat"), 10, "nothing else is wrong"
@@ -75,7 +73,7 @@ def test_a_haproxy_that_is_roots_is_told_until_it_has_a_user_of_its_own() -> Non
         assert line.startswith(
             f"{AS_ROOT}, and each check with it: write `user haproxy` and `group haproxy` into `global`"
         )
-        os.chown(router.settings["MULTICLOUD_TIMES"], nobody.pw_uid, -1)
+        os.chown(router.settings["MULTICLOUD_TIMES"], NOBODY.pw_uid, -1)
         router.directory.chmod(0o711)
         rewrite(
             router,
