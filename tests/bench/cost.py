@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.bench.processes import compare, cpu, run
+from tests.bench.processes import compare, cpu, haproxy_pid, run
 from tests.bench.table import Table
 from tests.edge import Edge, edge
 from tests.regions import Regions
@@ -157,9 +157,10 @@ def idle() -> None:
                 f'SOCKET={settings["MULTICLOUD_SOCKET"]} exec {SHELL}/{command}.sh "$@"\n'
             )
         time.sleep(10)
-        start = [cpu(pid(router), children=True) for router in (ours, shell)]
+        pids = [haproxy_pid(each.router.settings["MULTICLOUD_SOCKET"]) for each in (ours, shell)]
+        start = [cpu(pid, children=True) for pid in pids]
         time.sleep(60)
-        spent = [cpu(pid(router), children=True) - before for router, before in zip((ours, shell), start, strict=True)]
+        spent = [cpu(pid, children=True) - before for pid, before in zip(pids, start, strict=True)]
     print("\nThe loop: checks of 4 servers every 2 s, a reweigh every 3 s; CPU seconds a minute")
     print(f"  multicloud {spent[0]:.2f}   shell {spent[1]:.2f}   ratio {spent[0] / spent[1]:.2f}")
 
@@ -170,11 +171,6 @@ def shell_bundle(running: Edge) -> str:
     bundle.write_bytes(Path("/etc/ssl/certs/ca-certificates.crt").read_bytes())
     running.regions.authority.cert_pem.write_to_path(str(bundle), append=True)
     return str(bundle)
-
-
-def pid(running: Edge) -> str:
-    """Of HAProxy."""
-    return running.tell("show info").partition("\nPid: ")[2].partition("\n")[0]
 
 
 if __name__ == "__main__":

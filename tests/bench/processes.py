@@ -14,10 +14,17 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from multicloud import runtime
 from tests.bench.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+
+def haproxy_pid(address: str) -> str:
+    """Of the HAProxy whose Runtime API is at a socket."""
+    with runtime.RuntimeAPI(address) as api:
+        return api.info()["Pid"]
 
 
 def cpu(pid: str, *, children: bool = False) -> float:

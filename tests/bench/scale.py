@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from multicloud import history
 from multicloud.demo.router import Router
 from tests import haproxy
-from tests.bench.processes import cpu, memory
+from tests.bench.processes import cpu, haproxy_pid, memory
 from tests.bench.table import Table
 from tests.command import BARE
 from tests.ports import free_port
@@ -50,20 +50,6 @@ COLUMNS = (
     *("late", "scrape, ms"),
 )
 
-CONFIGURATION = """
-global
-    stats socket "${{MULTICLOUD_SOCKET}}" mode 600 level admin
-    {extra}
-defaults
-    mode http
-    timeout connect 2s
-    timeout client 5s
-    timeout server 5s
-{reweigh}
-backend app
-    {check}
-{servers}
-"""
 OWN = """option httpchk
     http-check set-var(check.begun) date(0,us)
     http-check send meth GET uri /
@@ -91,22 +77,23 @@ def running(
     regions: Sequence[Region], count: int, inter: float, *, beside: bool, tls: bool
 ) -> Iterator[tuple[Router, subprocess.Popen[bytes] | None, int]]:
     """HAProxy with so many servers, multicloud-run where it is that way, and its port for scrapers."""
-    lines = "\n".join(
+    lines = [
         # One of them is the fastest: the first. The others of its group are on the next ones' ports.
         f"    server s{index} 127.0.0.1:{regions[index % 4 if index < 4 else 1 + index % 3].port} "
         f"check inter {inter * 1000:.0f}ms weight 1{' ssl verify none' * tls}"
         for index in range(count)
-    )
-    text = CONFIGURATION.format(
+    ]
+    backends = "\n".join(["backend app", "    " + (OWN if beside else EXTERNAL + '"${MULTICLOUD_CHECK}"'), *lines, ""])
+    text = haproxy.CONFIGURATION.format(
+        backends=backends if beside else backends + REWEIGH,
+        level="admin",
         extra="" if beside else "insecure-fork-wanted\n    external-check",
-        reweigh="" if beside else REWEIGH,
-        check=OWN if beside else EXTERNAL + '"${MULTICLOUD_CHECK}"',
-        servers=lines,
     )
     port = free_port()
+    settings = {"MULTICLOUD_CONF": os.devnull, "MULTICLOUD_INSECURE": "1"}
     with (
         tempfile.TemporaryDirectory() as name,
-        Router(Path(name), text, commands={"MULTICLOUD_CONF": os.devnull}, environ={}) as router,
+        Router(Path(name), text, commands=settings, environ={}) as router,
     ):
         if not beside:
             yield router, None, port
@@ -131,7 +118,7 @@ def measure(count: int, inter: float, seconds: float, *, beside: bool, tls: bool
         for region in regions:
             region.delay = DELAYS[region.name]
         address, times = router.settings["MULTICLOUD_SOCKET"], router.settings["MULTICLOUD_TIMES"]
-        pid = haproxy.tell(address, "show info")[0].partition("\nPid: ")[2].partition("\n")[0]
+        pid = haproxy_pid(address)
         time.sleep(WARM_UP)
         began, before, start = time.time(), cpu(pid), cpu(str(loop.pid) if loop else pid, children=not loop)
         rounds, scrapes = [], []
