@@ -1,17 +1,13 @@
 """An asyncio client for the programs that measure: requests at moments of their own, each timed from outside."""
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-
-    Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-    Exchange = tuple[int, str, bool]  # status, region, and whether the connection stays
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+Exchange = tuple[int, str, bool]  # status, region, and whether the connection stays
 
 TIMEOUT = 15.0
 

@@ -6,8 +6,6 @@ prints the tables that are named, or all. It takes ten minutes and wants a machi
 curl, datamash, GNU time and a netcat that knows UNIX sockets: apt-get install curl datamash time netcat-openbsd
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import random
@@ -17,16 +15,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tests.bench.processes import compare, cpu, haproxy_pid, run
 from tests.bench.table import Table
 from tests.edge import Edge, edge
 from tests.regions import Regions
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 BIN = Path(sys.executable).parent
 CHECK, REWEIGH = str(BIN / "multicloud-check"), str(BIN / "multicloud-reweigh")

@@ -1,20 +1,14 @@
 """Phases of a measurement, one after the other, in which all policies are asked at the same time."""
 
-from __future__ import annotations
-
 import asyncio
 import math
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
-from typing import TYPE_CHECKING
 
 from tests.bench import client
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from tests.bench.client import Answer
+from tests.bench.client import Answer
 
 START_UP = 30.0  # seconds before the first phase, in which the policies take their first measurements
 SETTLED = 0.95  # the part of the answers from which on they are said to come from the right region

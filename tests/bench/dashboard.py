@@ -4,8 +4,6 @@ region slows down and another one fails. Three minutes; needs Debian's package p
 .venv/bin/python -m tests.bench.dashboard docs/pictures/dashboard.png
 """
 
-from __future__ import annotations
-
 import contextlib
 import subprocess
 import sys

@@ -4,25 +4,21 @@ There are several sets of them, one for each policy that is measured, so that no
 sets behave alike. Each region of each set has a port of its own.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import random
 import selectors
 import ssl
 from collections import deque
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from multiprocessing.connection import Connection
+from typing import NamedTuple
 
 import trustme
 
 from tests.bench import client, wan
 from tests.ports import free_port
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from multiprocessing.connection import Connection
 
 NAMES = ("us-central.gcp.demo", "eu-west.gcp.demo", "us-east.heroku.demo", "ap-south.aws.demo")
 

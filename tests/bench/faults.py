@@ -4,27 +4,21 @@ A fault is a function that is given the scene: it does the fault, yields what it
 Chance comes from the scene alone, so that a seed always means the same faults.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from random import Random
+from typing import NamedTuple
 
-from tests.bench.load import POST
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from random import Random
-
-    from tests.bench.load import Failure
-    from tests.edge import Edge
-    from tests.names import NameServer
-    from tests.regions import Region
+from tests.bench.load import POST, Failure
+from tests.edge import Edge
+from tests.names import NameServer
+from tests.regions import Region
 
 SLOWEST = 1.0  # seconds that a region takes at most: less than a check may
 # Seconds for which a region may hang before it is DOWN: two checks that take their time, and two pauses.

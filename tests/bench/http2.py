@@ -8,8 +8,6 @@ kept; twenty ask at once, twice; and twenty ask all the time, 1,200 requests in 
 each thread has connections of its own. It needs what tests.bench.users needs.
 """
 
-from __future__ import annotations
-
 import argparse
 import http.client
 import statistics
@@ -18,8 +16,8 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import trustme
 
@@ -27,9 +25,6 @@ from multicloud.demo.router import configuration, haproxy_binary
 from tests.bench import wan
 from tests.bench.table import Table
 from tests.edge import Router, listen_anywhere
-
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
 
 ROUND_TRIP = 0.100
 USERS = 20

@@ -8,29 +8,23 @@ chooses like HAProxy's `balance random(2)`, checks each region as HAProxy does, 
 is reweighed every 3 s by the package's own functions. What users wait is held against the best fixed split.
 """
 
-from __future__ import annotations
-
 import random
 import statistics
 from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from heapq import heappop, heappush
 from itertools import count
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from multicloud import sharing
 from multicloud.history import Sample
-from multicloud.ranking import rank
+from multicloud.ranking import Decision, rank
 from multicloud.runtime import UP, Server
 from multicloud.scores import scores
 from tests.bench.table import Table
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from multicloud.ranking import Decision
-
-    Share = Callable[..., Sequence[Decision]]
+Share = Callable[..., Sequence[Decision]]
 
 WAN = (0.030, 0.060, 0.110, 0.150)
 WORKERS, SERVICE = 4, 0.080

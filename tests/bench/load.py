@@ -3,21 +3,15 @@
 Answers are counted, and only those that are no 200 are kept, until somebody takes them.
 """
 
-from __future__ import annotations
-
 import asyncio
 import threading
 import time
 from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Self
 
 from tests.bench import client
-
-if TYPE_CHECKING:
-    from typing import Self
-
-    from tests.bench.client import Connection, Exchange
+from tests.bench.client import Connection, Exchange
 
 NEW, KEPT, POST = "GET", "GET, kept connection", "POST"
 MIX = (NEW, KEPT, NEW, KEPT, POST)  # what is sent, each as often

@@ -10,24 +10,18 @@ places at once, each with regions, a proxy and clients of its own, for the shipp
 kept connections for all requests (`http-reuse always`). It needs what tests.bench.users needs.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import contextlib
 import random
 import statistics
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from tests.bench import client, distant, proxies, wan
+from tests.bench.client import Answer
 from tests.bench.distant import Service
 from tests.bench.table import Table
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from tests.bench.client import Answer
 
 START_UP = 15.0  # seconds in which the nearest region becomes the favourite
 WAYS = (wan.Way(0.100), *[wan.Way(0.200)] * 3)

@@ -3,22 +3,18 @@
 These run in turn, A B A B ..., so that a machine that slows down slows both.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import statistics
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from multicloud import runtime
 from tests.bench.table import Table
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 
 def haproxy_pid(address: str) -> str:

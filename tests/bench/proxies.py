@@ -3,8 +3,6 @@
 All get the same regions, check or watch them about as often, try another region where one fails, and keep connections.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -13,18 +11,15 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from multicloud.demo.router import BESIDE
 from multicloud.demo.router import configuration as shipped
+from tests.bench.distant import Distance, Place
 from tests.edge import Router, listen_anywhere, wait_until
 from tests.ports import free_port
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from tests.bench.distant import Distance, Place
 
 HAPROXY = """
 global

@@ -6,8 +6,6 @@ The same region is asked in turn (A B A B ...) over kept connections through one
 header, and through the shipped relay.
 """
 
-from __future__ import annotations
-
 import http.client
 import statistics
 import sys

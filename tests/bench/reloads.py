@@ -10,22 +10,17 @@ last of them was sent, in seconds from the moment at which the reload was asked 
 at any time.) It needs what tests.bench.users needs.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import contextlib
 import time
-from typing import TYPE_CHECKING
 
 from tests.bench import client, distant, proxies, users, wan
+from tests.bench.client import Answer
 from tests.bench.course import START_UP
 from tests.bench.distant import NAMES
 from tests.bench.table import Table
-
-if TYPE_CHECKING:
-    from tests.bench.client import Answer
-    from tests.edge import Router
+from tests.edge import Router
 
 PAUSE = 10.0  # seconds after each reload in which requests are watched
 RATE = 50.0

@@ -13,17 +13,17 @@ Each cell is the mean latency relative to the oracle's (1.00 is perfect), the fa
 longest time in seconds from a change of the truth to a favourite within a tenth of the oracle.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise, repeat
 from math import isnan
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from multicloud import history, settings
 from multicloud.history import Sample
@@ -33,14 +33,9 @@ from multicloud.scores import RECOVERY_RUN, percentiles, scores
 from tests.bench import lines
 from tests.bench.table import Table
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    Array = NDArray[np.float64]
-    Key = tuple[str, str]
-    Estimator = Callable[..., dict[Key, float]]
+Array = NDArray[np.float64]
+Key = tuple[str, str]
+Estimator = Callable[..., dict[Key, float]]
 
 ALLOWED = 10.0  # seconds that a check may take: what a dead server's samples have
 WARM_UP = 60.0  # seconds at the begin of a phase that are not judged: the windows are not full yet

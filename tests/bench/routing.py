@@ -15,29 +15,24 @@ tenth of the fastest gave 95 % of these for the rest of it. It writes routing.pn
 directory of --out. Needs the extras `test` and `bench`.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import math
 import statistics
 import time
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from tests import haproxy
 from tests.bench import distant, proxies
+from tests.bench.client import Answer
 from tests.bench.course import Course
 from tests.bench.distant import LATE, NAMES, Service
 from tests.bench.table import Table
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from tests.bench.client import Answer
-    from tests.edge import Router
+from tests.edge import Router
 
 ORACLE = "oracle"
 

@@ -14,8 +14,6 @@ machine's cores do: then they end late, or are killed at their interval, which `
 more than a quarter of them so, more servers are not tried that way: HAProxy itself would not answer in time.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import os
@@ -26,8 +24,9 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from multicloud import history
 from multicloud.demo.router import Router
@@ -37,9 +36,6 @@ from tests.bench.table import Table
 from tests.command import BARE
 from tests.ports import free_port
 from tests.regions import Region, Regions
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 BIN = Path(sys.executable).parent
 DELAYS = {"s0": 0.020, "s1": 0.030, "s2": 0.050, "s3": 0.080}

@@ -7,8 +7,6 @@ of each request. Two shares are printed: of the requests that the very fastest r
 by a region within a tenth of it; and the mean of the delays beside the mean of the fastest ones.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import statistics

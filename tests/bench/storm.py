@@ -16,8 +16,6 @@ all faults, what failed beyond what docs/promises.md allows, and what grew. Exit
 that, or where not all was well again within SETTLE seconds. Ctrl-C ends it early. It needs the extra `test`, and Linux.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import math
@@ -28,21 +26,17 @@ import statistics
 import sys
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from multicloud.demo.router import haproxy_binary
-from multicloud.runtime import RuntimeAPIError
+from multicloud.runtime import RuntimeAPIError, Server
 from tests.bench.faults import BESIDE, FAULTS, TOGETHER, Deed, Fault, Scene, processes
 from tests.bench.load import TIMEOUT, Failure, Load
 from tests.bench.processes import memory
 from tests.bench.table import Table
 from tests.edge import Edge, edge
 from tests.names import NameServer, by_name, name_server
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-
-    from multicloud.runtime import Server
 
 DELAYS = {"eu.demo": 0.010, "us.demo": 0.040, "ap.demo": 0.070, "sa.demo": 0.100}
 

@@ -1,7 +1,5 @@
 """Tables in Markdown, as the pages of docs have them, printed row by row."""
 
-from __future__ import annotations
-
 FIRST = 24  # the width of the first column, which has names; the others are as wide as their headings
 
 

@@ -19,27 +19,21 @@ Needs the extra `test`, nginx if it is to be compared (apt-get install nginx-lig
 namespaces and a /dev/net/tun that the user may open.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import contextlib
 import math
 import ssl
 import statistics
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from tests.bench import client, distant, proxies, wan
+from tests.bench.client import Answer
 from tests.bench.course import Course
-from tests.bench.distant import NAMES, Service
+from tests.bench.distant import NAMES, Place, Service
 from tests.bench.table import Table
 from tests.bench.wan import Way
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from tests.bench.client import Answer
-    from tests.bench.distant import Place
 
 NEAREST = Way(0.030)
 WELL = Service(0.010)

@@ -10,8 +10,6 @@ may change at any time. As root it needs nothing else; without root, a kernel th
 names, and what runs in them dies with the first of their processes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import fcntl
@@ -24,13 +22,11 @@ import signal
 import socket
 import struct
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from multiprocessing.connection import Connection
 from time import monotonic
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from multiprocessing.connection import Connection
+from typing import NamedTuple, NoReturn
 
 # The address of the near end, and those of the regions.
 NEAR = "10.77.0.254"
