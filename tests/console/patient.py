@@ -1,25 +1,20 @@
 """`multicloud doctor` as a function, about a real HAProxy whose configuration is broken, and mended as it says."""
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import os
 import pwd
 import subprocess
 import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from multicloud import settings
 from multicloud.console import doctor, status
 from multicloud.demo.router import haproxy_binary
 from tests.edge import Edge, Router, measured, wait_until
 from tests.haproxy import tell
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from multiprocessing.connection import Connection
 
 NOBODY = pwd.getpwnam("nobody")
 VERSION = subprocess.run([haproxy_binary(), "-v"], capture_output=True, text=True, check=True).stdout.split()[2]

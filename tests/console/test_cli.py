@@ -1,16 +1,14 @@
 """What a person types: `multicloud check` and `multicloud reweigh`, and what all commands have in common."""
 
-from __future__ import annotations
-
 import functools
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -24,9 +22,6 @@ from multicloud.runtime import DOWN, DRAIN, MAINT, UP, Server
 from tests.command import BARE, PROGRAM, Terminal, run
 from tests.console.patient import asked_by_somebody
 from tests.edge import Edge, edge, wait_until
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 GREEN = "\x1b[32m"
 CHECK = settings.Sources({}).read(settings.CHECK_SETTINGS)

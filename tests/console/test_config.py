@@ -1,7 +1,5 @@
 """`multicloud config`: what it writes is valid for each HAProxy, whole or in a configuration that is there."""
 
-from __future__ import annotations
-
 import grp
 import http.client
 import os

@@ -1,12 +1,10 @@
 """`multicloud doctor`: what it finds in a real HAProxy and in configurations, and that what it says to do helps."""
 
-from __future__ import annotations
-
 import os
 import pwd
 import re
 import resource
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -15,9 +13,6 @@ from multicloud.demo.router import haproxy_binary
 from tests.command import Terminal, run
 from tests.console.patient import GOOD, NOBODY, examine, look, look_at, one, rewrite, say, small, told, well
 from tests.edge import edge, wait_until
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 HAS_HAPROXY = any(user.pw_name == "haproxy" for user in pwd.getpwall())
 

@@ -1,9 +1,7 @@
 """What `multicloud doctor` and `multicloud status` say where HAProxy's own checks are the samples."""
 
-from __future__ import annotations
-
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -11,9 +9,6 @@ from multicloud.console import problems
 from tests.console.patient import look, one, shown
 from tests.edge import wait_until
 from tests.test_run import Site, site
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def around(here: Site) -> dict[str, str]:

@@ -1,20 +1,15 @@
 """`multicloud doctor`: certificates by what the server lines say, and by what the checks use; and the cures."""
 
-from __future__ import annotations
-
 import datetime
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import trustme
 
 from tests.console.patient import VERSION, look, look_at, one
 from tests.edge import Edge, edge, wait_until
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
 
 CA_FILE = 'ca-file "${UPSTREAM_CA-/etc/ssl/certs/ca-certificates.crt}"'
 

@@ -1,7 +1,5 @@
 """`multicloud doctor` and `multicloud status` about host names, and that what they say to do helps."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

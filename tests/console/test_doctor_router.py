@@ -1,7 +1,5 @@
 """What `multicloud doctor` and `multicloud status` say of a router that an operator or an agent has a hand in."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

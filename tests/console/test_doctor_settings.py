@@ -1,13 +1,11 @@
 """What `multicloud doctor` says of the settings, and of what HAProxy's user may do with files and sockets."""
 
-from __future__ import annotations
-
 import contextlib
 import grp
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -19,9 +17,6 @@ from tests.console import patient
 from tests.console.patient import GOOD, NOBODY, look, look_at, of_nobody, one, rewrite, say, small, told, well
 from tests.console.test_doctor import as_root
 from tests.edge import edge, wait_until
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 CONF = """\
 path = /all

@@ -1,25 +1,18 @@
 """What `multicloud doctor` and `multicloud status` say where users go another way than weights and checks."""
 
-from __future__ import annotations
-
 import os
 import re
 import urllib.request
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from multicloud import settings
 from multicloud.console import doctor
 from tests.console.patient import AS_ROOT, GOOD, NOBODY, examine, look, one, rewrite, say, shown, small, well
-from tests.edge import wait_until
+from tests.edge import Router, wait_until
 from tests.ports import free_port
 from tests.test_run import site
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.edge import Router
 
 ALONE = "    option external-check\n    external-check path /usr/bin:/bin\n    external-check command "
 

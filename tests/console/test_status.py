@@ -1,7 +1,5 @@
 """`multicloud status`: the table, on a terminal and for scripts, and the problems in words."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -9,8 +7,8 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -24,9 +22,6 @@ from tests.command import BARE, PROGRAM, Terminal, run
 from tests.edge import Edge, edge, wait_until
 from tests.haproxy import haproxy, listening
 from tests.ports import demo_ports
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 LONG = ("helloworld-in-a-long-named-project-0123456789-uc.a.run.app", "helloworld-in-a-long-named-project-eu")
 SOURCES = settings.Sources({})
