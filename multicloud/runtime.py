@@ -11,7 +11,8 @@ import contextlib
 import os
 import re
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import namedtuple
+from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter
 from time import monotonic
 from typing import TYPE_CHECKING, TypeVar
@@ -30,14 +31,14 @@ FORCED_BIT, INHERITED_BIT, UNRESOLVED_BIT = 0x01, 0x02, 0x20
 MAINT_BITS = FORCED_BIT | INHERITED_BIT | UNRESOLVED_BIT  # not 0x04, which stays where an operator has ended it
 DRAIN_BITS = 0x08 | 0x10  # forced, inherited
 STOPPED, STOPPING = 0, 3
-STATE_COLUMNS = (
-    *("be_name", "srv_name", "srv_op_state", "srv_admin_state", "srv_uweight"),
-    *("srv_addr", "srv_port", "srv_use_ssl", "srv_fqdn"),
+# Rows of `show servers state` and of `show stat`: the columns that are read, by their names.
+StateRow = namedtuple(
+    "StateRow", "be_name srv_name srv_op_state srv_admin_state srv_uweight srv_addr srv_port srv_use_ssl srv_fqdn"
 )
-STAT_COLUMNS = (
-    *("pxname", "svname", "tracked", "lastchg", "check_status", "check_code", "check_duration", "mode"),
-    *("chkfail", "hanafail", "check_health", "check_rise", "last_chk", "agent_status", "scur", "rate"),
-    *("ttime", "rtime", "bck"),
+StatRow = namedtuple(
+    "StatRow",
+    "pxname svname tracked lastchg check_status check_code check_duration mode chkfail hanafail check_health "
+    "check_rise last_chk agent_status scur rate ttime rtime bck",
 )
 ABSTRACT, SUN_PATH = "abns@", 108  # how an abstract socket is named; the bytes that its name has in the end (unix(7))
 QUOTED = re.compile('"(?:[^"]|"")*"')
@@ -144,16 +145,16 @@ class RuntimeAPI:
             states = self.lines("show servers state")
             if (version := next(states, "")) != "1":
                 raise ValueError(version)
-            servers = [_server(row) for row in rows(states, " ", STATE_COLUMNS)]
+            servers = [_server(row) for row in map(StateRow._make, rows(states, " ", StateRow._fields))]
         by_key = {server.key: server for server in servers}
         tracked: dict[settings.Key, settings.Key] = {}
         with self.expecting("statistics"):
-            for row in rows(self.lines("show stat -1 4 -1"), ",", STAT_COLUMNS):
-                key = row["pxname"], row["svname"]
+            for row in map(StatRow._make, rows(self.lines("show stat -1 4 -1"), ",", StatRow._fields)):
+                key = row.pxname, row.svname
                 if key in by_key:
                     _add_stat(by_key[key], row)
-                if row["tracked"]:
-                    backend, _, name = row["tracked"].partition("/")
+                if row.tracked:
+                    backend, _, name = row.tracked.partition("/")
                     tracked[key] = backend, name
         for server in servers if tracked else ():
             for _ in range(len(tracked) + 1):  # which may track another in turn
@@ -203,8 +204,8 @@ def set_weight(change: Decision) -> str:
     return f"set server {change.server.backend}/{change.server.name} weight {change.weight}"
 
 
-def rows(lines: Iterable[str], separator: str, columns: Sequence[str]) -> Iterator[Mapping[str, str]]:
-    """The named columns of each row of a table whose first line has their names behind a `#`, by their names.
+def rows(lines: Iterable[str], separator: str, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """The named columns of each row of a table whose first line has their names behind a `#`.
 
     A quoted field, which only HAProxy's texts for people are, is "", and it may have line's ends in it. Raises
     ValueError with the line that is none of such a table.
@@ -227,41 +228,41 @@ def rows(lines: Iterable[str], separator: str, columns: Sequence[str]) -> Iterat
         fields = line.split(separator, width)  # the columns to the right are not split
         if len(fields) < width:
             raise ValueError(line)
-        yield dict(zip(columns, pick(fields), strict=True))
+        yield pick(fields)
 
 
-def _server(row: Mapping[str, str]) -> Server:
-    bits, op_state = int(row["srv_admin_state"]), int(row["srv_op_state"])
+def _server(row: StateRow) -> Server:
+    bits, op_state = int(row.srv_admin_state), int(row.srv_op_state)
     if bits & MAINT_BITS:
         state = MAINT
     elif bits & DRAIN_BITS or op_state == STOPPING:
         state = DRAIN
     else:
         state = DOWN if op_state == STOPPED else UP
-    names = light.printable(row["be_name"]), light.printable(row["srv_name"])  # what answers may be no HAProxy
-    server = Server(*names, state, int(row["srv_uweight"]))
+    names = light.printable(row.be_name), light.printable(row.srv_name)  # what answers may be no HAProxy
+    server = Server(*names, state, int(row.srv_uweight))
     # One that tracks another whose name does not resolve has inherited that maintenance, beside its own.
     server.unresolved = bool(bits & UNRESOLVED_BIT and not bits & FORCED_BIT)
-    server.address, server.port, server.tls = row["srv_addr"], row["srv_port"], row["srv_use_ssl"]
-    server.host = light.printable(row["srv_fqdn"].removeprefix("-"))  # which stands for none; a name server may say it
+    server.address, server.port, server.tls = row.srv_addr, row.srv_port, row.srv_use_ssl
+    server.host = light.printable(row.srv_fqdn.removeprefix("-"))  # which stands for none; a name server may say it
     return server
 
 
-def _add_stat(server: Server, row: Mapping[str, str]) -> None:
-    check, duration, health = row["check_status"], row["check_duration"], row["check_health"]
-    server.state_age = float(row["lastchg"] or 0)
-    server.mode, server.reserve = row["mode"], row["bck"] == "1"
+def _add_stat(server: Server, row: StatRow) -> None:
+    check, duration, health = row.check_status, row.check_duration, row.check_health
+    server.state_age = float(row.lastchg or 0)
+    server.mode, server.reserve = row.mode, row.bck == "1"
     server.check = check.removeprefix("* ")
     server.check_running = server.check != check
     server.check_seconds = float(duration) / 1000 if duration else None
-    server.code, server.last_chk = row["check_code"], row["last_chk"]
+    server.code, server.last_chk = row.check_code, row.last_chk
     server.fingerprint = server.check, duration, health  # not its code, which is 0 as soon as the next one begins
     # An agent's `down` counts there, too; `hanafail` has what `observe` saw in users' requests.
-    if not row["agent_status"]:
-        server.failures = int(row["chkfail"] or 0) - int(row["hanafail"] or 0)
-    server.in_flight, server.rate = int(row["scur"] or 0), int(row["rate"] or 0)
-    server.total_time, server.response_time = float(row["ttime"] or 0) / 1000, float(row["rtime"] or 0) / 1000
-    server.rise_left = max(int(row["check_rise"] or 0) - int(health or 0), 0)
+    if not row.agent_status:
+        server.failures = int(row.chkfail or 0) - int(row.hanafail or 0)
+    server.in_flight, server.rate = int(row.scur or 0), int(row.rate or 0)
+    server.total_time, server.response_time = float(row.ttime or 0) / 1000, float(row.rtime or 0) / 1000
+    server.rise_left = max(int(row.check_rise or 0) - int(health or 0), 0)
 
 
 def _connect(address: str, deadline: float) -> socket.socket:

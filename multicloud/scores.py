@@ -22,8 +22,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from math import ceil
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from multicloud.history import Sample
 from multicloud.light import CommandError
@@ -35,7 +36,6 @@ for library in ("OPENBLAS", "MKL", "OMP"):
 
 try:
     import numpy as np
-    from numpy.lib.stride_tricks import sliding_window_view
 except Exception as error:  # of a processor that it was not built for, it says so with a RuntimeError
     said = str(error).rpartition("Original error was: ")[2].strip().partition("\n")[0]
     advice = "with pip, install another version, such as 'numpy<2.4'; else Debian's python3-numpy"
@@ -75,9 +75,10 @@ def scores(
     `max_age` are seconds. A sample without a time counts whatever its age, and one from the future does: the clock was
     set back. A recovery as old as the window can be told only where `series` has RECOVERY_RUN samples more.
     """
+    oldest = now - max_age
     by_size: dict[int, dict[Key, list[Sample]]] = {}
     for key, samples in series.items():
-        newest = [each for each in samples[: window + RECOVERY_RUN] if each.time is None or now - each.time <= max_age]
+        newest = [each for each in samples[: window + RECOVERY_RUN] if each.time is None or each.time >= oldest]
         if newest:
             by_size.setdefault(len(newest), {})[key] = newest
     found: dict[Key, Score] = {}
@@ -88,8 +89,9 @@ def scores(
 
 def _score_rows(members: Sequence[Sequence[Sample]], percentile: float, min_samples: int, window: int) -> list[Score]:
     """The scores of servers that have equally many samples: for numpy, many rows are hardly more work than one."""
-    seconds = np.array([[sample.seconds for sample in samples] for samples in members])
-    failed = np.array([[sample.failed for sample in samples] for samples in members])
+    every = [*chain.from_iterable(members)]
+    seconds = np.array([sample.seconds for sample in every], float).reshape(len(members), -1)
+    failed = np.array([sample.failed for sample in every], bool).reshape(seconds.shape)
     size = seconds.shape[1]
     since_change = count_since_change(seconds, failed, window)
     counts = np.minimum(since_change, window)
@@ -123,12 +125,12 @@ def count_since_change(seconds: NDArray[np.float64], failed: NDArray[np.bool_], 
     changed = np.zeros((len(seconds), size + 1), dtype=bool)  # by how many samples were taken since
     changed[:, size] = True
     if size >= 2 * RECOVERY_RUN:
-        runs = sliding_window_view(seconds, RECOVERY_RUN, axis=1)
-        faster = runs[:, :-RECOVERY_RUN].max(axis=2) < CHANGE * runs[:, RECOVERY_RUN:].min(axis=2)
+        runs = _runs(seconds, RECOVERY_RUN)
+        faster = runs[:, :, :-RECOVERY_RUN].max(axis=0) < CHANGE * runs[:, :, RECOVERY_RUN:].min(axis=0)
         changed[:, RECOVERY_RUN : size - RECOVERY_RUN + 1] = faster
     if size >= RECOVERY_RUN + OUTAGE_RUN and failed.any():
-        away = sliding_window_view(failed[:, RECOVERY_RUN:], OUTAGE_RUN, axis=1).all(axis=2)
-        back = ~sliding_window_view(failed[:, :-OUTAGE_RUN], RECOVERY_RUN, axis=1).any(axis=2)
+        away = _runs(failed[:, RECOVERY_RUN:], OUTAGE_RUN).all(axis=0)
+        back = ~_runs(failed[:, :-OUTAGE_RUN], RECOVERY_RUN).any(axis=0)
         changed[:, RECOVERY_RUN : size - OUTAGE_RUN + 1] |= back & away
     inside = seconds[:, :window]
     last = inside.shape[1] - SLOWDOWN_BASE
@@ -145,6 +147,11 @@ def count_since_change(seconds: NDArray[np.float64], failed: NDArray[np.bool_], 
     changed[:, window + 1 : size] = False  # what counts does not reach back to them
     sizes: NDArray[np.intp] = changed.argmax(axis=1)
     return sizes
+
+
+def _runs(table: NDArray[Any], length: int) -> NDArray[Any]:
+    """Each run of `length` samples in a row of each server: its samples by servers by runs, the newest run first."""
+    return np.stack([table[:, first : table.shape[1] - length + 1 + first] for first in range(length)])
 
 
 def percentiles(seconds: Sequence[float], percents: Sequence[float]) -> list[float]:

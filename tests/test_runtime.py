@@ -193,8 +193,8 @@ backend stopping
 
 def test_a_quoted_field_may_have_lines_ends_in_it() -> None:
     lines = ["# a b c", '1 "2', '> ""x', "", '"" " 3', "4 5 6"]
-    assert list(runtime.rows(lines, " ", ("c", "b")))[-1] == {"c": "6", "b": "5"}
-    assert list(runtime.rows(lines, " ", ("a", "c"))) == [{"a": "1", "c": "3"}, {"a": "4", "c": "6"}]
+    assert list(runtime.rows(lines, " ", ("c", "b")))[-1] == ("6", "5")
+    assert list(runtime.rows(lines, " ", ("a", "c"))) == [("1", "3"), ("4", "6")]
     with pytest.raises(ValueError, match="1"):
         list(runtime.rows(lines[:2], " ", ("a", "c")))
 
@@ -221,7 +221,7 @@ def test_a_server_that_tracks_one_of_a_disabled_backend_is_as_any_other() -> Non
 def with_stat(**columns: str) -> runtime.Server:
     """A server of which `show stat` says this."""
     server = runtime.Server("b", "a", "UP", 1)
-    runtime._add_stat(server, dict.fromkeys(runtime.STAT_COLUMNS, "") | columns)
+    runtime._add_stat(server, runtime.StatRow(**dict.fromkeys(runtime.StatRow._fields, "") | columns))
     return server
 
 
@@ -275,8 +275,8 @@ def test_the_runtime_api_can_be_an_abstract_socket() -> None:
 
 
 def test_a_name_that_would_control_a_terminal_is_escaped() -> None:
-    row = dict.fromkeys(runtime.STATE_COLUMNS, "1") | {"srv_fqdn": "a\x1b[2J.example.com"}
-    assert runtime._server(row).host == r"a\x1b[2J.example.com"
+    row = runtime.StateRow(**dict.fromkeys(runtime.StateRow._fields, "1"))
+    assert runtime._server(row._replace(srv_fqdn="a\x1b[2J.example.com")).host == r"a\x1b[2J.example.com"
 
 
 def fail(use: Callable[[], object]) -> str:
@@ -384,8 +384,8 @@ def test_a_host_that_cannot_be_looked_up_is_an_error() -> None:
 PROMPT = b"\n> "
 HEADER = b"1\n# be_name srv_name srv_use_ssl srv_addr srv_port srv_fqdn "
 HEADER += b"srv_op_state srv_admin_state srv_uweight\n"
-CIRCLE = "# pxname,svname,tracked," + ",".join(runtime.STAT_COLUMNS[3:])
-CIRCLE += "".join(f"\nb,{name},b/{other}" + "," * len(runtime.STAT_COLUMNS[3:]) for name, other in ("ac", "ca"))
+CIRCLE = "# pxname,svname,tracked," + ",".join(runtime.StatRow._fields[3:])
+CIRCLE += "".join(f"\nb,{name},b/{other}" + "," * len(runtime.StatRow._fields[3:]) for name, other in ("ac", "ca"))
 
 
 def script(*answers: bytes) -> Callable[[socket.socket], None]:

@@ -74,7 +74,7 @@ def ask(api: RuntimeAPI) -> Instance:
         version, pid = info["Version"], digits(info["Pid"])
     with api.expecting("statistics"):
         rows = [*runtime.rows(api.lines("show stat -1 2 -1"), ",", ("pxname", "algo"))]
-    algorithms = {row["pxname"]: row["algo"] for row in rows if row["algo"]}
+    algorithms = {backend: algorithm for backend, algorithm in rows if algorithm}
     return Instance(version, pid, api.ask("show cli level"), api.servers(), algorithms)
 
 

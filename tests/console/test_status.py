@@ -86,7 +86,7 @@ def test_the_trend_of_the_shortest_and_the_longest_time_is_drawn(tmp_path: Path)
 
 
 INFO = b"Version: 2.8.25\nPid: 7"
-STATES = f"1\n# {' '.join(runtime.STATE_COLUMNS)}".encode()
+STATES = f"1\n# {' '.join(runtime.StateRow._fields)}".encode()
 
 
 @pytest.mark.parametrize(
