@@ -45,8 +45,7 @@ SETTLE = 90.0
 # Seconds for which all must have been well before the next fault: no request of the last one is under way then.
 QUIET = TIMEOUT + 1
 OVERLAPS = 0.25  # how often a second fault comes on top
-# Seconds: if this program itself is so late with a request, the regions, which run in it, were slow for no fault.
-BUSY = 0.2
+BUSY = 0.2  # seconds: if this program is so late with a request, the machine was slow, and perhaps the regions, too
 OLD = 10.0  # seconds after which a check that is still there has been left behind: HAProxy ends them after two
 
 

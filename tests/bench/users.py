@@ -96,9 +96,10 @@ async def go_straight(course: Course, places: Sequence[Place], authority: bytes)
         with contextlib.suppress(OSError):
             if best not in connections:
                 connections[best] = await asyncio.open_connection(address, port, ssl=context, server_hostname=name)
-            answers.append(await client.timed(client.exchange(connections[best])))
-            if answers[-1].status != 200:
-                answers.pop()
+            answer = await client.timed(client.exchange(connections[best]))
+            if answer.status == 200:
+                answers.append(answer)
+            else:
                 del connections[best]
     return answers
 
