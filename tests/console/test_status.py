@@ -201,22 +201,11 @@ def test_prometheus_reads_it(router: Edge) -> None:
     done = run("status", "--format", "prometheus", environ=router.router.settings)
     assert (done.returncode, done.stderr) == (0, "")
     families = {family.name: family for family in text_string_to_metric_families(done.stdout)}
-    assert {name: family.type for name, family in families.items()} == {
-        "multicloud_server_up": "gauge",
-        "multicloud_server_weight": "gauge",
-        "multicloud_server_favorite": "gauge",
-        "multicloud_server_samples": "gauge",
-        "multicloud_server_failed_samples": "gauge",
-        "multicloud_server_last_rtt_seconds": "gauge",
-        "multicloud_server_score_seconds": "gauge",
-        "multicloud_server_score_is_mean": "gauge",
-        "multicloud_server_traffic_ratio": "gauge",
-        "multicloud_server_requests_in_flight": "gauge",
-        "multicloud_server_last_sample_timestamp_seconds": "gauge",
-        "multicloud_server_state": "gauge",
-        "multicloud_server_rtt_seconds": "summary",
-        "multicloud_problems": "gauge",
-    }
+    words = "up weight favorite samples failed_samples last_rtt_seconds score_seconds score_is_mean traffic_ratio"
+    words += " requests_in_flight last_sample_timestamp_seconds state"
+    gauges = {"multicloud_problems", *(f"multicloud_server_{word}" for word in words.split())}
+    expected = dict.fromkeys(gauges, "gauge") | {"multicloud_server_rtt_seconds": "summary"}
+    assert {name: family.type for name, family in families.items()} == expected
     weights = {sample.labels["server"]: sample.value for sample in families["multicloud_server_weight"].samples}
     assert weights == {LONG[0]: 256, LONG[1]: 1}
     quantiles = {sample.labels["quantile"] for sample in families["multicloud_server_rtt_seconds"].samples}
