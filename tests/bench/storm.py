@@ -248,13 +248,14 @@ def described(failures: Sequence[Failure], faults: Sequence[float]) -> str:
 
 def sizes(running: Edge, files: set[str]) -> dict[str, float]:
     """What must not grow; `files` are the names that were in the directory at first."""
-    found = processes()
+    beside = running.router.beside
+    found = [each for each in processes() if not beside or each.pid != beside.pid]
     alive = [each for each in found if each.haproxy and each.state != "Z"]
     directory = running.router.directory
     samples = directory / "times.txt"
     measured = {"HAProxy": str(min(alive, key=lambda each: each.age).pid)}
-    if running.router.beside:
-        measured["multicloud-run"] = str(running.router.beside.pid)
+    if beside:
+        measured["multicloud-run"] = str(beside.pid)
     return {
         **{f"{name}: descriptors": len(os.listdir(f"/proc/{pid}/fd")) for name, pid in measured.items()},
         **{f"{name}: resident memory, MB": memory(pid) for name, pid in measured.items()},

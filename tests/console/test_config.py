@@ -233,7 +233,7 @@ A, B = "[a]\nservers = x\n", "[b]\nservers = y\n"
         (
             "backends = a\n" + A,
             "",
-            "2: backends has a, which `multicloud run` measures by HAProxy's own checks; accepted: ",
+            "2: backends has a, which `multicloud run` measures by HAProxy's own checks; accepted: --beside, or",
         ),
         (A + B, "--backend c", "no server named; accepted: SERVER"),
         (A + "[a/x]\nhost = y\n", "", "5: host: HAProxy cannot be told this of one server; accepted: in [a], or"),

@@ -201,9 +201,11 @@ def test_prometheus_reads_it(router: Edge) -> None:
     done = run("status", "--format", "prometheus", environ=router.router.settings)
     assert (done.returncode, done.stderr) == (0, "")
     families = {family.name: family for family in text_string_to_metric_families(done.stdout)}
-    words = "up weight favorite samples failed_samples last_rtt_seconds score_seconds score_is_mean traffic_ratio"
-    words += " requests_in_flight last_sample_timestamp_seconds state"
-    gauges = {"multicloud_problems", *(f"multicloud_server_{word}" for word in words.split())}
+    words = (
+        "up weight favorite samples failed_samples last_rtt_seconds score_seconds score_is_mean traffic_ratio "
+        "requests_in_flight last_sample_timestamp_seconds state"
+    )
+    gauges = ["multicloud_problems", *(f"multicloud_server_{word}" for word in words.split())]
     expected = dict.fromkeys(gauges, "gauge") | {"multicloud_server_rtt_seconds": "summary"}
     assert {name: family.type for name, family in families.items()} == expected
     weights = {sample.labels["server"]: sample.value for sample in families["multicloud_server_weight"].samples}
