@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -64,6 +64,9 @@ class Scene:
         self.sick.difference_update(regions)
 
 
+Rule = Callable[[Failure, float], bool]  # whether a request may fail that was sent so many seconds after the fault
+
+
 def nothing(_failure: Failure, _after: float) -> bool:
     """No request may fail."""
     return False
@@ -79,12 +82,12 @@ def own_answer(failure: Failure, _after: float) -> bool:
     return failure.status == 500 and failure.region != ""
 
 
-def until(seconds: float) -> Callable[[Failure, float], bool]:
+def until(seconds: float) -> Rule:
     """Any request that is sent so soon."""
     return lambda _failure, after: after <= seconds
 
 
-def as_many_as(connections: int) -> Callable[[Failure, float], bool]:
+def as_many_as(connections: int) -> Rule:
     """One request for each connection that was open, be it in flight or sent over one that was kept."""
     left = iter(range(connections))
     return lambda _failure, after: after <= UNNOTICED and next(left, None) is not None
@@ -98,25 +101,24 @@ class Deed(NamedTuple):
     """What was done, in words, and whether a request may fail that was sent so many seconds after it."""
 
     words: str
-    allows: Callable[[Failure, float], bool] = nothing
+    allows: Rule = nothing
+
+
+def _die(scene: Scene, regions: Sequence[Region], words: str, allows: Rule) -> Iterator[Deed]:
+    with scene.without(*regions) as names:
+        for region in regions:
+            scene.regions.stop(region)
+        yield Deed(f"{names} {words}", allows)
+        for region in regions:
+            scene.regions.start(region)
 
 
 def dies(scene: Scene) -> Iterator[Deed]:
-    region = scene.pick()
-    with scene.without(region) as name:
-        scene.regions.stop(region)
-        yield Deed(f"{name} dies", posts_in_flight)
-        scene.regions.start(region)
+    return _die(scene, [scene.pick()], "dies", posts_in_flight)
 
 
 def two_die(scene: Scene) -> Iterator[Deed]:
-    two = scene.healthy()[:2]
-    with scene.without(*two) as names:
-        for region in two:
-            scene.regions.stop(region)
-        yield Deed(f"{names} die together", TOGETHER)
-        for region in two:
-            scene.regions.start(region)
+    return _die(scene, scene.healthy()[:2], "die together", TOGETHER)
 
 
 def hangs(scene: Scene) -> Iterator[Deed]:
