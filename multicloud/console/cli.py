@@ -14,6 +14,7 @@ import click
 from multicloud import light, runtime, samplefile, settings
 from multicloud.console import terminal
 from multicloud.console.config import config
+from multicloud.console.instance import needs_root
 
 Command = Callable[..., None]
 EXTRAS = {"matplotlib": "plot", "trustme": "demo"}  # optional dependencies, and the package's extras that have them
@@ -320,7 +321,7 @@ def _run() -> int:
     except click.Abort:
         return 130
     except samplefile.SampleFileError as error:
-        if "permission denied" not in str(error) or os.geteuid() == 0:
+        if not needs_root(error):
             raise
         raise light.UsageError(f"{error}; run this as root (sudo)") from None
     except ImportError as error:

@@ -18,6 +18,7 @@ import click
 
 from multicloud import haproxy_cfg, installed, light, runtime, settings
 from multicloud.console import parser
+from multicloud.console.instance import proc
 from multicloud.light import CommandError, UsageError
 from multicloud.plan import AUTHORITIES, NONE, USUAL, Plan, Server, escaped
 from multicloud.settings import Settings, Sources
@@ -98,15 +99,16 @@ def running(sources: Sources) -> list[str]:
     try:
         with runtime.RuntimeAPI(sources.read((settings.SOCKET,)).socket) as api:
             pid = settings.digits(api.info().get("Pid", ""))
-        words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
-    except (runtime.RuntimeAPIError, OSError, ValueError):
+    except (runtime.RuntimeAPIError, ValueError):
         return []
+    words = proc(pid, "cmdline").split("\0")
     # A relative path is where HAProxy was started.
     named = [os.path.join(f"/proc/{pid}/cwd", file) for option, file in itertools.pairwise(words) if option == "-f"]
     files = [os.path.realpath(file) for file in parser.files(named) if os.path.exists(file)]
     for path in dict.fromkeys(each for file in files for each in (file, *map(str, Path(file).parents))):
         found = os.stat(path)
-        if found.st_uid not in (0, os.geteuid()) or (found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX):
+        sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX  # as /tmp is: each one's files stay so
+        if found.st_uid not in (0, os.geteuid()) or (found.st_mode & 0o022 and not sticky):
             raise UsageError(f"{path}: others may write what HAProxy reads; accepted: --with FILE, for each file of it")
     return files
 
@@ -194,11 +196,9 @@ def write(command: str, sources: Sources, wanted: Wanted) -> tuple[str, list[str
     """What `command` writes, which wants this, and what else its user has to do. Raises UsageError."""
     version = installed.version(wanted.haproxy) if wanted.haproxy else installed.haproxy_version(os.environ)
     number = ".".join(map(str, version)).removesuffix(".0")  # as one writes it
-    there = parser.read(wanted.others, os.environ, number) if wanted.others else parser.Configuration([], [])
+    there = parser.read(wanted.others, os.environ, number)
     own = there.global_section()
     place = os.path.dirname(installed.command("multicloud-check") or "")
-    if not place.isprintable():
-        raise UsageError(f"{place!r}: HAProxy cannot be told that; install multicloud elsewhere, such as in /opt")
     directory = "" if place in ("", "/usr/bin", "/usr/local/bin") else f"{place}/"
     logs = not there.sections or own.last("log") is not None
     machine = Plan(version=version, directory=directory, maxconn=own.last("maxconn") is None, logs=logs)
@@ -293,18 +293,15 @@ def _with_words(sources: Sources, wanted: Wanted, backend: str, server: Server, 
 
 def _check_addresses(plans: Sequence[Plan], sections: Iterable[parser.Section], path: str) -> None:
     """That no two frontends have one address. Raises UsageError."""
-    there = [(f"{each.kind} {each.name}", line) for each in sections for line in each.lines]
-    binds = [(whose, line) for whose, line in there if line[0] == "bind" and line[1:]]
-    binds += [(f"[{plan.backend}]", ["bind", *(plan.bind or USUAL).split()]) for plan in plans if plan.bind != NONE]
-    taken: dict[str, str] = {}
-    for whose, (_, addresses, *words) in binds:
-        for address in parser.places(addresses, words):
-            if address in taken and whose.startswith("["):
+    taken = {place: f"{section.kind} {section.name}" for section in sections for place in section.places()}
+    for plan in [plan for plan in plans if plan.bind != NONE]:
+        for place in parser.places((plan.bind or USUAL).split()):
+            if place in taken:
                 raise UsageError(
-                    f"{whose} would bind {address}, as {taken[address]} does, and each get some of the users; "
+                    f"[{plan.backend}] would bind {place}, as {taken[place]} does, and each get some of the users; "
                     f"accepted: another `bind` in {path}, or `bind = none` for a frontend of your own"
                 )
-            taken[address] = whose
+            taken[place] = f"[{plan.backend}]"
 
 
 def _notes(sources: Sources, wanted: Wanted, plans: Sequence[Plan]) -> list[str]:

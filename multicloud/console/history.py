@@ -1,13 +1,15 @@
 """Who led when, why that changed, and who shared: the samples of the file scored and ranked again, as they came."""
 
 import bisect
+import copy
 import datetime
 import functools
+import itertools
 import math
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from multicloud import history, light, overview, reweigh, runtime, settings, sharing
 from multicloud.history import Sample
@@ -37,26 +39,17 @@ def lines(sources: Sources, since: str) -> list[str]:
     Raises UsageError and CommandError.
     """
     begin = moment(since, time.time())
-    series = read(sources, "replay")
-    shown: list[Switch] = []
-    for switch in switches(series, sources):
-        if switch.time < begin:  # of what was before, only the last one says who led
-            shown = [each for each in shown if each.backend != switch.backend]
-        shown.append(switch)
-    events = [
-        (
-            each.time,
-            each.backend,
-            f"{each.before} -> {each.after}, {each.words()}" if each.before else f"{each.after} leads",
-        )
-        for each in shown
-    ]
-    for backend, servers, first, last in sharings(series, sources):
+    switches, sharings = replay(read(sources, "replay"), sources)
+    leading = {switch.backend: switch for switch in switches if switch.time < begin}
+    events = []
+    for switch in (*leading.values(), *(switch for switch in switches if switch.time >= begin)):
+        text = f"{switch.before} -> {switch.after}, {switch.words()}" if switch.before else f"{switch.after} leads"
+        events.append((switch.time, switch.backend, text))
+    for backend, names, first, last in sharings:
         if last >= begin:
             until = time.strftime("%H:%M:%S", time.localtime(last))
-            events.append(
-                (first, backend, f"{', '.join(servers)} share until {until}, if {servers[0]} has users enough")
-            )
+            text = f"{', '.join(names)} share until {until}, if {names[0]} has users enough"
+            events.append((first, backend, text))
     return [
         f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(when))} {backend}: {text}"
         for when, backend, text in sorted(events)
@@ -68,9 +61,10 @@ def read(sources: Sources, purpose: str) -> dict[Key, list[Sample]]:
     times = sources.read((settings.TIMES,)).times
     found = history.read(times, history.MAX_LINES).series
     timed = {key: [sample for sample in newest if sample.time is not None] for key, newest in sorted(found.items())}
-    if not any(timed.values()):
+    series = {key: newest for key, newest in timed.items() if newest}
+    if not series:
         raise light.CommandError(f"{times}: no samples with a time to {purpose}; `multicloud doctor` finds out why")
-    return {key: newest for key, newest in timed.items() if newest}
+    return series
 
 
 def moment(text: str, now: float) -> float:
@@ -84,33 +78,26 @@ def moment(text: str, now: float) -> float:
         raise light.UsageError(f"cannot read {text!r}; accepted: 15m, 1h, 2d, 08:30, 2026-01-31 08:30") from None
 
 
-def switches(series: Mapping[Key, Sequence[Sample]], sources: Sources) -> Iterator[Switch]:
-    """The changes of favourite of each backend, one backend after the other; the samples are newest first."""
-    for members in _backends(series):
+def replay(series: Mapping[Key, Sequence[Sample]], sources: Sources) -> tuple[list[Switch], list[Sharing]]:
+    """The changes of favourite, and when servers shared if they had users enough: only HAProxy counts those.
+
+    The samples are newest first.
+    """
+    switches: list[Switch] = []
+    sharings: list[Sharing] = []
+    for backend, members in runtime.by_backend(Server(*key, runtime.UP, 1) for key in series).items():
         favorites = overview.Favorites()
-        for now, decisions in _replay(members, series, sources):
-            yield from favorites.follow(decisions, now)
-
-
-def sharings(series: Mapping[Key, Sequence[Sample]], sources: Sources) -> Iterator[Sharing]:
-    """When servers of each backend shared, as samples show it, if they had users enough: only HAProxy counts those."""
-    for members in _backends(series):
-        shared = None
-        for now, decisions in _replay(members, series, sources, in_use=True):
-            sharers = [each.server for each in decisions if each.reason is Reason.SHARES]
-            if sharers:
-                servers = [server.name for server in sorted(sharers, key=lambda each: -each.weight)]
-                names = dict.fromkeys([*(shared.servers if shared else ()), *servers])
-                shared = Sharing(members[0].backend, [*names], shared.begin if shared else now, now)
-            elif shared:
-                yield shared
-                shared = None
-        if shared:
-            yield shared
-
-
-def _backends(series: Mapping[Key, Sequence[Sample]]) -> Iterable[list[Server]]:
-    return runtime.by_backend(Server(*key, runtime.UP, 1) for key in series).values()
+        seconds: list[tuple[float, list[str]]] = []  # with those who share then
+        for now, alone, busy in _decisions(members, series, sources):
+            switches += favorites.follow(alone, now)
+            sharers = [each.server for each in busy if each.reason is Reason.SHARES]
+            seconds.append((now, [server.name for server in sorted(sharers, key=lambda each: -each.weight)]))
+        for shared, group in itertools.groupby(seconds, key=lambda second: bool(second[1])):
+            if shared:
+                times, names = zip(*group, strict=True)
+                servers = dict.fromkeys(itertools.chain(*names))
+                sharings.append(Sharing(backend, [*servers], times[0], times[-1]))
+    return switches, sharings
 
 
 def _pause(samples: Sequence[Sample]) -> float:
@@ -118,27 +105,31 @@ def _pause(samples: Sequence[Sample]) -> float:
     return ((samples[0].time or 0.0) - (samples[-1].time or 0.0)) / max(1, len(samples) - 1)
 
 
-def _replay(
-    members: Sequence[Server], series: Mapping[Key, Sequence[Sample]], sources: Sources, *, in_use: bool = False
-) -> Iterator[tuple[float, list[Decision]]]:
-    """What is decided in each second that has samples, a UNIX time; where servers are `in_use`, they may share."""
+def _decisions(
+    alone: Sequence[Server], series: Mapping[Key, Sequence[Sample]], sources: Sources
+) -> Iterator[tuple[float, list[Decision], list[Decision]]]:
+    """What is decided in each second that has samples, a UNIX time: without users, and with enough to share them."""
+    busy = [*map(copy.copy, alone)]
     needed = reweigh.samples_needed(sources)
-    users = dict.fromkeys([server.key for server in members], BUSY)
-    gone = {server.key: max(GONE, MISSED * _pause(series[server.key])) for server in members}
+    users = dict.fromkeys([server.key for server in alone], BUSY)
+    gone = {server.key: max(GONE, MISSED * _pause(series[server.key])) for server in alone}
     before = math.inf
-    for now in sorted({math.ceil(sample.time or 0.0) for server in members for sample in series[server.key]}):
+    for now in sorted({math.ceil(sample.time or 0.0) for server in alone for sample in series[server.key]}):
         known: dict[Key, Sequence[Sample]] = {}
-        for server in members:
+        for server, same in zip(alone, busy, strict=True):
             samples = series[server.key]
             first = bisect.bisect_left(samples, True, key=lambda sample: (sample.time or 0.0) <= now)
             known[server.key] = newest = samples[first : first + needed]
             failed = [sample.failed for sample in newest[:FALL]]
             away = not newest or now - (newest[0].time or 0.0) > gone[server.key]
-            server.state = runtime.DOWN if away or (len(failed) == FALL and all(failed)) else runtime.UP
-        load: dict[str, Any] = {"users": users, "again": users.copy, "connect": lambda _: 0.0}
-        share = functools.partial(sharing.share, samples=known, now=now, elapsed=max(0.0, now - before), **load)
-        decisions = reweigh.decide(members, reweigh.score(known, sources, now), sources, share if in_use else None)
-        yield now, decisions
-        for decision in decisions:
+            server.state = same.state = runtime.DOWN if away or (len(failed) == FALL and all(failed)) else runtime.UP
+        scored = reweigh.score(known, sources, now)
+        elapsed = max(0.0, now - before)
+        share = functools.partial(
+            sharing.share, samples=known, users=users, again=users.copy, connect=lambda _: 0.0, now=now, elapsed=elapsed
+        )
+        decided = reweigh.decide(alone, scored, sources), reweigh.decide(busy, scored, sources, share)
+        yield now, *decided
+        for decision in itertools.chain(*decided):
             decision.server.weight = decision.weight
         before = now

@@ -56,12 +56,20 @@ class Section(NamedTuple):
         """The first word of what `last` gives, or "" without one."""
         return (self.last(*words) or [""])[0]
 
+    def places(self) -> list[str]:
+        """Where its `bind` lines listen."""
+        return [place for kind, *words in self.lines if kind == "bind" and words for place in places(words)]
+
+    def is_disabled(self) -> bool:
+        """Whether it is a proxy that is left out."""
+        return self.kind in PROXIES and last_of((line[0] for line in self.lines), "enabled", "disabled") == "disabled"
+
 
 class Configuration(NamedTuple):
     """What the files say."""
 
-    sections: list[Section]  # in their order
-    undecided: list[str]  # the conditions (`.if …`) that were not decided, so that all branches count
+    sections: Sequence[Section] = ()  # in their order
+    undecided: Sequence[str] = ()  # the conditions (`.if …`) that were not decided, so that all branches count
     lines: Mapping[tuple[str, str], list[str]] = MappingProxyType({})  # of each server, by backend and name: its words
 
     def global_section(self) -> Section:
@@ -75,7 +83,7 @@ class Configuration(NamedTuple):
 
 
 def read(paths: Sequence[str], environ: Mapping[str, str], version: str | None = None) -> Configuration:
-    """What the files say, and the files of directories. Raises ConfigurationError.
+    """What the files say, and the files of directories; nothing without any. Raises ConfigurationError.
 
     `environ` and `version` are those of the HAProxy that reads them; the version is None where none is known.
     """
@@ -88,28 +96,27 @@ def read(paths: Sequence[str], environ: Mapping[str, str], version: str | None =
                 lines = file.read().split("\n")
         except OSError as error:
             raise ConfigurationError(f"{path}: {reason(error)}") from None
-        blocks: list[tuple[bool, bool]] = []  # of each open one: whether its branch counts, and whether one was chosen
+        blocks: list[list[bool | None]] = []  # of each open one: which of its branches hold, up to the one that is read
         for line in lines:
             words = split(line, environ)
             if words and words[0].startswith("."):
                 undecided += _branch(words, blocks, environ, version)
-            elif not words or not all(counts for counts, _ in blocks):
+            elif not words or any(branches[-1] is False for branches in blocks):
                 continue
             elif words[0] in SECTIONS:
                 sections.append(Section(words[0], words[1] if len(words) > 1 else "", _inherited(words, sections)))
             elif sections:
                 sections[-1].lines.append(words)
-                _set_variables(words, environ)
-    if not sections:
+                match words:  # of the lines below it
+                    case ["setenv", name, value, *_]:
+                        environ[name] = value
+                    case ["presetenv", name, value, *_]:
+                        environ.setdefault(name, value)
+    if paths and not sections:
         raise ConfigurationError(f"{', '.join(paths)}: no section of a HAProxy configuration")
-    read = Configuration([each for each in sections if not _is_disabled(each)], undecided)
+    read = Configuration([each for each in sections if not each.is_disabled()], undecided)
     by_key = {(each.name, name): words for each in read.proxies() for name, words in options(each).items()}
     return read._replace(lines=by_key)
-
-
-def _is_disabled(section: Section) -> bool:
-    said = [line[0] for line in section.lines if line[0] in ("enabled", "disabled")]
-    return section.kind in PROXIES and said[-1:] == ["disabled"]
 
 
 def files(paths: Iterable[str]) -> Iterator[str]:
@@ -118,30 +125,21 @@ def files(paths: Iterable[str]) -> Iterator[str]:
         yield from sorted(glob.glob(f"{glob.escape(path)}/*.cfg")) if os.path.isdir(path) else [path]
 
 
-def _set_variables(words: Sequence[str], environ: dict[str, str]) -> None:
-    """What a line of `global` does to the variables of the lines below it."""
-    match words:
-        case ["setenv", name, value, *_]:
-            environ[name] = value
-        case ["presetenv", name, value, *_]:
-            environ.setdefault(name, value)
-
-
 def _branch(
-    words: Sequence[str], blocks: list[tuple[bool, bool]], environ: Mapping[str, str], version: str | None
+    words: Sequence[str], blocks: list[list[bool | None]], environ: Mapping[str, str], version: str | None
 ) -> list[str]:
     """Begin, go on with or end a block; the condition that could not be decided, if there is one."""
     keyword, condition = words[0], " ".join(words[1:])
-    chosen = False
-    if keyword in (".elif", ".else", ".endif") and blocks:
-        _, chosen = blocks.pop()
-    if keyword not in (".if", ".elif", ".else"):
+    if keyword == ".if":
+        blocks.append([])
+    elif keyword == ".endif":
+        del blocks[-1:]
+    if keyword not in (".if", ".elif", ".else") or not blocks:
         return []
-    decided: bool | None = False
-    if not chosen and all(counts for counts, _ in blocks):
-        decided = keyword == ".else" or holds(condition, environ, version)
-    blocks.append((decided is not False, chosen or decided is True))
-    return [f"{keyword} {condition}"] if decided is None else []
+    *outer, branches = blocks
+    passed = True in branches or any(each[-1] is False for each in outer)
+    branches.append(not passed and (keyword == ".else" or holds(condition, environ, version)))
+    return [f"{keyword} {condition}"] if branches[-1] is None else []
 
 
 def holds(condition: str, environ: Mapping[str, str], version: str | None) -> bool | None:
@@ -218,20 +216,20 @@ def options(section: Section) -> dict[str, list[str]]:
     return by_name
 
 
-def places(addresses: str, words: Sequence[str] = ()) -> list[str]:
-    """Where a `bind` line listens, the same words for the same place: `:80` is port 80 of all IPv4 addresses.
+def places(words: Sequence[str]) -> list[str]:
+    """Where a `bind` line with these words listens, each place in one way: `:80` is port 80 of all IPv4 addresses.
 
-    With `v4v6` behind it, `:::80` is that, too.
+    With `v4v6` behind it, `:::80` is that, too. On one interface, or in a namespace, it is another place.
     """
-    there = re.sub(r"(^|,)(ipv4@)?(\*|0\.0\.0\.0)?:(?!:)", r"\1:", addresses).split(",")
+    there = re.sub(r"(^|,)(ipv4@)?(\*|0\.0\.0\.0)?:(?!:)", r"\1:", words[0]).split(",")
     ports = [match[1] for each in there if (match := re.fullmatch(r"(?:ipv6@)?\[?::\]?:(.+)", each))]
-    return there + [f":{port}" for port in ports if "v4v6" in words]
+    only = [f" {word} {value(words, word)}" for word in ("interface", "namespace") if word in words]
+    return ["".join([place, *only]) for place in (*there, *(f":{port}" for port in ports if "v4v6" in words))]
 
 
-def is_on(words: Sequence[str], option: str) -> bool:
-    """Whether the last word that says so has the option on (`check`), and not off (`no-check`)."""
-    said = [word for word in words if word in (option, f"no-{option}")]
-    return said[-1:] == [option]
+def last_of(words: Iterable[str], *choices: str) -> str:
+    """The last of the words that is one of these; "" where none is."""
+    return next((word for word in reversed([*words]) if word in choices), "")
 
 
 def value(words: Sequence[str], option: str) -> str:

@@ -1,23 +1,16 @@
 """A picture of the samples: each server's round-trip times, the score that decides, and when another one led."""
 
-from __future__ import annotations
-
 import math
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from matplotlib import figure
+from matplotlib.axes import Axes
 
 from multicloud import light, reweigh, settings
 from multicloud.console import history as histories
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from matplotlib.axes import Axes
-
-    from multicloud.history import Sample
-    from multicloud.settings import Sources
+from multicloud.history import Sample
+from multicloud.settings import Key, Sources
 
 
 def draw(sources: Sources, path: str, begin: str | None = None, end: str | None = None) -> None:
@@ -28,10 +21,10 @@ def draw(sources: Sources, path: str, begin: str | None = None, end: str | None 
     now = time.time()
     first = histories.moment(begin, now) if begin else 0.0
     last = histories.moment(end, now) if end else math.inf
-    backends: dict[str, dict[str, list[Sample]]] = {}
-    for (backend, server), timed in histories.read(sources, "draw").items():
+    backends: dict[str, dict[Key, list[Sample]]] = {}
+    for key, timed in histories.read(sources, "draw").items():
         if any(first <= (sample.time or 0.0) <= last for sample in timed):
-            backends.setdefault(backend, {})[server] = timed
+            backends.setdefault(key[0], {})[key] = timed
     if not backends:
         raise light.CommandError("no samples of that time to draw; `multicloud history` says from when they are")
     picture = figure.Figure(figsize=(9, 3.6 * len(backends)), layout="constrained")
@@ -45,13 +38,13 @@ def draw(sources: Sources, path: str, begin: str | None = None, end: str | None 
 
 
 def _draw_backend(
-    axes: Axes, backend: str, series: dict[str, list[Sample]], sources: Sources, first: float, last: float
+    axes: Axes, backend: str, series: dict[Key, list[Sample]], sources: Sources, first: float, last: float
 ) -> None:
     values = sources.read(settings.SCORING_SETTINGS, backend)
     score = f"p{values.percentile:g}, or the mean of {values.min_samples} or fewer"
     colors = {}
     slowest = 0.0
-    for server, timed in series.items():
+    for (_, server), timed in series.items():
         scored = zip(timed, running_scores(timed, backend, sources), strict=True)
         inside = [(sample, score) for sample, score in scored if first <= (sample.time or 0.0) <= last]
         (line,) = axes.plot(
@@ -65,13 +58,13 @@ def _draw_backend(
                 heights = [0.0 if failed else 1000 * sample.seconds for sample in shown]
                 slowest = max(slowest, *heights)
                 axes.plot(when, heights, marker, markersize=4, alpha=0.4, color=colors[server], clip_on=False)
-    by_key = {(backend, server): timed for server, timed in series.items()}
-    for switch in histories.switches(by_key, sources):
+    switches, sharings = histories.replay(series, sources)
+    for switch in switches:
         if switch.before and first <= switch.time <= last:
             axes.axvline(switch.time, color=colors[switch.after], linestyle=":", linewidth=1)
             at_top = axes.get_xaxis_transform()
             axes.text(switch.time, 0.98, switch.after, transform=at_top, rotation=90, va="top", ha="right", fontsize=7)
-    for sharing in histories.sharings(by_key, sources):
+    for sharing in sharings:
         begin, end = max(first, sharing.begin), min(last, sharing.end)
         if begin <= end:
             axes.axvspan(begin, end, color="0.9", zorder=0, gid="shared")

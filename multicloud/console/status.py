@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from multicloud import history, overview, reweigh, runtime, scores, settings
+from multicloud import overview, reweigh, runtime, scores, settings
 from multicloud.console import problems
 from multicloud.console.instance import ask, let_in
 from multicloud.overview import PERCENTS, Row
@@ -37,13 +37,11 @@ def collect(sources: Sources) -> Status:
     if who := let_in(values.socket):
         raise runtime.RuntimeAPIError(f"{values.socket}: permission denied; run this {who}")
     with runtime.RuntimeAPI(values.socket) as api:
-        instance = ask(api)
-    # After HAProxy's answer, so that a sample is never missing of which HAProxy has told the consequence.
-    samples = history.read(values.times, reweigh.longest_window(sources) + problems.LOOK_BACK)
-    now = time.time()
-    rows, alike = overview.rows(instance.servers, samples, reweigh.score(samples.series, sources, now), sources, now)
-    seen = problems.Seen(instance, samples, sources, now, problems.foreign(instance, samples))
-    return Status(rows, problems.problems(seen), problems.notes(seen), alike)
+        case = ask(api, sources)
+    case = case._replace(samples=problems.read_samples(sources), now=time.time())
+    scored = reweigh.score(case.samples.series, sources, case.now)
+    rows, alike = overview.rows(case.servers, case.samples, scored, sources, case.now)
+    return Status(rows, problems.problems(case), problems.notes(case), alike)
 
 
 def table(status: Status, *, color: bool = False, width: int = 80) -> str:

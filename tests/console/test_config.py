@@ -350,6 +350,10 @@ def test_a_relative_path_of_a_running_haproxy_is_where_that_was_started(
         sources = settings.Sources({"MULTICLOUD_SOCKET": str(address), settings.CONF: os.devnull})
         found = config.running(sources)
         assert [Path(file).read_text().partition("\n")[0] for file in found] == ["# there"]
+        (there / "own.cfg").chmod(0o1666)  # in a directory that bit keeps others from a file, of a file it says nothing
+        with pytest.raises(UsageError, match=r"own.cfg: others may write"):
+            config.running(sources)
+        (there / "own.cfg").chmod(0o644)
         if os.geteuid() == 0:  # nor is a file of somebody else's believed, whatever answers at the socket
             os.chown(there / "own.cfg", 12345, -1)
             with pytest.raises(UsageError, match=r"own.cfg: others may write what HAProxy reads; accepted"):

@@ -28,20 +28,9 @@ def series(**servers: Sequence[float | None]) -> dict[tuple[str, str], list[Samp
     }
 
 
-def recorded(times: Path, **servers: Sequence[float]) -> None:
-    """Write the samples of servers of `upstream`, one every two seconds until now."""
-    now = time.time()
-    lines = [
-        f"upstream {name} {seconds:.6f} {now - 2 * age:.3f}\n"
-        for name, values in servers.items()
-        for age, seconds in zip(reversed(range(len(values))), values, strict=True)
-    ]
-    times.write_text("garbage\nupstream eu 0.01\n" + "".join(lines))
-
-
 def told(**servers: Sequence[float | None]) -> list[tuple[float, str, str, str]]:
     """The changes: seconds since the first sample, before, after and the words."""
-    found = histories.switches(series(**servers), SOURCES)
+    found, _ = histories.replay(series(**servers), SOURCES)
     return [(switch.time - NOW, switch.before, switch.after, switch.words()) for switch in found]
 
 
@@ -64,26 +53,23 @@ def test_a_server_is_down_while_its_two_newest_checks_failed_and_comes_back() ->
 
 def test_each_backend_has_its_own_and_one_server_alone_leads() -> None:
     both = series(eu=[0.05] * 3) | {("db", "one"): [Sample(0.1, NOW)]}
-    assert [(switch.backend, switch.after) for switch in histories.switches(both, SOURCES)] == [
-        ("app", "eu"),
-        ("db", "one"),
-    ]
+    switches, _ = histories.replay(both, SOURCES)
+    assert [(switch.backend, switch.after) for switch in switches] == [("app", "eu"), ("db", "one")]
 
 
-FILLING = [0.05] * 100 + [0.15, 0.25, 0.2, 0.26, 0.18, 0.24] * 5  # there is a line at last
-LINE = FILLING + [0.05] * 40
+LINE = [0.05] * 100 + [0.15, 0.25, 0.2, 0.26, 0.18, 0.24] * 5 + [0.05] * 40
 
 
 def test_servers_share_while_the_samples_of_the_favourite_vary_as_those_of_a_line() -> None:
-    (shared,) = histories.sharings(series(eu=LINE, us=[0.08] * len(LINE)), SOURCES)
+    _, (shared,) = histories.replay(series(eu=LINE, us=[0.08] * len(LINE)), SOURCES)
     assert (shared.backend, shared.servers) == ("app", ["eu", "us"])
     assert 200 <= shared.begin - NOW < 210 < shared.end - NOW < 260
 
 
 def test_the_one_that_was_full_is_named_first() -> None:
-    (shared,) = histories.sharings(series(us=LINE, eu=[0.08] * len(LINE)), SOURCES)
+    _, (shared,) = histories.replay(series(us=LINE, eu=[0.08] * len(LINE)), SOURCES)
     assert shared.servers == ["us", "eu"]
-    (shared,) = histories.sharings(series(eu=[0.08] * len(LINE), us=LINE), SOURCES)
+    _, (shared,) = histories.replay(series(eu=[0.08] * len(LINE), us=LINE), SOURCES)
     assert shared.servers == ["us", "eu"]
 
 
@@ -91,13 +77,17 @@ def test_a_server_leads_neither_before_its_first_sample_nor_after_its_last_one()
     both = series(eu=[0.05] * 60, us=[0.08] * 60)
     both["app", "us"] = both["app", "us"][:50]  # it came 20 s later
     both["app", "eu"] = both["app", "eu"][20:]  # and eu went 40 s sooner
-    switches = [(each.time - NOW, each.before, each.after, each.words()) for each in histories.switches(both, SOURCES)]
-    assert switches == [(0, "", "eu", "the fastest"), (90, "eu", "us", "eu is out: DOWN")]
+    switches, _ = histories.replay(both, SOURCES)
+    assert [(each.time - NOW, each.before, each.after, each.words()) for each in switches] == [
+        (0, "", "eu", "the fastest"),
+        (90, "eu", "us", "eu is out: DOWN"),
+    ]
 
 
 def test_who_is_slow_and_steady_is_left_and_nobody_shares() -> None:
     slow = [0.05] * 100 + [0.2] * 40
-    assert [*histories.sharings(series(eu=slow, us=[0.08] * len(slow)), SOURCES)] == []
+    _, sharings = histories.replay(series(eu=slow, us=[0.08] * len(slow)), SOURCES)
+    assert sharings == []
 
 
 @pytest.mark.parametrize(
@@ -121,25 +111,35 @@ def test_other_times_are_refused(text: str) -> None:
         histories.moment(text, NOW)
 
 
+def write(times: Path, begin: float, **servers: Sequence[float]) -> settings.Sources:
+    """A sample a server every two seconds from the UNIX time `begin` on, in a file, and settings that name it."""
+    lines = [
+        f"upstream {name} {seconds:.6f} {begin + 2 * number:.3f}\n"
+        for name, values in servers.items()
+        for number, seconds in enumerate(values)
+    ]
+    times.write_text("garbage\nupstream eu 0.010000\n" + "".join(lines))
+    return settings.Sources({"MULTICLOUD_TIMES": str(times)})
+
+
 def test_of_what_was_before_only_who_led_is_shown(times: Path) -> None:
-    recorded(times, eu=[0.05] * 100 + [0.2] * 100 + [0.05] * 100, us=[0.08] * 300)
+    eu = [0.05] * 100 + [0.2] * 100 + [0.05] * 100
+    sources = write(times, time.time() - 600, eu=eu, us=[0.08] * 300)
     done = run("history", "--times", str(times))
     assert (done.returncode, done.stderr) == (0, "")
-    texts = [line[20:] for line in done.stdout.splitlines()]
-    assert texts == [
+    lines = done.stdout.splitlines()
+    assert [line[20:] for line in lines] == [
         "upstream: eu leads",
         "upstream: eu -> us, 60 % faster than eu",
         "upstream: us -> eu, 38 % faster than us",
     ]
-    assert run("history", "--times", str(times), "--since", "5m").stdout.splitlines() == done.stdout.splitlines()[1:]
-    assert run("history", "--times", str(times), "--since", "1s").stdout.splitlines() == done.stdout.splitlines()[2:]
+    assert histories.lines(sources, "5m") == lines[1:]
+    assert histories.lines(sources, "1s") == lines[2:]
 
 
 def test_a_time_of_sharing_has_its_line(times: Path) -> None:
-    recorded(times, eu=LINE, us=[0.08] * len(LINE))
-    done = run("history", "--times", str(times))
-    assert (done.returncode, done.stderr) == (0, "")
-    (line,) = [line for line in done.stdout.splitlines() if " share " in line]
+    sources = write(times, int(time.time()) - 2 * len(LINE), eu=LINE, us=[0.08] * len(LINE))
+    (line,) = [line for line in histories.lines(sources, "1h") if " share " in line]
     assert re.fullmatch(r"[-\d]+ [:\d]+ upstream: eu, us share until \d\d:\d\d:\d\d, if eu has users enough", line)
 
 

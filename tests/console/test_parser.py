@@ -152,6 +152,20 @@ def test_a_server_template_is_as_many_servers(tmp_path: Path, numbers: str, name
     assert all(parser.value(each, "inter") == "2s" for each in words.values())
 
 
+@pytest.mark.parametrize(
+    ("line", "places"),
+    [
+        (":80", [":80"]),
+        ("*:80,ipv4@0.0.0.0:81,192.0.2.1:82 name x", [":80", ":81", "192.0.2.1:82"]),
+        (":::80", [":::80"]),
+        ("ipv6@[::]:80 v4v6", ["ipv6@[::]:80", ":80"]),
+        (":80 interface eth0", [":80 interface eth0"]),
+    ],
+)
+def test_an_address_is_one_place_in_whatever_way_it_is_written(line: str, places: list[str]) -> None:
+    assert parser.places(line.split()) == places
+
+
 def test_what_is_disabled_or_behind_a_null_is_not_there(tmp_path: Path) -> None:
     path = tmp_path / "haproxy.cfg"
     path.write_text("global\n user a\0b\nbackend a\n disabled\nbackend b\n disabled\n enabled\n")

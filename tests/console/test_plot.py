@@ -9,8 +9,9 @@ import pytest
 from multicloud import settings
 from multicloud.console import plot
 from multicloud.history import Sample
+from multicloud.light import CommandError
 from tests.command import run
-from tests.console.test_history import FILLING, recorded
+from tests.console.test_history import LINE, write
 
 WITHOUT = "import sys; sys.modules['matplotlib'] = None; from multicloud.console.cli import main; main()"
 
@@ -31,7 +32,8 @@ def times(times: Path) -> Path:
 @pytest.mark.parametrize(("name", "magic"), [("latency.png", b"\x89PNG\r\n"), ("latency.svg", b"<?xml ")])
 def test_a_picture_is_drawn(times: Path, tmp_path: Path, name: str, magic: bytes) -> None:
     picture = tmp_path / name
-    done = run("plot", "-o", str(picture), "--times", str(times), environ={"MPLCONFIGDIR": str(tmp_path)})
+    words = ("plot", "-o", str(picture), "--from", "10m", "--to", "0s", "--times", str(times))
+    done = run(*words, environ={"MPLCONFIGDIR": str(tmp_path)})
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     drawn = picture.read_bytes()
     assert drawn.startswith(magic)
@@ -39,24 +41,22 @@ def test_a_picture_is_drawn(times: Path, tmp_path: Path, name: str, magic: bytes
 
 
 def test_a_change_of_favourite_is_marked_where_it_is_in_the_time_that_is_drawn(tmp_path: Path, times: Path) -> None:
-    recorded(times, eu=[0.05] * 50 + [0.2] * 50, us=[0.08] * 100)
-    environ = {"MPLCONFIGDIR": str(tmp_path)}
+    sources = write(times, time.time() - 200, eu=[0.05] * 50 + [0.2] * 50, us=[0.08] * 100)
     picture = tmp_path / "latency.svg"
     for begin, marks in (("10m", 2), ("30s", 1)):  # in the legend, and at the line
-        assert run("plot", "-o", str(picture), "--from", begin, "--times", str(times), environ=environ).returncode == 0
+        plot.draw(sources, str(picture), begin)
         assert picture.read_text().count("<!-- us -->") == marks
-    done = run("plot", "-o", str(picture), "--to", "1h", "--times", str(times), environ=environ)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: no samples of that time to draw")
+    with pytest.raises(CommandError, match=r"^no samples of that time to draw"):
+        plot.draw(sources, str(picture), None, "1h")
 
 
 def test_a_time_of_sharing_is_shaded(tmp_path: Path, times: Path) -> None:
-    recorded(times, eu=FILLING, us=[0.08] * len(FILLING))
-    environ = {"MPLCONFIGDIR": str(tmp_path)}
+    full = LINE[:-40]
+    sources = write(times, time.time() - 300, eu=full, us=[0.08] * len(full))
     picture = tmp_path / "latency.svg"
     for end, shaded in (("0s", 1), ("2m", 0)):
-        done = run("plot", "-o", str(picture), "--to", end, "--times", str(times), environ=environ)
-        assert (done.returncode, picture.read_text().count('id="shared"')) == (0, shaded), done.stderr
+        plot.draw(sources, str(picture), None, end)
+        assert picture.read_text().count('id="shared"') == shaded
 
 
 def test_the_score_that_is_drawn_is_the_one_that_decided_then() -> None:
@@ -65,13 +65,11 @@ def test_the_score_that_is_drawn_is_the_one_that_decided_then() -> None:
     assert plot.running_scores(timed, "upstream", sources) == pytest.approx([40, 30, 20, 10])
 
 
-@pytest.mark.parametrize("text", [None, "", "garbage\n", "upstream eu 0.020000\n"])
-def test_without_samples_there_is_nothing_to_draw(tmp_path: Path, text: str | None) -> None:
-    if text is not None:
-        (tmp_path / "times.txt").write_text(text)
-    done = run("plot", "-o", str(tmp_path / "latency.png"), "--times", str(tmp_path / "times.txt"))
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"error: {tmp_path}/times.txt: no samples with a time to draw")
+@pytest.mark.parametrize("text", ["", "garbage\n", "upstream eu 0.020000\n"])
+def test_without_samples_there_is_nothing_to_draw(tmp_path: Path, times: Path, text: str) -> None:
+    times.write_text(text)
+    with pytest.raises(CommandError, match=rf"^{times}: no samples with a time to draw"):
+        plot.draw(settings.Sources({"MULTICLOUD_TIMES": str(times)}), str(tmp_path / "latency.png"))
     assert not (tmp_path / "latency.png").exists()
 
 

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from multicloud import history, overview, runtime, scrape, settings
 from multicloud.console import problems, status
-from multicloud.console.instance import PASSED, REWEIGH_SERVER, Instance
+from multicloud.console.instance import PASSED, REWEIGH_SERVER, Case
 from multicloud.console.terminal import ENTER, HOME, LEAVE
 from multicloud.runtime import DOWN, MAINT, UP, Server
 from tests.command import BARE, PROGRAM, Terminal, run
@@ -248,8 +248,7 @@ def seen(
     """The problems that are found in a HAProxy whose process is not here, and which says so of its servers."""
     for server in servers:
         server.state_age, server.check, server.code, server.check_seconds = since, PASSED, "0", 0.1
-    around = Instance("2.8.25", 0, "admin", list(servers), {"upstream": "roundrobin"})
-    return problems.problems(problems.Seen(around, found, sources, NOW, problems.foreign(around, found)))
+    return problems.problems(Case(sources, "2.8.25", servers=servers, samples=found, now=NOW))
 
 
 @pytest.mark.parametrize(

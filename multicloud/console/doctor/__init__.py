@@ -5,13 +5,14 @@ problem, and says what it did not look at.
 """
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 
-from multicloud import history, runtime, samplefile, settings
+from multicloud import runtime, samplefile, settings
 from multicloud.console import parser, problems
 from multicloud.console.doctor import certificates, configuration, running, servers
-from multicloud.console.doctor.case import Case, Finding, ok, problem, some, unknown
-from multicloud.console.instance import Instance, ask, user_of
+from multicloud.console.doctor.finding import Finding, ok, problem, some, unknown
+from multicloud.console.instance import Case, ask
 
 
 def examine(sources: settings.Sources, files: Sequence[str]) -> list[Finding]:
@@ -29,22 +30,21 @@ def examine(sources: settings.Sources, files: Sequence[str]) -> list[Finding]:
 
 def _case(sources: settings.Sources, files: Sequence[str]) -> Case:
     _read_all(sources)
-    values = sources.read(settings.RUN_SETTINGS)
-    instance, away, environ = Instance("", 0, "", [], {}), "", dict(os.environ)
+    case, environ = Case(sources), dict(os.environ)
     try:
-        with runtime.RuntimeAPI(values.socket) as api:
-            instance = ask(api)
-            if instance.level != "user":
+        with runtime.RuntimeAPI(case.values.socket) as api:
+            case = ask(api, sources)
+            if case.level != "user":
                 environ = dict(line.split("=", 1) for line in api.ask("show env").splitlines() if "=" in line)
     except runtime.RuntimeAPIError as error:
-        away = str(error)
-    read = parser.read(files, environ, instance.version or None) if files else parser.Configuration([], [])
-    ours = configuration.ours(read) if files else None
+        case = case._replace(away=str(error))
     try:
-        foreign = problems.foreign(instance, history.read(values.times, 1), ours)
-    except samplefile.SampleFileError:
-        foreign = set()
-    return Case(sources, values, instance, away, user_of(instance.pid), [*parser.files(files)], read, foreign)
+        case = case._replace(samples=problems.read_samples(sources))
+    except samplefile.SampleFileError as error:
+        case = case._replace(unusable=error)
+    read = parser.read(files, environ, case.version or None)
+    ours = configuration.ours(read) if files else None
+    return case._replace(now=time.time(), files=[*parser.files(files)], configuration=read, ours=ours)
 
 
 def _read_all(sources: settings.Sources) -> None:
@@ -65,7 +65,7 @@ def settings_shown(case: Case) -> Iterator[Finding]:
         if (where := sources.where(setting)) != "default"
     ]
     yield ok(f"settings: {', '.join(shown)}" if shown else "settings: all have their defaults")
-    backends = runtime.by_backend(case.instance.servers)
+    backends = runtime.by_backend(case.servers)
     for section, written in sources.sections.items():
         backend, _, name = section.partition("/")
         if section and written:

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from multicloud import check, probe, settings
 from multicloud.console import parser
 from multicloud.console.check import describe
-from multicloud.console.doctor.case import Case, Finding, ok, problem, some, unknown
+from multicloud.console.doctor.finding import Finding, ok, problem, some, unknown
+from multicloud.console.instance import Case
 from multicloud.light import UsageError
 from multicloud.runtime import MAINT, Server
 
@@ -44,7 +45,7 @@ class Terms(NamedTuple):
 def look(case: Case) -> Iterator[Finding]:
     """A line for each thing that HAProxy may find in certificates, with all servers that have it."""
     alike: dict[tuple[str, str, Terms], list[Server]] = {}  # one handshake does for all backends
-    for server in case.instance.servers:
+    for server in case.servers:
         if server.state != MAINT and (asked := terms_of_line(server, case)):
             alike.setdefault((server.address, server.port, asked), []).append(server)
     deadline = time.monotonic() + TIME_FOR_ALL
@@ -117,7 +118,7 @@ def terms_of_line(server: Server, case: Case) -> Terms | None:
     The name is the SNI that was sent, or else `verifyhost`.
     """
     words = case.configuration.lines.get(server.key, [])
-    if not parser.is_on(words, "ssl"):
+    if parser.last_of(words, "ssl", "no-ssl") != "ssl":
         return None
     section = case.configuration.global_section()
     verify = parser.value(words, "verify") or section.first_word("ssl-server-verify")
@@ -127,7 +128,7 @@ def terms_of_line(server: Server, case: Case) -> Terms | None:
     if sni:
         literal = re.fullmatch(r"str\((.+)\)", sni)
         name = server.name if sni == "srv_name" else literal[1] if literal else ""
-    elif server.mode == "http" and "no-sni-auto" not in words and parser.order(case.instance.version) >= SNI_AUTO:
+    elif server.mode == "http" and "no-sni-auto" not in words and parser.order(case.version) >= SNI_AUTO:
         name = ""
     return Terms(verify != "none", ca_file, name)
 

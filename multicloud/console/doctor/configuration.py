@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from multicloud import run, runtime, settings
 from multicloud.console import config, parser
 from multicloud.console.doctor import routes
-from multicloud.console.doctor.case import Case, Finding, can, ok, problem, some, unknown
-from multicloud.console.instance import EXTERNAL, PASSED, REWEIGH_SERVER, Instance, User
+from multicloud.console.doctor.finding import Finding, can, ok, problem, some, unknown
+from multicloud.console.instance import EXTERNAL, PASSED, REWEIGH_SERVER, Case, User
 from multicloud.console.parser import Configuration, Section
 from multicloud.runtime import MAINT, Server
 
@@ -30,13 +30,13 @@ def look(case: Case) -> Iterator[Finding]:
     yield from _measured(case)
     sections = routed(case)
     for name, section in sections.items():
-        yield from _algorithm(name, section, case.instance)
+        yield from _algorithm(name, section, case.algorithms.get(name, ""))
     if not case.files:
         yield unknown("the configuration was not looked at: name it with -f haproxy.cfg")
         return
     yield from routes.look(case, sections)
     if checked_sections(case):
-        yield from _forks(case.configuration.global_section(), case.instance)
+        yield from _forks(case)
     if case.configuration.undecided:
         conditions = some([f"`{condition}`" for condition in dict.fromkeys(case.configuration.undecided)])
         yield unknown(f"it was not decided which branches of the configuration count, so all do here: {conditions}")
@@ -44,8 +44,8 @@ def look(case: Case) -> Iterator[Finding]:
 
 def _measured(case: Case) -> Iterator[Finding]:
     """Who takes the checks of each backend as samples: external checks do it themselves."""
-    instance, backends = case.instance, case.values.backends
-    stopped = run.unmeasured(instance.servers, backends) if instance.servers else {}
+    backends = case.values.backends
+    stopped = run.unmeasured(case.servers, backends) if case.servers else {}
     yield from map(problem, stopped.values())
     said = {name for (name, _), words in case.configuration.lines.items() if {"check", "no-check"} & {*words}}
     idle = [each.name for each in checked_sections(case) if each.name not in said]
@@ -54,13 +54,13 @@ def _measured(case: Case) -> Iterator[Finding]:
     if not (backends or idle or case.checked or (case.away and checked_sections(case))):
         yield from _by_nobody(case)
         return
-    for name, members in runtime.by_backend(instance.servers).items():
+    for name, members in runtime.by_backend(case.servers).items():
         if name not in idle and run.BACKEND + name not in stopped:
             yield _how_measured(name, members, case)
 
 
 def _by_nobody(case: Case) -> Iterator[Finding]:
-    own = list(dict.fromkeys(server.backend for server in case.instance.own_checked()))
+    own = list(dict.fromkeys(server.backend for server in case.own))
     if case.away and case.files:
         yield problem("no backend has `option external-check`, so nothing is measured")
     elif own:
@@ -69,7 +69,7 @@ def _by_nobody(case: Case) -> Iterator[Finding]:
             f"`backends = {','.join(own)}` into {case.sources.path} and start multicloud-run, or give them external "
             "checks"
         )
-    elif case.instance.servers and not any(each.check or each.state == MAINT for each in case.instance.servers):
+    elif case.servers and not any(each.check or each.state == MAINT for each in case.servers):
         yield problem(
             "no server has an external check: write `option external-check` and `external-check command "
             "multicloud-check` into its backend, and `check` on its line"
@@ -119,18 +119,14 @@ def _program(section: Section) -> str | None:
 
 def routed(case: Case) -> dict[str, Section | None]:
     """The backends that are measured, and their sections in the configuration, as far as it is known."""
-    measured = case.checked + case.instance.own_checked(case.values.backends)
-    sections: dict[str, Section | None] = dict.fromkeys(server.backend for server in measured)
-    checked = {each.name for each in checked_sections(case) if list(parser.options(each)) != [REWEIGH_SERVER]}
-    for each in case.configuration.proxies():
-        if each.name in checked or each.name in sections or each.name in case.values.backends:
-            sections[each.name] = each
-    return sections
+    sections: dict[str, Section | None] = dict.fromkeys(each.backend for each in case.checked + case.own_checked)
+    names = {*sections, *case.values.backends}
+    names |= {each.name for each in checked_sections(case) if list(parser.options(each)) != [REWEIGH_SERVER]}
+    return sections | {each.name: each for each in case.configuration.proxies() if each.name in names}
 
 
-def _algorithm(name: str, section: Section | None, instance: Instance) -> Iterator[Finding]:
-    """Whether weights count under the balance algorithm, which HAProxy tells, but not whether a hash is consistent."""
-    told = instance.algorithms.get(name, "")
+def _algorithm(name: str, section: Section | None, told: str) -> Iterator[Finding]:
+    """Whether weights count under the balance algorithm that HAProxy has told, but not whether a hash is consistent."""
     if section:
         told = told.replace("unknown", "") or (section.last("balance") or ["roundrobin"])[0]
         if len(parser.options(section)) < 2:
@@ -156,13 +152,15 @@ def _algorithm(name: str, section: Section | None, instance: Instance) -> Iterat
 
 def checked_sections(case: Case) -> list[Section]:
     """The proxies whose servers have external checks that are ours."""
-    sections = [each for each in case.configuration.proxies() if each.name not in case.foreign]
-    return [each for each in sections if each.last("option", "external-check") is not None]
+    ours = [each for each in case.configuration.proxies() if each.last("option", "external-check") is not None]
+    foreign = case.foreign
+    return [each for each in ours if each.name not in foreign]
 
 
-def _forks(section: Section, instance: Instance) -> Iterator[Finding]:
+def _forks(case: Case) -> Iterator[Finding]:
     """Whether `global` lets HAProxy run programs, unless it is seen to do so: as root it needs no leave."""
-    if any(server.check == PASSED for server in instance.servers):
+    section = case.configuration.global_section()
+    if any(server.check == PASSED for server in case.servers):
         yield ok("HAProxy runs the checks")
         return
     for word in ("external-check", "insecure-fork-wanted"):

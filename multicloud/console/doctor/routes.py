@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterator, Mapping
 
-from multicloud.console import parser
-from multicloud.console.doctor.case import Case, Finding, problem, some, unknown
+from multicloud.console.doctor.finding import Finding, problem, some, unknown
+from multicloud.console.instance import Case
 from multicloud.console.parser import Configuration, Section
 
 FIRST = "upstream"  # the backend whose `choice` and `last-resort` bear no name; those of others begin with theirs
@@ -34,7 +34,7 @@ def _companions(backend: str) -> list[str]:
 def _lists(case: Case, routed: Mapping[str, Section | None]) -> Iterator[Finding]:
     """Whether the lists of servers differ that `multicloud config` writes alike."""
     lists: dict[str, set[str]] = {}
-    for name, server in [server.key for server in case.instance.servers] or case.configuration.lines:
+    for name, server in [server.key for server in case.servers] or case.configuration.lines:
         lists.setdefault(name, set()).add(server)
     for backend in routed:
         for companion in _companions(backend):
@@ -95,11 +95,8 @@ def _twice(configuration: Configuration) -> Iterator[str]:
     places: dict[str, list[str]] = {}
     names = [f"{each.kind} {each.name}" for each in configuration.sections if each.kind in ONCE_ONLY and each.name]
     for section in configuration.sections:
-        for _, addresses, *words in [line for line in section.lines if line[0] == "bind" and len(line) > 1]:
-            only = "".join(parser.value(words, word) for word in ("interface", "namespace"))
-            for address in parser.places(addresses, words):
-                place = re.sub("^:", "port ", address) + only
-                places.setdefault(place, []).append(f"{section.kind} {section.name}")
+        for place in section.places():
+            places.setdefault(re.sub("^:", "port ", place), []).append(f"{section.kind} {section.name}")
     for place, listening in places.items():
         if len(set(listening)) > 1:
             yield (

@@ -5,12 +5,11 @@ import grp
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 from multicloud import settings
 from multicloud.console.doctor import configuration
-from multicloud.console.doctor.case import Case, Finding, can, ok, problem, unknown
-from multicloud.console.instance import EXTERNAL, User, cannot_append, let_in, may
+from multicloud.console.doctor.finding import Finding, can, ok, problem, unknown
+from multicloud.console.instance import Case, User, cannot_append, let_in, may, proc
 from multicloud.light import reason
 
 UNCONFINED = ("", "unconfined", "kernel")  # what the kernel says of a process without SELinux's or AppArmor's profile
@@ -23,7 +22,7 @@ def away(case: Case) -> Iterator[Finding]:
     address, section = case.values.socket, case.configuration.global_section()
     sockets = [line for line in section.lines if line[:2] == ["stats", "socket"] and len(line) > 2]
     there = [line[2].removeprefix("unix@") for line in sorted(sockets, key=lambda line: "admin" not in line)]
-    if case.away.startswith(address) and (who := let_in(address)):
+    if who := let_in(address):
         cure = f"Run this {who}"
     elif there and address not in there:
         name = f"write `socket = {there[0]}` into {case.sources.path}"
@@ -55,7 +54,7 @@ def _let(user: User) -> str:
 
 def answers(case: Case) -> Iterator[Finding]:
     """What answers at the socket, and whether it lets weights be set."""
-    address, version, level = case.values.socket, case.instance.version, case.instance.level
+    address, version, level = case.values.socket, case.version, case.level
     if version.partition("-")[0] == "3.4.0" and not case.values.backends:
         yield problem("HAProxy 3.4.0 crashes on external checks: upgrade to 3.4.1")
     else:
@@ -71,17 +70,18 @@ def answers(case: Case) -> Iterator[Finding]:
 
 def permissions(case: Case) -> Iterator[Finding]:
     """Whether HAProxy's process and its user may do what external checks need; who runs none needs nothing."""
-    if case.user is None:
-        yield unknown(f"HAProxy's process {case.instance.pid} cannot be seen from here: nor what its user may do")
+    user, times = case.user, case.values.times
+    if user is None:
+        yield unknown(f"HAProxy's process {case.pid} cannot be seen from here: nor what its user may do")
     elif case.forks:
-        if any(server.check.startswith(EXTERNAL) for server in case.instance.servers) and "/" in case.values.socket:
-            cure = f"so no reweigh can set weights: write `{_let(case.user)}` into its `stats socket` line, and {WAY}"
-            yield can(case.user, "w", case.values.socket, "connect to the socket", cure)  # for which one must write
-        yield from _surroundings(case.instance.pid, os.path.dirname(os.path.abspath(case.values.times)))
-        yield from _open_files(case.instance.pid)
+        if case.external and "/" in case.values.socket:
+            cure = f"so no reweigh can set weights: write `{_let(user)}` into its `stats socket` line, and {WAY}"
+            yield can(user, "w", case.values.socket, "connect to the socket", cure)  # for which one must write
+        yield from _surroundings(case.pid, os.path.dirname(os.path.abspath(times)))
+        yield from _open_files(case.pid)
         if case.sources.path != os.devnull and os.path.exists(case.sources.path):
-            yield from _settings_file(case.sources, case.user)
-        yield _sample_file(case.values.times, case.user)
+            yield from _settings_file(case.sources, user)
+        yield _sample_file(times, user)
     yield from configuration.programs(case)
 
 
@@ -107,18 +107,14 @@ def _surroundings(pid: int, directory: str) -> Iterator[Finding]:
             f"HAProxy has a {directory} of its own (a container, or systemd's PrivateTmp), so its sample file is not "
             "the one here: run this inside of it, or name a file elsewhere in MULTICLOUD_TIMES"
         )
-    with contextlib.suppress(OSError):
-        profile = Path(f"/proc/{pid}/attr/current").read_text(errors="replace").rstrip("\0\n").partition(" (")[0]
-        if profile not in UNCONFINED:
-            yield unknown(f"what SELinux or AppArmor let HAProxy do was not looked at: it runs under {profile}")
+    profile = proc(pid, "attr/current").rstrip("\0\n").partition(" (")[0]
+    if profile not in UNCONFINED:
+        yield unknown(f"what SELinux or AppArmor let HAProxy do was not looked at: it runs under {profile}")
 
 
 def _open_files(pid: int) -> Iterator[Finding]:
     """Before it starts a check, HAProxy closes every descriptor that it may have, one after the other."""
-    try:
-        match = re.search(r"^Max open files +(\d+)", Path(f"/proc/{pid}/limits").read_text(), re.MULTILINE)
-    except OSError:
-        return
+    match = re.search(r"^Max open files +(\d+)", proc(pid, "limits"), re.MULTILINE)
     if match and (limit := int(match[1])) >= MANY_FILES:
         yield problem(
             f"HAProxy's process may have {limit:,} files open, and before a check it closes each of these numbers: a "

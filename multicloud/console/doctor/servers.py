@@ -1,16 +1,15 @@
 """The servers, as HAProxy and the samples show them: their names, their checks, their samples and their weights."""
 
-import os
 import shlex
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from multicloud import haproxy_checks, history, probe, reweigh, samplefile
+from multicloud import haproxy_checks, probe
 from multicloud.console import problems
 from multicloud.console.doctor import certificates
-from multicloud.console.doctor.case import Case, Finding, ok, problem, unknown
-from multicloud.console.instance import ADDED, ENDED, EXIT_CODES, PASSED, REASON, REWEIGH_SERVER, SIGNAL, TIMED_OUT
+from multicloud.console.doctor.finding import Finding, ok, problem, unknown
+from multicloud.console.instance import PASSED, REWEIGH_SERVER, TIMED_OUT, Case, needs_root
 from multicloud.light import UsageError
 from multicloud.runtime import MAINT, RuntimeAPI, Server
 
@@ -52,9 +51,9 @@ def names(case: Case) -> Iterator[Finding]:
     HAProxy keeps the last address of a name that they do not give it. Counters begin with HAProxy, so only those that
     grow are of now. Raises RuntimeAPIError.
     """
-    lost = problems.without_address(case.instance.servers)
+    lost = problems.without_address(case.servers)
     yield from map(problem, lost)
-    hosts = list(dict.fromkeys(server.host for server in case.instance.servers if server.host))
+    hosts = list(dict.fromkeys(server.host for server in case.servers if server.host))
     if not hosts:
         return
     with RuntimeAPI(case.values.socket) as api:
@@ -109,7 +108,7 @@ def checks(case: Case) -> Iterator[Finding]:
     yield from _failures([each for each in checked if each.check not in (PASSED, TIMED_OUT)], case)
     if checked and all(server.check == PASSED for server in checked):
         yield ok(f"the checks of all {len(checked)} servers pass")
-    own = case.instance.own_checked(case.values.backends)
+    own = case.own_checked
     for server in own:
         if server.check in haproxy_checks.FAILED_STATUSES and server.state != MAINT:
             code = f" {server.code}" if server.code not in ("", "0") else ""
@@ -140,13 +139,14 @@ def _failures(failing: Sequence[Server], case: Case) -> Iterator[Finding]:
 
 def _why(server: Server, case: Case, *, ask: bool) -> tuple[str, str]:
     """Why an external check fails, and what to do, with {place} for a setting's section."""
-    if server.code == SIGNAL and case.files:
-        return ENDED if server.key in case.configuration.lines else f"it is not in these files: {ADDED}", ""
-    if server.code in EXIT_CODES:
-        return EXIT_CODES[server.code], ""
+    if server.code == problems.SIGNAL and case.files:
+        lost = server.key not in case.configuration.lines
+        return f"it is not in these files: {problems.ADDED}" if lost else problems.ENDED, ""
+    if server.code in problems.EXIT_CODES:
+        return problems.EXIT_CODES[server.code], ""
     user = case.user.name if case.user and case.forks else "haproxy"
     variables = " ".join(f"{name}={shlex.quote(text)}" for name, text in certificates.variables_of(server).items())
-    reason = f"{REASON}; to see it: `runuser -u {user} -- env {variables} multicloud check`"
+    reason = f"{problems.REASON}; to see it: `runuser -u {user} -- env {variables} multicloud check`"
     if server.code == "2":
         return f"wrong settings, in its environment or a wrapper script, since those here can be read: {reason}", ""
     if server.address == "-":
@@ -176,26 +176,23 @@ def _why(server: Server, case: Case, *, ask: bool) -> tuple[str, str]:
 
 def measured(case: Case) -> Iterator[Finding]:
     """Whether the sample file has what it should; if so, whether somebody sets the weights, and the right ones."""
-    try:
-        samples = history.read(case.values.times, reweigh.longest_window(case.sources) + problems.LOOK_BACK)
-    except samplefile.SampleFileError as error:
-        yours = "permission denied" in str(error) and os.geteuid() != 0
-        yield problem(f"{error}: {'run this as root' if yours else 'remove it, or name another in MULTICLOUD_TIMES'}")
+    if case.unusable:
+        cure = "run this as root" if needs_root(case.unusable) else "remove it, or name another in MULTICLOUD_TIMES"
+        yield problem(f"{case.unusable}: {cure}")
         return
-    seen = problems.Seen(case.instance, samples, case.sources, time.time(), case.foreign)
-    lines = problems.problems(seen)
-    known = any(server.source in samples.series for server in case.instance.servers)
+    lines = problems.problems(case)
+    known = any(server.source in case.samples.series for server in case.servers)
     if not lines and not known and any(server.check == PASSED for server in case.checked):
         lines = [
-            f"{seen.values.times} has no samples of a server that HAProxy knows: do its servers have "
+            f"{case.values.times} has no samples of a server that HAProxy knows: do its servers have "
             "`option external-check` with multicloud-check, and does that write to the same file?"
         ]
     yield from map(problem, lines)
-    yield from map(unknown, problems.notes(seen))
-    count = sum(server.key in samples.series for server in case.instance.servers)
+    yield from map(unknown, problems.notes(case))
+    count = sum(server.key in case.samples.series for server in case.servers)
     if count and not lines:
         yield ok(f"{count} servers are measured, and have the weights that they should have")
-    if not case.values.backends and not any(server.name == REWEIGH_SERVER for server in case.instance.servers):
+    if not case.values.backends and not any(server.name == REWEIGH_SERVER for server in case.servers):
         yield unknown(
             f"no server is named {REWEIGH_SERVER}, so it is not known whether a reweigh runs: see the backend "
             "`reweigh` in haproxy.cfg"
