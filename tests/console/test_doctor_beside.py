@@ -149,6 +149,7 @@ def test_a_check_of_haproxys_own_that_fails_is_named_with_what_to_look_at(
     tmp_path: Path, good: str, bad: str, status: str, what: str
 ) -> None:
     with site(tmp_path) as here, here.beside():
+        wait_until(lambda: here.weights() == {"eu": 256, "us": 1}, 10, "weights")
         here.region["us"].delay = 0.12
         path = tmp_path / "haproxy.cfg"
         path.write_text(here.text.replace(good, bad))
