@@ -29,7 +29,7 @@ def alone(directory: Path, text: str) -> tuple[list[str], list[str]]:
 
 def test_all_is_well_with_the_shipped_configuration() -> None:
     with edge({"eu": 0.01, "us": 0.1}) as router:
-        wait_until(lambda: router.weights() == {"eu": 256, "us": 1}, 30, "the two are ranked")
+        wait_until(lambda: "2 servers are measured" in str(look_at(router)), 30, "the two are ranked")
         wrong, others = look_at(router)
         assert wrong == []
         for part in (
