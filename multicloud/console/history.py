@@ -16,6 +16,7 @@ from multicloud.history import Sample
 from multicloud.overview import Switch
 from multicloud.ranking import Decision, Reason
 from multicloud.runtime import Server
+from multicloud.scores import Score
 from multicloud.settings import Key, Sources
 from multicloud.sharing import Load
 
@@ -33,13 +34,21 @@ class Sharing(NamedTuple):
     end: float
 
 
+class Replay(NamedTuple):
+    """What samples that are newest first show of the time when they came."""
+
+    switches: list[Switch]  # the changes of favourite
+    sharings: list[Sharing]  # when servers shared if they had users enough: only HAProxy counts those
+    scores: dict[Key, list[tuple[float, float]]]  # of each server, in seconds, behind the UNIX time
+
+
 def lines(sources: Sources, since: str) -> list[str]:
     """A line for each change of favourite since then, with who led before it, and for each time of sharing.
 
     Raises UsageError and CommandError.
     """
     begin = moment(since, time.time())
-    switches, sharings = replay(read(sources, "replay"), sources)
+    switches, sharings, _ = replay(read(sources, "replay"), sources)
     leading = {switch.backend: switch for switch in switches if switch.time < begin}
     events = []
     for switch in (*leading.values(), *(switch for switch in switches if switch.time >= begin)):
@@ -78,26 +87,25 @@ def moment(text: str, now: float) -> float:
         raise light.UsageError(f"cannot read {text!r}; accepted: 15m, 1h, 2d, 08:30, 2026-01-31 08:30") from None
 
 
-def replay(series: Mapping[Key, Sequence[Sample]], sources: Sources) -> tuple[list[Switch], list[Sharing]]:
-    """The changes of favourite, and when servers shared if they had users enough: only HAProxy counts those.
-
-    The samples are newest first.
-    """
-    switches: list[Switch] = []
-    sharings: list[Sharing] = []
+def replay(series: Mapping[Key, Sequence[Sample]], sources: Sources) -> Replay:
+    """The samples of each backend scored and ranked again."""
+    replayed = Replay([], [], {key: [] for key in series})
     for backend, members in runtime.by_backend(Server(*key, runtime.UP, 1) for key in series).items():
         favorites = overview.Favorites()
         seconds: list[tuple[float, list[str]]] = []  # with those who share then
-        for now, alone, busy in _decisions(members, series, sources):
-            switches += favorites.follow(alone, now)
+        for now, scored, alone, busy in _decisions(members, series, sources):
+            for key, score in scored.items():
+                if now - (score.counted[0].time or 0.0) < 1:  # it has a new sample
+                    replayed.scores[key].append((now, score.seconds))
+            replayed.switches.extend(favorites.follow(alone, now))
             sharers = [each.server for each in busy if each.reason is Reason.SHARES]
             seconds.append((now, [server.name for server in sorted(sharers, key=lambda each: -each.weight)]))
         for shared, group in itertools.groupby(seconds, key=lambda second: bool(second[1])):
             if shared:
                 times, names = zip(*group, strict=True)
                 servers = dict.fromkeys(itertools.chain(*names))
-                sharings.append(Sharing(backend, [*servers], times[0], times[-1]))
-    return switches, sharings
+                replayed.sharings.append(Sharing(backend, [*servers], times[0], times[-1]))
+    return replayed
 
 
 def _pause(samples: Sequence[Sample]) -> float:
@@ -107,8 +115,8 @@ def _pause(samples: Sequence[Sample]) -> float:
 
 def _decisions(
     alone: Sequence[Server], series: Mapping[Key, Sequence[Sample]], sources: Sources
-) -> Iterator[tuple[float, list[Decision], list[Decision]]]:
-    """What is decided in each second that has samples, a UNIX time: without users, and with enough to share them."""
+) -> Iterator[tuple[float, dict[Key, Score], list[Decision], list[Decision]]]:
+    """The scores in each second that has samples, a UNIX time, and what they decide: without users, and with enough."""
     busy = [*map(copy.copy, alone)]
     needed = reweigh.samples_needed(sources)
     users = dict.fromkeys([server.key for server in alone], BUSY)
@@ -129,7 +137,7 @@ def _decisions(
             sharing.share, samples=known, users=users, again=users.copy, connect=lambda _: 0.0, now=now, elapsed=elapsed
         )
         decided = reweigh.decide(alone, scored, sources), reweigh.decide(busy, scored, sources, share)
-        yield now, *decided
+        yield now, scored, *decided
         for decision in itertools.chain(*decided):
             decision.server.weight = decision.weight
         before = now

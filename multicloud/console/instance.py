@@ -126,17 +126,17 @@ def user_of(pid: int) -> User | None:
     return User(_name(uid), uid, gid, tuple(map(int, fields["Groups"].split())))
 
 
-def may(user: User, modes: str, path: str | Path) -> bool | None:
-    """Whether the user may read (r), write (w) or execute (x) a file, all of `modes`; None where only root can tell.
+def may(user: User, mode: str, path: str) -> bool | None:
+    """Whether the user may read (r), write (w) or execute (x) a file; None where only root can tell.
 
     The kernel is asked as that user, so that directories on the way, groups and access control lists all count.
     """
     path = os.path.abspath(path)
     if os.geteuid() == user.uid:
-        return os.access(path, sum({"r": os.R_OK, "w": os.W_OK, "x": os.X_OK}[mode] for mode in modes))
+        return os.access(path, {"r": os.R_OK, "w": os.W_OK, "x": os.X_OK}[mode])
     if os.geteuid() != 0:
         return None
-    ask = ["/bin/sh", "-c", " && ".join(f'test -{mode} "$1"' for mode in modes), "sh", path]
+    ask = ["/bin/sh", "-c", f'test -{mode} "$1"', "sh", path]
     # Not with this terminal, which another process of that user could reach through it.
     run = functools.partial(subprocess.run, stdin=subprocess.DEVNULL, capture_output=True, start_new_session=True)
     asked = run(ask, check=False, cwd="/", user=user.uid, group=user.gid, extra_groups=user.groups)
@@ -162,8 +162,8 @@ def needs_root(error: SampleFileError) -> bool:
 
 def cannot_append(user: User, path: str) -> str | None:
     """Why the user's checks cannot append to the sample file, and what to do; None where they can, or none can tell."""
-    exists = os.path.exists(path)
-    if not exists and may(user, "wx", os.path.dirname(os.path.abspath(path))) is False:
+    exists, directory = os.path.exists(path), os.path.dirname(os.path.abspath(path))
+    if not exists and False in (may(user, "w", directory), may(user, "x", directory)):
         return (
             f"HAProxy's user {user.name} cannot make the sample file {path}: "
             "let it write there, or name another file in MULTICLOUD_TIMES"

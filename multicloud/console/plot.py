@@ -2,12 +2,11 @@
 
 import math
 import time
-from collections.abc import Sequence
 
 from matplotlib import figure
 from matplotlib.axes import Axes
 
-from multicloud import light, reweigh, settings
+from multicloud import light, settings
 from multicloud.console import history as histories
 from multicloud.history import Sample
 from multicloud.settings import Key, Sources
@@ -44,21 +43,18 @@ def _draw_backend(
     score = f"p{values.percentile:g}, or the mean of {values.min_samples} or fewer"
     colors = {}
     slowest = 0.0
-    for (_, server), timed in series.items():
-        scored = zip(timed, running_scores(timed, backend, sources), strict=True)
-        inside = [(sample, score) for sample, score in scored if first <= (sample.time or 0.0) <= last]
-        (line,) = axes.plot(
-            [each.time or 0.0 for each, _ in inside], [ms for _, ms in inside], linewidth=2, label=server
-        )
-        colors[server] = line.get_color()
+    switches, sharings, scores = histories.replay(series, sources)
+    for key, timed in series.items():
+        scored = [(when, 1000 * seconds) for when, seconds in scores[key] if first <= when <= last]
+        (line,) = axes.plot([when for when, _ in scored], [ms for _, ms in scored], linewidth=2, label=key[1])
+        colors[key[1]] = line.get_color()
         for failed, marker in ((False, "."), (True, "x")):
-            shown = [sample for sample, _ in inside if sample.failed == failed]
+            shown = [each for each in timed if first <= (each.time or 0.0) <= last and each.failed == failed]
             if shown:  # without any there would be no layout
                 when = [sample.time or 0.0 for sample in shown]
                 heights = [0.0 if failed else 1000 * sample.seconds for sample in shown]
                 slowest = max(slowest, *heights)
-                axes.plot(when, heights, marker, markersize=4, alpha=0.4, color=colors[server], clip_on=False)
-    switches, sharings = histories.replay(series, sources)
+                axes.plot(when, heights, marker, markersize=4, alpha=0.4, color=line.get_color(), clip_on=False)
     for switch in switches:
         if switch.before and first <= switch.time <= last:
             axes.axvline(switch.time, color=colors[switch.after], linestyle=":", linewidth=1)
@@ -75,10 +71,3 @@ def _draw_backend(
     axes.xaxis.set_major_formatter(lambda when, _: time.strftime("%H:%M:%S", time.localtime(when)))
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8)
-
-
-def running_scores(timed: Sequence[Sample], backend: str, sources: Sources) -> list[float]:
-    """In ms, the score that a server of the backend had at each of its samples, which are the newest first."""
-    needed = reweigh.samples_needed(sources)
-    known = [({(backend, ""): timed[start : start + needed]}, sample.time or 0.0) for start, sample in enumerate(timed)]
-    return [1000 * reweigh.score(series, sources, now)[backend, ""].seconds for series, now in known]

@@ -30,7 +30,7 @@ def series(**servers: Sequence[float | None]) -> dict[tuple[str, str], list[Samp
 
 def told(**servers: Sequence[float | None]) -> list[tuple[float, str, str, str]]:
     """The changes: seconds since the first sample, before, after and the words."""
-    found, _ = histories.replay(series(**servers), SOURCES)
+    found = histories.replay(series(**servers), SOURCES).switches
     return [(switch.time - NOW, switch.before, switch.after, switch.words()) for switch in found]
 
 
@@ -53,7 +53,7 @@ def test_a_server_is_down_while_its_two_newest_checks_failed_and_comes_back() ->
 
 def test_each_backend_has_its_own_and_one_server_alone_leads() -> None:
     both = series(eu=[0.05] * 3) | {("db", "one"): [Sample(0.1, NOW)]}
-    switches, _ = histories.replay(both, SOURCES)
+    switches = histories.replay(both, SOURCES).switches
     assert [(switch.backend, switch.after) for switch in switches] == [("app", "eu"), ("db", "one")]
 
 
@@ -61,15 +61,15 @@ LINE = [0.05] * 100 + [0.15, 0.25, 0.2, 0.26, 0.18, 0.24] * 5 + [0.05] * 40
 
 
 def test_servers_share_while_the_samples_of_the_favourite_vary_as_those_of_a_line() -> None:
-    _, (shared,) = histories.replay(series(eu=LINE, us=[0.08] * len(LINE)), SOURCES)
+    (shared,) = histories.replay(series(eu=LINE, us=[0.08] * len(LINE)), SOURCES).sharings
     assert (shared.backend, shared.servers) == ("app", ["eu", "us"])
     assert 200 <= shared.begin - NOW < 210 < shared.end - NOW < 260
 
 
 def test_the_one_that_was_full_is_named_first() -> None:
-    _, (shared,) = histories.replay(series(us=LINE, eu=[0.08] * len(LINE)), SOURCES)
+    (shared,) = histories.replay(series(us=LINE, eu=[0.08] * len(LINE)), SOURCES).sharings
     assert shared.servers == ["us", "eu"]
-    _, (shared,) = histories.replay(series(eu=[0.08] * len(LINE), us=LINE), SOURCES)
+    (shared,) = histories.replay(series(eu=[0.08] * len(LINE), us=LINE), SOURCES).sharings
     assert shared.servers == ["us", "eu"]
 
 
@@ -77,7 +77,7 @@ def test_a_server_leads_neither_before_its_first_sample_nor_after_its_last_one()
     both = series(eu=[0.05] * 60, us=[0.08] * 60)
     both["app", "us"] = both["app", "us"][:50]  # it came 20 s later
     both["app", "eu"] = both["app", "eu"][20:]  # and eu went 40 s sooner
-    switches, _ = histories.replay(both, SOURCES)
+    switches = histories.replay(both, SOURCES).switches
     assert [(each.time - NOW, each.before, each.after, each.words()) for each in switches] == [
         (0, "", "eu", "the fastest"),
         (90, "eu", "us", "eu is out: DOWN"),
@@ -86,8 +86,14 @@ def test_a_server_leads_neither_before_its_first_sample_nor_after_its_last_one()
 
 def test_who_is_slow_and_steady_is_left_and_nobody_shares() -> None:
     slow = [0.05] * 100 + [0.2] * 40
-    _, sharings = histories.replay(series(eu=slow, us=[0.08] * len(slow)), SOURCES)
-    assert sharings == []
+    assert histories.replay(series(eu=slow, us=[0.08] * len(slow)), SOURCES).sharings == []
+
+
+def test_a_score_is_the_one_that_decided_then() -> None:
+    sources = settings.Sources({"MULTICLOUD_MIN_SAMPLES": "2", "MULTICLOUD_MAX_AGE": "50"})
+    timed = [Sample(0.040, 100.0), Sample(0.020, 2.0), Sample(0.030, 1.0), Sample(0.010, 0.0)]
+    scores = histories.replay({("app", "eu"): timed}, sources).scores["app", "eu"]
+    assert scores == [(0, 0.01), (1, pytest.approx(0.02)), (2, 0.03), (100, 0.04)]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import pytest
 
 from multicloud import settings
 from multicloud.console import plot
-from multicloud.history import Sample
 from multicloud.light import CommandError
 from tests.command import run
 from tests.console.test_history import LINE, write
@@ -57,12 +56,6 @@ def test_a_time_of_sharing_is_shaded(tmp_path: Path, times: Path) -> None:
     for end, shaded in (("0s", 1), ("2m", 0)):
         plot.draw(sources, str(picture), None, end)
         assert picture.read_text().count('id="shared"') == shaded
-
-
-def test_the_score_that_is_drawn_is_the_one_that_decided_then() -> None:
-    sources = settings.Sources({"MULTICLOUD_MIN_SAMPLES": "2", "MULTICLOUD_MAX_AGE": "50"})
-    timed = [Sample(0.040, 100.0), Sample(0.020, 2.0), Sample(0.030, 1.0), Sample(0.010, 0.0)]
-    assert plot.running_scores(timed, "upstream", sources) == pytest.approx([40, 30, 20, 10])
 
 
 @pytest.mark.parametrize("text", ["", "garbage\n", "upstream eu 0.020000\n"])

@@ -24,9 +24,9 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
-def can(user: User, modes: str, path: str, what: str, cure: str) -> Finding:
+def can(user: User, mode: str, path: str, what: str, cure: str) -> Finding:
     """Whether HAProxy's user may do `what` with a file (instance.may)."""
-    allowed = may(user, modes, path)
+    allowed = may(user, mode, path)
     if allowed is None:
         return unknown(f"only root sees whether HAProxy's user {user.name} can {what} {path}")
     if allowed:
