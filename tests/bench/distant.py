@@ -51,7 +51,7 @@ class Distance:
 
     def __init__(
         self, places: Sequence[Sequence[Place]], authority: bytes, wire: Connection | None, regions: Connection
-    ):
+    ) -> None:
         self.places = places
         self.authority = authority
         self._wire = wire

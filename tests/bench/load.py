@@ -112,8 +112,8 @@ class Load:
         try:
             status, region, stays = await client.exchange(connection)
         finally:
-            if not stays:
+            if stays:
+                self._idle.append((time.monotonic(), connection))
+            else:
                 connection[1].close()
-        if stays:
-            self._idle.append((time.monotonic(), connection))
         return status, region, stays

@@ -203,8 +203,8 @@ def main() -> None:
     parser.add_argument("--beside", action="store_true", help="with multicloud-run beside HAProxy, too")
     parser.add_argument("--out", type=Path, default=Path(), help="directory of the picture (.)")
     options = parser.parse_args()
-    of_haproxy = [policy for policy in proxies.POLICIES if policy.program == "haproxy"]
-    policies = [*of_haproxy, *[proxies.RUN] * options.beside]
+    known = [*proxies.POLICIES, *[proxies.RUN] * options.beside]
+    policies = [policy for policy in known if policy.program == "haproxy"]
     course = Course([phase.name for phase in PHASES], [phase.seconds * options.scale for phase in PHASES])
 
     async def drive(oracle: Router, ports: Sequence[Sequence[int]]) -> list[list[Answer]]:

@@ -13,6 +13,6 @@ class Table:
 
     def row(self, *cells: object) -> None:
         """Print a row; None is a cell about which nothing can be said."""
-        first, *others = ("-" if cell is None else str(cell) for cell in cells)
+        first, *others = ("-" if cell is None else str(cell).replace("|", r"\|") for cell in cells)
         aligned = (f"{cell:>{width}}" for cell, width in zip(others, self._widths, strict=True))
         print(f"| {first:<{FIRST}} | {' | '.join(aligned)} |", flush=True)
