@@ -1,7 +1,5 @@
 """A sample file to a score for each server, and nothing else; its arguments are the file and how many samples count."""
 
-from __future__ import annotations
-
 import sys
 
 from multicloud import history, scores

@@ -1,20 +1,21 @@
-"""An asyncio client for the programs that measure: one request a connection, timed from outside."""
-
-from __future__ import annotations
+"""An asyncio client for the programs that measure: requests at moments of their own, each timed from outside."""
 
 import asyncio
+import itertools
 import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import NamedTuple
 
-GET = b"GET / HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n"
-POST = b"POST / HTTP/1.1\r\nHost: bench\r\nConnection: close\r\nContent-Length: 5\r\n\r\norder"
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+Exchange = tuple[int, str, bool]  # status, region, and whether the connection stays
+
 TIMEOUT = 15.0
 
 
 class Answer(NamedTuple):
     """When a request was sent (time.monotonic), the seconds until its answer was complete, status and region.
 
-    Status 0 and region "" where no answer came.
+    Status 0 and region "" where no answer came, or a part of one.
     """
 
     sent: float
@@ -23,26 +24,67 @@ class Answer(NamedTuple):
     region: str
 
 
-async def get(port: int, request: bytes = GET) -> Answer:
-    """Ask HAProxy on loopback for a page, or something else. Never raises for what the other side does."""
+async def timed(request: Coroutine[object, object, Exchange], timeout: float = TIMEOUT) -> Answer:
+    """Have a request sent, and time it. Never raises for what the other side does."""
     sent = time.monotonic()
     try:
-        async with asyncio.timeout(TIMEOUT):
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            try:
-                writer.write(request)
-                answer = await reader.read()
-            finally:
-                writer.close()
-    except OSError:  # TimeoutError is one
-        answer = b""
-    return Answer(sent, time.monotonic() - sent, *_status_and_region(answer))
+        async with asyncio.timeout(timeout):
+            status, region, _ = await request
+    except (OSError, EOFError, asyncio.LimitOverrunError):  # TimeoutError is an OSError
+        status, region = 0, ""
+    return Answer(sent, time.monotonic() - sent, status, region)
 
 
-def _status_and_region(answer: bytes) -> tuple[int, str]:
-    head, end, _ = answer.partition(b"\r\n\r\n")
-    fields = head.split(None, 2)
-    if not end or not fields[1].isdigit():
-        return 0, ""
-    headers = [line.partition(b":") for line in head.lower().split(b"\r\n")[1:]]
-    return int(fields[1]), next((value.strip().decode() for name, _, value in headers if name == b"upstream"), "")
+async def over_new(port: int, method: str = "GET") -> Exchange:
+    """Ask HAProxy on loopback over a connection of its own."""
+    connection = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        return await exchange(connection, method, more="connection: close\r\n")
+    finally:
+        connection[1].close()
+
+
+async def exchange(connection: Connection, method: str = "GET", *, more: str = "") -> Exchange:
+    """Ask over a connection, with `more` headers; status 0 where it was cut in the middle of an answer.
+
+    Raises OSError and EOFError where nothing came at all.
+    """
+    reader, writer = connection
+    body = "order" if method == "POST" else ""
+    writer.write(f"{method} / HTTP/1.1\r\nhost: app\r\n{more}content-length: {len(body)}\r\n\r\n{body}".encode())
+    head = ""
+    try:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        await reader.readexactly(int(header(head, "content-length") or 0))
+    except asyncio.IncompleteReadError as error:
+        if head or error.partial:
+            return 0, "", False
+        raise
+    return int(head.split()[1]), header(head, "upstream"), header(head, "connection") != "close"
+
+
+def header(head: str, name: str) -> str:
+    """The value of a header of a request or an answer, whose head is in lower case; "" where it has none."""
+    return head.partition(f"\r\n{name}: ")[2].partition("\r\n")[0]
+
+
+async def moments(gap: Callable[[], float], end: float = float("inf")) -> AsyncIterator[float]:
+    """The moments (time.monotonic) at which something is due, `gap` seconds after the one before, as they come."""
+    due = time.monotonic()
+    while (due := due + gap()) < end:
+        await asyncio.sleep(due - time.monotonic())
+        yield due
+
+
+async def offer(
+    ports: Sequence[int], gap: Callable[[], float], end: float, answers: list[Answer], method: str = "GET"
+) -> None:
+    """Send requests to the ports in turn until `end`, `gap` seconds after each other, whatever becomes of them."""
+
+    async def ask(port: int) -> None:
+        answers.append(await timed(over_new(port, method)))
+
+    turns = itertools.cycle(ports)
+    async with asyncio.TaskGroup() as group:
+        async for _ in moments(gap, end):
+            group.create_task(ask(next(turns)))

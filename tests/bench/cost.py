@@ -6,8 +6,6 @@ prints the tables that are named, or all. It takes ten minutes and wants a machi
 curl, datamash, GNU time and a netcat that knows UNIX sockets: apt-get install curl datamash time netcat-openbsd
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import random
@@ -17,15 +15,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from tests.bench.pairs import compare, run
+from tests.bench.processes import compare, cpu, haproxy_pid, run
+from tests.bench.table import Table
 from tests.edge import Edge, edge
 from tests.regions import Regions
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 BIN = Path(sys.executable).parent
 CHECK, REWEIGH = str(BIN / "multicloud-check"), str(BIN / "multicloud-reweigh")
@@ -86,7 +82,7 @@ def accuracy() -> None:
     """How far the recorded time is from the region's true delay."""
     delay, count = 0.020, 50
     print(f"\nRecorded time less the region's delay of {delay * 1000:.0f} ms, {count} checks each")
-    print(f"  {'':<34}{'p50 ms':>9}{'p90 ms':>9}")
+    table = Table("", "p50 ms", "p90 ms")
     for scheme in ("http", "https"):
         with probed(scheme, delay) as (environ, arguments):
             for _ in range(count):
@@ -95,7 +91,7 @@ def accuracy() -> None:
             for title, variable in ((f"multicloud-check, {scheme}", "MULTICLOUD_TIMES"), (f"curl, {scheme}", "TIMES")):
                 lines = Path(environ[variable]).read_text().splitlines()
                 errors = [(float(line.split()[2]) - delay) * 1000 for line in lines]
-                print(f"  {title:<34}{statistics.median(errors):9.1f}{statistics.quantiles(errors, n=10)[8]:9.1f}")
+                table.row(title, f"{statistics.median(errors):.1f}", f"{statistics.quantiles(errors, n=10)[8]:.1f}")
 
 
 def reweigh() -> None:
@@ -145,7 +141,6 @@ def write_samples(path: str, lines: int, servers: int) -> None:
 
 def idle() -> None:
     """What all checks and reweighs together cost behind the shipped configuration, ours and the shell's at once."""
-    seconds = 60.0
     with (
         edge(FOUR, interval="2s", reweigh_interval="3s") as ours,
         edge(FOUR, interval="2s", reweigh_interval="3s") as shell,
@@ -157,10 +152,10 @@ def idle() -> None:
                 f'SOCKET={settings["MULTICLOUD_SOCKET"]} exec {SHELL}/{command}.sh "$@"\n'
             )
         time.sleep(10)
-        start = children(ours), children(shell)
-        time.sleep(seconds)
-        end = children(ours), children(shell)
-    spent = [(end[i] - start[i]) * 60 / seconds for i in range(2)]
+        pids = [haproxy_pid(each.router.settings["MULTICLOUD_SOCKET"]) for each in (ours, shell)]
+        start = [cpu(pid, children=True) for pid in pids]
+        time.sleep(60)
+        spent = [cpu(pid, children=True) - before for pid, before in zip(pids, start, strict=True)]
     print("\nThe loop: checks of 4 servers every 2 s, a reweigh every 3 s; CPU seconds a minute")
     print(f"  multicloud {spent[0]:.2f}   shell {spent[1]:.2f}   ratio {spent[0] / spent[1]:.2f}")
 
@@ -171,13 +166,6 @@ def shell_bundle(running: Edge) -> str:
     bundle.write_bytes(Path("/etc/ssl/certs/ca-certificates.crt").read_bytes())
     running.regions.authority.cert_pem.write_to_path(str(bundle), append=True)
     return str(bundle)
-
-
-def children(running: Edge) -> float:
-    """Seconds of processor time that HAProxy's checks have taken so far (proc(5): cutime and cstime)."""
-    pid = dict(line.split(": ", 1) for line in running.tell("show info").splitlines() if ": " in line)["Pid"]
-    fields = Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()
-    return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":

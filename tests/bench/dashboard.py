@@ -4,8 +4,6 @@ region slows down and another one fails. Three minutes; needs Debian's package p
 .venv/bin/python -m tests.bench.dashboard docs/pictures/dashboard.png
 """
 
-from __future__ import annotations
-
 import contextlib
 import subprocess
 import sys
@@ -23,9 +21,8 @@ from tests.test_run import Site
 ROOT = Path(__file__).parents[2]
 DELAYS = {"edge1": {"eu": 0.02, "us": 0.06, "ap": 0.11}, "edge2": {"eu": 0.09, "us": 0.03, "ap": 0.07}}
 USERS = 3
+# After so many seconds a region of an edge takes so long and has this status.
 STEPS = {45: ("edge1", "eu", 0.15, 200), 90: ("edge1", "eu", 0.02, 200), 120: ("edge2", "us", 0.03, 500)}
-"""After so many seconds a region of an edge takes so long and has this status."""
-
 END = 180
 
 

@@ -1,10 +1,8 @@
-"""HTTPS servers of regions at the far end of a WAN (tests.bench.wan): they take their time, and close, and die.
+"""HTTPS servers of regions, at the far end of a WAN (tests.bench.wan) or next door: they take their time, and die.
 
 There are several sets of them, one for each policy that is measured, so that no policy's load slows another's down. All
-sets behave alike. A region has an address, and each set has ports of its own.
+sets behave alike. Each region of each set has a port of its own.
 """
-
-from __future__ import annotations
 
 import asyncio
 import contextlib
@@ -12,21 +10,19 @@ import random
 import selectors
 import ssl
 from collections import deque
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from multiprocessing.connection import Connection
+from typing import NamedTuple
 
 import trustme
 
-from tests.bench import wan
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from multiprocessing.connection import Connection
+from tests.bench import client, wan
+from tests.ports import free_port
 
 NAMES = ("us-central.gcp.demo", "eu-west.gcp.demo", "us-east.heroku.demo", "ap-south.aws.demo")
 
-LATE = 0.3
-"""Seconds that an answer takes longer when it is a late one."""
+LATE = 0.3  # seconds that an answer takes longer when it is a late one
 
 
 class Place(NamedTuple):
@@ -39,67 +35,73 @@ class Place(NamedTuple):
 
 class Service(NamedTuple):
     """How a region serves: the seconds of an answer, which part of the answers is late, after how many idle seconds it
-    closes a connection (None: never), whether it is there at all, and how many requests it serves at once, while the
-    others wait in line (None: all)."""
+    closes a connection (None: never), whether it is there at all, how many requests it serves at once, while the
+    others wait in line (None: all), and the standard deviation of the seconds, as a part of them."""
 
     seconds: float = 0.010
     late: float = 0.0
     idle: float | None = None
     alive: bool = True
     workers: int | None = None
-
-
-def places(number: int) -> list[Place]:
-    """The regions of a set. No two have the same port, so that a port alone says which one is meant."""
-    return [
-        Place(name, address, 20000 + 10 * number + index)
-        for index, (name, address) in enumerate(zip(NAMES, wan.FAR, strict=True))
-    ]
+    jitter: float = 0.0
 
 
 class Distance:
-    """Regions that run; `authority` is the certificate (PEM) by which they are known."""
+    """Regions that run, set by set; `authority` is the certificate (PEM) by which they are known."""
 
-    def __init__(self, wire: Connection, regions: Connection, authority: bytes) -> None:
+    def __init__(
+        self, places: Sequence[Sequence[Place]], authority: bytes, wire: Connection | None, regions: Connection
+    ) -> None:
+        self.places = places
+        self.authority = authority
         self._wire = wire
         self._regions = regions
-        self.authority = authority
 
-    def change(self, ways: Sequence[wan.Way], services: Sequence[Service]) -> None:
-        """Put the regions elsewhere, and let them serve otherwise."""
-        self._wire.send(ways)
+    def change(self, services: Sequence[Service], ways: Sequence[wan.Way] = ()) -> None:
+        """Let the regions serve otherwise, and put them elsewhere."""
+        if self._wire:
+            self._wire.send(ways)
         self._regions.send(services)
         self._regions.recv()
 
 
 @contextlib.contextmanager
-def running(sets: int, ways: Sequence[wan.Way], services: Sequence[Service]) -> Iterator[Distance]:
-    """Run `sets` sets of regions, each region as far away as `ways` says."""
+def running(sets: int, services: Sequence[Service], ways: Sequence[wan.Way] = ()) -> Iterator[Distance]:
+    """Run `sets` sets of regions, each region as far away as `ways` says, or all of them next door."""
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert(*NAMES).configure_cert(context)
-    with wan.network(partial(_main, context, sets, services), ways) as (wire, regions):
+    addresses = wan.FAR if ways else ["127.0.0.1"] * len(NAMES)
+    places = [[Place(*each, free_port()) for each in zip(NAMES, addresses, strict=True)] for _ in range(sets)]
+    serve = partial(_main, context, places, services)
+    with contextlib.ExitStack() as stack:
+        if ways:
+            wire, regions = stack.enter_context(wan.network(serve, ways))
+        else:
+            wire, regions = None, stack.enter_context(wan.process(serve))
         regions.recv()
-        yield Distance(wire, regions, authority.cert_pem.bytes())
+        yield Distance(places, authority.cert_pem.bytes(), wire, regions)
 
 
-def _main(context: ssl.SSLContext, sets: int, services: Sequence[Service], orders: Connection) -> None:
+def _main(
+    context: ssl.SSLContext, places: Sequence[Sequence[Place]], services: Sequence[Service], orders: Connection
+) -> None:
+    """Serve until the other end of `orders`, which takes new services, is gone; say True there once they hold."""
+
+    async def serve(services: Sequence[Service]) -> None:
+        regions = [[Region(place) for place in each] for each in places]
+        with contextlib.suppress(EOFError):
+            while True:
+                for each in regions:
+                    for region, service in zip(each, services, strict=True):
+                        await region.become(service, context)
+                orders.send(True)
+                services = await asyncio.to_thread(orders.recv)
+
     # select() waits to the microsecond, where epoll's milliseconds would be a tenth of an answer's time.
     loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
     asyncio.set_event_loop(loop)
-    loop.run_until_complete(_serve(context, sets, services, orders))
-
-
-async def _serve(context: ssl.SSLContext, sets: int, services: Sequence[Service], orders: Connection) -> None:
-    """Serve until the other end of `orders`, which takes new services, is gone; say True there once they hold."""
-    regions = [[Region(place) for place in places(number)] for number in range(sets)]
-    with contextlib.suppress(EOFError):
-        while True:
-            for each in regions:
-                for region, service in zip(each, services, strict=True):
-                    await region.become(service, context)
-            orders.send(True)
-            services = await asyncio.to_thread(orders.recv)
+    loop.run_until_complete(serve(services))
 
 
 class Region:
@@ -140,12 +142,12 @@ class Region:
         try:
             while True:
                 async with asyncio.timeout(self._service.idle):
-                    request = (await reader.readuntil(b"\r\n\r\n")).lower()
-                await reader.readexactly(length(request))
+                    request = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+                await reader.readexactly(int(client.header(request, "content-length") or 0))
                 await self._work()
-                writer.write(head if request.startswith(b"head ") else head + body)
+                writer.write(head if request.startswith("head ") else head + body)
                 await writer.drain()
-                if b"\r\nconnection: close\r\n" in request:
+                if client.header(request, "connection") == "close":
                     break
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):  # TimeoutError is an OSError
             pass  # the other side went away, or the region closes what is idle
@@ -161,7 +163,7 @@ class Region:
         try:
             await turn
             late = LATE if random.random() < self._service.late else 0.0
-            await asyncio.sleep(self._service.seconds + late)
+            await asyncio.sleep(self._service.seconds * max(0.1, random.gauss(1, self._service.jitter)) + late)
         finally:
             self._busy -= turn.done() and not turn.cancelled()
             self._call_next()
@@ -172,9 +174,3 @@ class Region:
             if not turn.done():
                 turn.set_result(None)
                 self._busy += 1
-
-
-def length(request: bytes) -> int:
-    """The length of a request's body; its head is in lower case."""
-    _, found, rest = request.partition(b"\r\ncontent-length:")
-    return int(rest.partition(b"\r\n")[0]) if found else 0

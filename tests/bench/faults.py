@@ -1,10 +1,8 @@
 """The faults of tests.bench.storm: how each is done and undone, and which requests docs/promises.md lets it fail.
 
-A fault is a context manager that is given the scene: entered, it does the fault and gives the words for what it did;
-left, it undoes it. Chance comes from the scene alone, so that a seed always means the same faults.
+A fault is a function that is given the scene: it does the fault, yields what it did, and undoes it when it goes on.
+Chance comes from the scene alone, so that a seed always means the same faults.
 """
-
-from __future__ import annotations
 
 import contextlib
 import fcntl
@@ -12,32 +10,22 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from random import Random
+from typing import NamedTuple
 
-from tests.bench.load import POST
+from tests.bench.load import POST, Failure
+from tests.edge import Edge
+from tests.names import NameServer
+from tests.regions import Region
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
-    from random import Random
-
-    from tests.bench.load import Failure
-    from tests.edge import Edge
-    from tests.names import NameServer
-    from tests.regions import Region
-
-SLOWEST = 1.0
-"""Seconds that a region takes at most: less than a check may."""
-
+SLOWEST = 1.0  # seconds that a region takes at most: less than a check may
+# Seconds for which a region may hang before it is DOWN: two checks that take their time, and two pauses.
 UNNOTICED = 8.0
-"""Seconds for which a region may hang before it is DOWN: two checks that take their time, and two pauses."""
-
+# Seconds within which two checks have failed, each with a chance of 1 in 3, in all but one of 200 cases.
 SEEN_TWICE = 46.0
-"""Seconds within which two checks have failed, each with a chance of 1 in 3, in all but one of 200 cases."""
-
-NEAR = 1.2
-"""Regions are equally right whose delays differ by no more than this: the hysteresis, and some noise."""
+NEAR = 1.2  # regions are equally right whose delays differ by no more than this: the hysteresis, and some noise
 
 
 class Scene:
@@ -76,6 +64,9 @@ class Scene:
         self.sick.difference_update(regions)
 
 
+Rule = Callable[[Failure, float], bool]  # whether a request may fail that was sent so many seconds after the fault
+
+
 def nothing(_failure: Failure, _after: float) -> bool:
     """No request may fail."""
     return False
@@ -91,49 +82,45 @@ def own_answer(failure: Failure, _after: float) -> bool:
     return failure.status == 500 and failure.region != ""
 
 
-def until(seconds: float) -> Callable[[Failure, float], bool]:
+def until(seconds: float) -> Rule:
     """Any request that is sent so soon."""
     return lambda _failure, after: after <= seconds
 
 
-def as_many_as(connections: int) -> Callable[[Failure, float], bool]:
+def as_many_as(connections: int) -> Rule:
     """One request for each connection that was open, be it in flight or sent over one that was kept."""
     left = iter(range(connections))
     return lambda _failure, after: after <= UNNOTICED and next(left, None) is not None
 
 
+# For two regions that fail at once: until both are DOWN and the next reweigh, 3 s after the one before, has ended.
 TOGETHER = until(3.5)
-"""For two regions that fail at once: until both are DOWN and the next reweigh, 3 s after the one before, has ended."""
 
 
 class Deed(NamedTuple):
     """What was done, in words, and whether a request may fail that was sent so many seconds after it."""
 
     words: str
-    allows: Callable[[Failure, float], bool] = nothing
+    allows: Rule = nothing
 
 
-@contextlib.contextmanager
-def dies(scene: Scene) -> Iterator[Deed]:
-    region = scene.pick()
-    with scene.without(region) as name:
-        scene.regions.stop(region)
-        yield Deed(f"{name} dies", posts_in_flight)
-        scene.regions.start(region)
-
-
-@contextlib.contextmanager
-def two_die(scene: Scene) -> Iterator[Deed]:
-    two = scene.healthy()[:2]
-    with scene.without(*two) as names:
-        for region in two:
+def _die(scene: Scene, regions: Sequence[Region], words: str, allows: Rule) -> Iterator[Deed]:
+    with scene.without(*regions) as names:
+        for region in regions:
             scene.regions.stop(region)
-        yield Deed(f"{names} die together", TOGETHER)
-        for region in two:
+        yield Deed(f"{names} {words}", allows)
+        for region in regions:
             scene.regions.start(region)
 
 
-@contextlib.contextmanager
+def dies(scene: Scene) -> Iterator[Deed]:
+    return _die(scene, [scene.pick()], "dies", posts_in_flight)
+
+
+def two_die(scene: Scene) -> Iterator[Deed]:
+    return _die(scene, scene.healthy()[:2], "die together", TOGETHER)
+
+
 def hangs(scene: Scene) -> Iterator[Deed]:
     region = scene.pick()
     delay = region.delay
@@ -147,7 +134,6 @@ def hangs(scene: Scene) -> Iterator[Deed]:
         scene.regions.start(region)
 
 
-@contextlib.contextmanager
 def hangs_now_and_then(scene: Scene) -> Iterator[Deed]:
     region = scene.pick()
     with scene.without(region) as name:
@@ -156,7 +142,6 @@ def hangs_now_and_then(scene: Scene) -> Iterator[Deed]:
         region.hangs = 0
 
 
-@contextlib.contextmanager
 def answers_500(scene: Scene) -> Iterator[Deed]:
     region = scene.pick()
     with scene.without(region) as name:
@@ -165,7 +150,6 @@ def answers_500(scene: Scene) -> Iterator[Deed]:
         region.status = 200
 
 
-@contextlib.contextmanager
 def slows_down(scene: Scene) -> Iterator[Deed]:
     region = scene.pick()
     delay = region.delay
@@ -174,7 +158,6 @@ def slows_down(scene: Scene) -> Iterator[Deed]:
     region.delay = delay
 
 
-@contextlib.contextmanager
 def all_slow_down(scene: Scene) -> Iterator[Deed]:
     delays = {region: region.delay for region in scene.healthy()}
     factor = min(10, SLOWEST / max(delays.values()))
@@ -185,7 +168,6 @@ def all_slow_down(scene: Scene) -> Iterator[Deed]:
         region.delay = delay
 
 
-@contextlib.contextmanager
 def too_much_traffic(scene: Scene) -> Iterator[Deed]:
     """Each region serves 25 to 33 requests a second, one at a time or a few, and gets 50 (tests.bench.load)."""
     fastest = scene.healthy()[0]
@@ -201,13 +183,11 @@ def too_much_traffic(scene: Scene) -> Iterator[Deed]:
     fastest.delay = delay
 
 
-@contextlib.contextmanager
 def file_deleted(scene: Scene) -> Iterator[Deed]:
     scene.times.unlink(missing_ok=True)
     yield Deed("the sample file is deleted")
 
 
-@contextlib.contextmanager
 def file_truncated(scene: Scene) -> Iterator[Deed]:
     size = scene.draw.choice((0, scene.draw.randrange(20_000)))
     with contextlib.suppress(FileNotFoundError):
@@ -216,7 +196,6 @@ def file_truncated(scene: Scene) -> Iterator[Deed]:
     yield Deed(f"the sample file is cut to {size} bytes")
 
 
-@contextlib.contextmanager
 def file_filled(scene: Scene) -> Iterator[Deed]:
     garbage = scene.draw.randbytes(scene.draw.randrange(8 << 20))
     lines = [
@@ -228,14 +207,12 @@ def file_filled(scene: Scene) -> Iterator[Deed]:
     yield Deed(f"{len(garbage) / 1e6:.1f} MB of garbage and {len(lines)} unknown servers are in the sample file")
 
 
-@contextlib.contextmanager
 def file_locked(scene: Scene) -> Iterator[Deed]:
     with scene.times.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield Deed("the sample file is locked")
 
 
-@contextlib.contextmanager
 def file_unwritable(scene: Scene) -> Iterator[Deed]:
     aside = scene.times.with_name("aside.txt")
     aside.touch()
@@ -286,12 +263,10 @@ def signal_checks(scene: Scene, number: signal.Signals, most: int) -> set[int]:
     return hit
 
 
-@contextlib.contextmanager
 def checks_killed(scene: Scene) -> Iterator[Deed]:
     yield Deed(f"{len(signal_checks(scene, signal.SIGKILL, 8))} checks are killed")
 
 
-@contextlib.contextmanager
 def checks_stopped(scene: Scene) -> Iterator[Deed]:
     hit = signal_checks(scene, signal.SIGSTOP, 4)
     yield Deed(f"{len(hit)} checks are stopped (SIGSTOP)")
@@ -300,7 +275,6 @@ def checks_stopped(scene: Scene) -> Iterator[Deed]:
             os.kill(each.pid, signal.SIGCONT)
 
 
-@contextlib.contextmanager
 def two_reweighs(scene: Scene) -> Iterator[Deed]:
     command = [scene.running.router.directory / "multicloud-reweigh"]
     codes = []
@@ -313,7 +287,6 @@ def two_reweighs(scene: Scene) -> Iterator[Deed]:
     )
 
 
-@contextlib.contextmanager
 def reweigh_breaks(scene: Scene) -> Iterator[Deed]:
     script = scene.running.router.directory / "multicloud-reweigh"
     aside = script.rename(script.with_suffix(".aside"))
@@ -321,7 +294,6 @@ def reweigh_breaks(scene: Scene) -> Iterator[Deed]:
     aside.rename(script)
 
 
-@contextlib.contextmanager
 def every_check_fails(scene: Scene) -> Iterator[Deed]:
     script = scene.running.router.directory / "multicloud-check"
     right, wrong = script.with_suffix(".right"), script.with_suffix(".wrong")
@@ -333,7 +305,6 @@ def every_check_fails(scene: Scene) -> Iterator[Deed]:
     right.rename(script)
 
 
-@contextlib.contextmanager
 def run_killed(scene: Scene) -> Iterator[Deed]:
     router = scene.running.router
     assert router.beside
@@ -343,7 +314,6 @@ def run_killed(scene: Scene) -> Iterator[Deed]:
     router.start_beside()
 
 
-@contextlib.contextmanager
 def run_stopped(scene: Scene) -> Iterator[Deed]:
     process = scene.running.router.beside
     assert process
@@ -352,26 +322,22 @@ def run_stopped(scene: Scene) -> Iterator[Deed]:
     process.send_signal(signal.SIGCONT)
 
 
-@contextlib.contextmanager
 def restarted(scene: Scene) -> Iterator[Deed]:
     scene.running.router.restart()
     yield Deed("HAProxy is restarted", until(0.0))
 
 
-@contextlib.contextmanager
 def reloaded(scene: Scene) -> Iterator[Deed]:
     scene.running.router.reload()
     yield Deed("HAProxy is reloaded")
 
 
-@contextlib.contextmanager
 def dns_silent(scene: Scene) -> Iterator[Deed]:
     scene.names.answers = False
     yield Deed("DNS is silent")
     scene.names.answers = True
 
 
-@contextlib.contextmanager
 def dns_forgets(scene: Scene) -> Iterator[Deed]:
     scene.names.unknown = {region.name for region in scene.regions}
     yield Deed("DNS knows no name any more")
@@ -385,7 +351,7 @@ class Fault(NamedTuple):
     """
 
     name: str
-    do: Callable[[Scene], AbstractContextManager[Deed]]
+    do: Callable[[Scene], Iterator[Deed]]
     group: str
     hold: tuple[float, float] = (3, 20)
     chances: int = 2
@@ -424,6 +390,5 @@ OF_HAPROXY = (
     Fault("DNS silent", dns_silent, "haproxy", (10, 70), 1),
     Fault("DNS knows no name", dns_forgets, "haproxy", (10, 70), 1),
 )
-FAULTS = (*OF_REGIONS_AND_FILE, *OF_CHECKS, *OF_HAPROXY)
-BESIDE = (*OF_REGIONS_AND_FILE, *OF_RUN, *OF_HAPROXY)
-"""Of external checks, and of multicloud-run beside HAProxy."""
+FAULTS = (*OF_REGIONS_AND_FILE, *OF_CHECKS, *OF_HAPROXY)  # where there are external checks
+BESIDE = (*OF_REGIONS_AND_FILE, *OF_RUN, *OF_HAPROXY)  # where there is multicloud-run

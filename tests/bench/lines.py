@@ -8,40 +8,31 @@ chooses like HAProxy's `balance random(2)`, checks each region as HAProxy does, 
 is reweighed every 3 s by the package's own functions. What users wait is held against the best fixed split.
 """
 
-from __future__ import annotations
-
 import random
 import statistics
 from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from heapq import heappop, heappush
 from itertools import count
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from multicloud import sharing
 from multicloud.history import Sample
-from multicloud.ranking import rank
+from multicloud.ranking import Decision, rank
 from multicloud.runtime import UP, Server
 from multicloud.scores import scores
+from tests.bench.table import Table
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from multicloud.ranking import Decision
-
-    Share = Callable[..., Sequence[Decision]]
+Share = Callable[..., Sequence[Decision]]
 
 WAN = (0.030, 0.060, 0.110, 0.150)
 WORKERS, SERVICE = 4, 0.080
-CAPACITY = WORKERS / SERVICE
-"""Requests a second that one region can serve: a load of 1."""
-
+CAPACITY = WORKERS / SERVICE  # requests a second that one region can serve: a load of 1
+# Seconds: from a check to the next one, between two reweighs, and until requests in flight are counted again.
 INTERVAL, EVERY, LATER = 2.0, 3.0, 0.3
-"""Seconds: from a check to the next one, between two reweighs, and until requests in flight are counted again."""
-
-LOW = 0.3
-"""The load before and after the one that is looked at."""
-
+LOW = 0.3  # the load before and after the one that is looked at
+# The weights under which users wait least, by load, found by trying others under round robin in steps of 0.02.
 SPLITS: Mapping[float, Sequence[int]] = {
     0.3: (256, 0, 0, 0),
     0.7: (205, 51, 0, 0),
@@ -49,7 +40,6 @@ SPLITS: Mapping[float, Sequence[int]] = {
     2.0: (95, 95, 66, 0),
     2.5: (85, 80, 75, 16),
 }
-"""The weights under which users wait least, by load, found by trying others under round robin in steps of 0.02."""
 
 
 class Request(NamedTuple):
@@ -187,12 +177,7 @@ class World:
         scored = {key: score.seconds for key, score in scores(edge.samples, now=self.now).items()}
         ranked = rank(edge.servers, scored)
         decided = self._share(
-            ranked,
-            samples=edge.samples,
-            users=edge.loads(self.now),
-            again=again,
-            connect=self._connect,
-            now=self.now,
+            ranked, samples=edge.samples, users=edge.loads(self.now), again=again, connect=self._connect, now=self.now
         )
         before = [server.weight for server in edge.servers]
         for server, decision in zip(edge.servers, decided, strict=True):
@@ -219,8 +204,8 @@ def step(load: float, edges: int, *, seed: int = 1, share: Share | None = SHARE)
     return world
 
 
+# What becomes of the nearest region, where none is full: the seconds there and back, and those of an answer.
 STEPS = {"far": (0.250, 0.010), "back": (0.030, 0.010), "slow": (0.030, 0.090)}
-"""What becomes of the nearest region, where none is full: the seconds there and back, and those of an answer."""
 
 
 def course(rate: float, *, seed: int = 1, share: Share | None = SHARE) -> dict[str, float]:
@@ -239,22 +224,12 @@ def mean(world: World, begin: float, end: float) -> float:
 
 
 def print_table() -> None:
-    """Users' mean latency in milliseconds.
-
-    By load: in the second minute, in the 20 s after the step, and in the last 50 s; and after steps of other reasons.
-    """
-    print("| edges | load | best split, ms | ranking alone | shared | ratio | first 20 s | at 0.3 again |")
-    print("|" + "---:|" * 8)
+    """Users' mean latency in ms by load: in its second minute, in the 20 s after the step to it, and long after it."""
+    table = Table("edges", "load", "best split", "ranking alone", "shared", "ratio", "first 20 s", "at 0.3 again")
     for edges in (1, 3, 10):
         for load in SPLITS:
             found = [step(load, edges, share=share) for share in (None, alone, SHARE)]
             best, ranked, shared = (1000 * mean(world, 120, 180) for world in found)
             first, last = (1000 * mean(found[2], *times) for times in ((60, 80), (190, 240)))
-            cells = f"{best:.0f} | {ranked:,.0f} | {shared:.0f} | {shared / best:.2f} | {first:.0f} | {last:.0f}"
-            print(f"| {edges} | {load} | {cells} |", flush=True)
-    print("\n| requests a second | " + " | ".join(f"{name}, ranking alone | shared" for name in STEPS) + " |")
-    print("|---:|" + "---:|" * 2 * len(STEPS))
-    for rate in (12, 25, 50, 100):
-        both = [[course(rate, seed=seed, share=share) for seed in range(5)] for share in (alone, SHARE)]
-        means = [[1000 * statistics.fmean(each[name] for each in runs) for runs in both] for name in STEPS]
-        print(f"| {rate} | " + " | ".join(f"{ranked:.0f} | {shared:.0f}" for ranked, shared in means) + " |")
+            whole = [f"{each:,.0f}" for each in (best, ranked, shared, first, last)]
+            table.row(edges, load, *whole[:3], f"{shared / best:.2f}", *whole[3:])

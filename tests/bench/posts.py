@@ -10,44 +10,30 @@ places at once, each with regions, a proxy and clients of its own, for the shipp
 kept connections for all requests (`http-reuse always`). It needs what tests.bench.users needs.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import contextlib
 import random
 import statistics
-import sys
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from tests.bench import client, distant, proxies, wan
+from tests.bench.client import Answer
 from tests.bench.distant import Service
+from tests.bench.table import Table
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from tests.bench.client import Answer
-
-START_UP = 15.0
-"""Seconds in which the nearer region becomes the favourite."""
-
+START_UP = 15.0  # seconds in which the nearest region becomes the favourite
 WAYS = (wan.Way(0.100), *[wan.Way(0.200)] * 3)
 SERVICE = Service(0.010, idle=1.0)
-KINDS = {"GET": client.GET, "POST": client.POST}
-
-PLACES = 4
-"""How often each policy is there, with two regions each time."""
-
+KINDS = ("GET", "POST")
+PLACES = 4  # how often each policy is there
 POLICIES = (proxies.OURS, proxies.Policy("http-reuse always", "haproxy", "first"))
 
 
-async def send(port: int, request: bytes, answers: list[Answer], end: float) -> None:
-    """Send such a request about every second, each from a new client, until `end`."""
-    due = time.monotonic()
-    while (due := max(due, time.monotonic()) + random.uniform(0.7, 1.3)) < end:
-        await asyncio.sleep(due - time.monotonic())
-        answers.append(await client.get(port, request))
+def gap() -> float:
+    """Seconds to the next request: by then the connection of the one before has been idle for about one."""
+    return random.uniform(0.95, 1.55)
 
 
 async def drive(ports: Sequence[int], seconds: float) -> list[dict[str, list[Answer]]]:
@@ -57,42 +43,38 @@ async def drive(ports: Sequence[int], seconds: float) -> list[dict[str, list[Ans
     found: list[dict[str, list[Answer]]] = [{kind: [] for kind in KINDS} for _ in ports]
     async with asyncio.TaskGroup() as group:
         for port, answers in zip(ports, found, strict=True):
-            for kind, request in KINDS.items():
-                group.create_task(send(port, request, answers[kind], end))
+            for kind in KINDS:
+                group.create_task(client.offer([port], gap, end, answers[kind], kind))
     return found
 
 
 def report(found: Sequence[dict[str, list[Answer]]]) -> None:
     """Print the table. A round trip is what is left of the latency without the region's time for the answer."""
-    print("\n| policy            | kind | requests | failed | round trips, mean | median |  p99 |")
-    print(f"|{'---|' * 7}")
+    print()
+    table = Table("policy", "kind", "requests", "failed", "round trips, mean", "median", " p99")
     for number, policy in enumerate(POLICIES):
         for kind in KINDS:
             answers = [answer for each in found[number :: len(POLICIES)] for answer in each[kind]]
             good = [answer for answer in answers if answer.status == 200]
             trips = [(answer.seconds - SERVICE.seconds) / WAYS[0].round_trip for answer in good]
-            print(
-                f"| {policy.name:<17} | {kind:<4} | {len(answers):8} | {len(answers) - len(good):6} "
-                f"| {statistics.fmean(trips):17.2f} | {statistics.median(trips):6.2f} "
-                f"| {statistics.quantiles(trips, n=100)[98]:4.2f} |"
-            )
+            averages = (statistics.fmean(trips), statistics.median(trips), statistics.quantiles(trips, n=100)[98])
+            failed = len(answers) - len(good)
+            table.row(policy.name, kind, len(answers), failed, *(f"{each:.2f}" for each in averages))
 
 
-def main() -> int:
+def main() -> None:
     """Send the requests, print the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.posts", description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=105.0, help="how long requests are sent (105)")
     options = parser.parse_args()
     wan.enter()
-    with distant.running(PLACES * len(POLICIES), WAYS, [SERVICE] * 4) as distance, contextlib.ExitStack() as stack:
-        ports = [
-            stack.enter_context(proxies.started(policy, distant.places(number)[:2], distance.authority))
-            for number, policy in enumerate(POLICIES * PLACES)
-        ]
-        report(asyncio.run(drive(ports, options.seconds)))
-    return 0
+    with (
+        distant.running(PLACES * len(POLICIES), [SERVICE] * 4, WAYS) as distance,
+        proxies.all_started(POLICIES * PLACES, distance) as ports,
+    ):
+        report(asyncio.run(drive([port for (port,) in ports], options.seconds)))
 
 
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
-        sys.exit(main())
+        main()

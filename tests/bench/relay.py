@@ -6,13 +6,12 @@ The same region is asked in turn (A B A B ...) over kept connections through one
 header, and through the shipped relay.
 """
 
-from __future__ import annotations
-
 import http.client
 import statistics
 import sys
 import time
 
+from tests.bench.table import Table
 from tests.edge import edge
 from tests.ports import free_port
 
@@ -47,11 +46,13 @@ listen direct from common
                 answer.read()
                 times[way].append((time.perf_counter() - start) * 1000)
                 assert answer.status == 200
-    print(f"{'ms, of ' + str(count) + ' requests each':<32}{'p50':>8}{'p99':>8}{'p50 added':>12}{'p99 added':>12}")
+    print(f"ms, of {count} requests each")
+    table = Table("", "   p50", "   p99", "p50 added", "p99 added")
     base = statistics.quantiles(times["direct"], n=100)
     for way, values in times.items():
         cuts = statistics.quantiles(values, n=100)
-        print(f"{way:<32}{cuts[49]:8.3f}{cuts[98]:8.3f}{cuts[49] - base[49]:12.3f}{cuts[98] - base[98]:12.3f}")
+        found = cuts[49], cuts[98], cuts[49] - base[49], cuts[98] - base[98]
+        table.row(way, *(f"{each:.3f}" for each in found))
 
 
 if __name__ == "__main__":

@@ -10,35 +10,28 @@ last of them was sent, in seconds from the moment at which the reload was asked 
 at any time.) It needs what tests.bench.users needs.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import contextlib
-import sys
 import time
-from typing import TYPE_CHECKING
 
-from tests.bench import distant, proxies, users, wan
+from tests.bench import client, distant, proxies, users, wan
+from tests.bench.client import Answer
+from tests.bench.course import START_UP
 from tests.bench.distant import NAMES
+from tests.bench.table import Table
+from tests.edge import Router
 
-if TYPE_CHECKING:
-    from tests.bench.client import Answer
-    from tests.edge import Router
-
-START_UP = 30.0
-PAUSE = 10.0
-"""Seconds after each reload in which requests are watched."""
-
+PAUSE = 10.0  # seconds after each reload in which requests are watched
 RATE = 50.0
 
 
 async def drive(router: Router, port: int, reloads: int) -> None:
     """Reload again and again while requests are sent; print what became of them."""
-    print("|  reload | took, s | requests | failed | went astray | first, s | last, s |")
-    print(f"|{'---|' * 7}", flush=True)
+    table = Table("reload", "took, s", "requests", "failed", "went astray", "first, s", "last, s")
     answers: list[Answer] = []
-    offered = asyncio.create_task(users.offer(port, answers, RATE, time.monotonic() + START_UP + (PAUSE + 1) * reloads))
+    end = time.monotonic() + START_UP + (PAUSE + 1) * reloads
+    offered = asyncio.create_task(client.offer([port], lambda: 1 / RATE, end, answers))
     await asyncio.sleep(START_UP)
     for number in range(1, reloads + 1):
         start = time.monotonic()
@@ -50,12 +43,12 @@ async def drive(router: Router, port: int, reloads: int) -> None:
         wrong = sorted(
             answer.sent - start for answer in sent if answer.status == 200 and answer.region not in NAMES[:2]
         )
-        span = f"{wrong[0]:8.2f} | {wrong[-1]:7.2f}" if wrong else f"{'-':>8} | {'-':>7}"
-        print(f"| {number:7} | {took:7.2f} | {len(sent):8} | {failed:6} | {len(wrong):11} | {span} |", flush=True)
+        span = [f"{wrong[0]:.2f}", f"{wrong[-1]:.2f}"] if wrong else [None, None]
+        table.row(number, f"{took:.2f}", len(sent), failed, len(wrong), *span)
     await offered
 
 
-def main() -> int:
+def main() -> None:
     """Reload and print."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.reloads", description=__doc__.splitlines()[0])
     parser.add_argument("--reloads", type=int, default=5, help="how often HAProxy is reloaded (5)")
@@ -63,13 +56,12 @@ def main() -> int:
     wan.enter()
     steady = users.PHASES[0]
     with (
-        distant.running(1, steady.ways, steady.services) as distance,
-        proxies.router(proxies.haproxy(proxies.OURS, distant.places(0)), distance.authority) as (router, port),
+        distant.running(1, steady.services, steady.ways) as distance,
+        proxies.router(proxies.OURS, distance.places[0], distance.authority) as (router, port),
     ):
         asyncio.run(drive(router, port, options.reloads))
-    return 0
 
 
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
-        sys.exit(main())
+        main()

@@ -13,18 +13,17 @@ Each cell is the mean latency relative to the oracle's (1.00 is perfect), the fa
 longest time in seconds from a change of the truth to a favourite within a tenth of the oracle.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from itertools import pairwise
+from itertools import pairwise, repeat
 from math import isnan
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from multicloud import history, settings
 from multicloud.history import Sample
@@ -32,35 +31,17 @@ from multicloud.ranking import changes, rank
 from multicloud.runtime import DOWN, UP, Server
 from multicloud.scores import RECOVERY_RUN, percentiles, scores
 from tests.bench import lines
+from tests.bench.table import Table
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+Array = NDArray[np.float64]
+Key = tuple[str, str]
+Estimator = Callable[..., dict[Key, float]]
 
-    from numpy.typing import NDArray
-
-    Array = NDArray[np.float64]
-    Key = tuple[str, str]
-    Estimator = Callable[..., dict[Key, float]]
-
-ALLOWED = 10.0
-"""Seconds that a check may take: what a dead server's samples have."""
-
-WARM_UP = 60.0
-"""Seconds at the begin of a phase that are not judged: the windows are not full yet."""
-
-DEFAULTS: Mapping[str, float] = {
-    "interval": 2.0,
-    **{
-        setting.name: float(setting.default)
-        for setting in (
-            settings.WINDOW,
-            settings.PERCENTILE,
-            settings.HYSTERESIS,
-            settings.MIN_SAMPLES,
-            settings.MAX_AGE,
-            settings.TOLERANCE,
-        )
-    },
+ALLOWED = 10.0  # seconds that a check may take: what a dead server's samples have
+WARM_UP = 60.0  # seconds at the begin of a phase that are not judged: the windows are not full yet
+DEFAULTS: Mapping[str, float] = {"interval": 2.0} | {
+    setting.name: float(setting.default)
+    for setting in (*settings.SCORING_SETTINGS[1:], settings.HYSTERESIS, settings.TOLERANCE)
 }
 
 SWEEP: Mapping[str, Sequence[float]] = {
@@ -98,9 +79,7 @@ class Phase(NamedTuple):
     tail: float = 0.0
 
 
-TAIL_MS = 250.0
-"""The mean of the heavy tail: 100 ms and a Pareto distribution of shape 2.5 and mean 150 ms."""
-
+TAIL_MS = 250.0  # the mean of the heavy tail: 100 ms and a Pareto distribution of shape 2.5 and mean 150 ms
 
 PHASES: Mapping[str, Phase] = {
     "steady": Phase(600, (20, 30, 50, 80)),
@@ -246,31 +225,20 @@ def replay(stream: Stream, values: Mapping[str, float], estimator: Estimator = s
     return Outcome(cost / oracle if oracle else 1.0, switches / hours, max(waits))
 
 
-def judge(values: Mapping[str, float], seeds: int, fixed: bool) -> list[Outcome]:
+def judge(values: Mapping[str, float], estimator: Estimator, seeds: int) -> list[Outcome]:
     """The outcome of each phase: means over the seeds, and of the waits the longest."""
     outcomes = []
     for phase in PHASES.values():
-        runs = [
-            replay(synthetic(phase, values["interval"], seed), values, fixed_window if fixed else shipped)
-            for seed in range(seeds)
-        ]
+        runs = [replay(synthetic(phase, values["interval"], seed), values, estimator) for seed in range(seeds)]
         ratios, switches, waits = zip(*runs, strict=True)
         outcomes.append(Outcome(statistics.fmean(ratios), statistics.fmean(switches), max(waits)))
     return outcomes
 
 
-def line(name: str, outcomes: Iterable[Outcome]) -> str:
-    """A row of the table; its last cell is the mean of the ratios."""
-    found = list(outcomes)
-    cells = " | ".join(f"{each.ratio:.2f} {each.switches:3.0f} {each.wait:4.0f}" for each in found)
-    return f"| {name:<22} | {cells} | {statistics.fmean(each.ratio for each in found):.3f} |"
-
-
-def heading(columns: Iterable[str]) -> str:
-    """The head of a Markdown table."""
-    names = list(columns)
-    cells = " | ".join(f"{name:>13}" for name in names)
-    return f"| {'':22} | {cells} |  mean |\n|{'---|' * (len(names) + 2)}"
+def row(table: Table, name: str, outcomes: Sequence[Outcome]) -> None:
+    """Print a row; its last cell is the mean of the ratios."""
+    cells = (f"{each.ratio:.2f} {each.switches:3.0f} {each.wait:4.0f}" for each in outcomes)
+    table.row(name, *cells, f"{statistics.fmean(each.ratio for each in outcomes):.3f}")
 
 
 def main() -> None:
@@ -278,41 +246,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.replay", description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="*", help="recorded sample files, instead of the synthetic phases")
     parser.add_argument("--seeds", type=int, default=4, help="times that each phase is drawn (4)")
-    parser.add_argument(
-        "--interval", type=float, default=2.0, help="seconds between the samples of a recorded file (2)"
-    )
     parser.add_argument("--lines", action="store_true", help="regions that can be full")
     options = parser.parse_args()
     if options.lines:
         lines.print_table()
         return
-    variants: list[tuple[str, dict[str, float], bool]] = [
-        ("defaults", dict(DEFAULTS), False),
-        ("defaults, fixed window", dict(DEFAULTS), True),
+    variants: list[tuple[str, Mapping[str, float], Estimator]] = [
+        ("defaults", DEFAULTS, shipped),
+        ("defaults, fixed window", DEFAULTS, fixed_window),
     ]
     variants += [
-        (f"{name} {value:g}", {**DEFAULTS, name: value}, False)
+        (f"{name} {value:g}", {**DEFAULTS, name: value}, shipped)
         for name, sweep in SWEEP.items()
         for value in sweep
         if value != DEFAULTS[name]
     ]
+    streams = {
+        f"{os.path.basename(path)} {backend}": stream
+        for path in options.files
+        for backend, stream in recorded(path).items()
+    }
+    table = Table("", *(f"{name:>13}" for name in streams or PHASES), " mean")
     if options.files:
-        streams = {
-            f"{os.path.basename(path)} {backend}": stream
-            for path in options.files
-            for backend, stream in recorded(path).items()
-        }
-        print(heading(streams))
-        for name, values, fixed in variants:
+        for name, values, estimator in variants:
             if not name.startswith("interval"):
-                run = partial(replay, values=values, estimator=fixed_window if fixed else shipped)
-                print(line(name, map(run, streams.values())))
+                row(table, name, [replay(stream, values, estimator) for stream in streams.values()])
         return
-    print(heading(PHASES))
+    names, values_of_each, estimators = zip(*variants, strict=True)
     with ProcessPoolExecutor() as pool:
-        judged = pool.map(judge, *zip(*[(values, options.seeds, fixed) for _, values, fixed in variants], strict=True))
-        for (name, _, _), outcomes in zip(variants, judged, strict=True):
-            print(line(name, outcomes), flush=True)
+        for name, outcomes in zip(
+            names, pool.map(judge, values_of_each, estimators, repeat(options.seeds)), strict=False
+        ):
+            row(table, name, outcomes)
 
 
 if __name__ == "__main__":

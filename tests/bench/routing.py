@@ -3,298 +3,161 @@
     python -m tests.bench.routing                 the whole schedule, 21 minutes
     python -m tests.bench.routing --scale 0.15    the same, but shorter phases: 4 minutes
     python -m tests.bench.routing --beside        with multicloud-run beside HAProxy, too
-    python -m tests.bench.routing --herding       regions that slow down under load, with several tolerances: 13 minutes
 
 Each policy gets the same rate of requests, open loop: a slow answer delays no other request. `multicloud` is the
 shipped configuration with its defaults; the others have HAProxy's own checks and algorithms, and keep connections, too.
 The oracle is a HAProxy whose weights are set by the schedule itself, so that what HAProxy and this machine cost is in
-its figures as it is in all others. It prints a table for each phase, and writes routing.json and routing.png (or
-herding.json and herding.png) to the directory of --out. Needs the extras `test` and `bench`.
-"""
+its figures as it is in all others.
 
-from __future__ import annotations
+A cell is the mean latency in ms, its ratio to the oracle's, and, behind `!`, how many failed. `changes` is how often
+another region gave most of a second's answers of multicloud's, and `seconds` after how many of a phase regions within a
+tenth of the fastest gave 95 % of these for the rest of it. It writes routing.png, the latency over time, to the
+directory of --out. Needs the extras `test` and `bench`.
+"""
 
 import argparse
 import asyncio
-import contextlib
-import json
 import math
 import statistics
-import tempfile
 import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import groupby, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from multicloud import ranking, runtime
-from multicloud.demo.router import BESIDE, Router
-from multicloud.scores import percentiles
-from tests.bench import client, proxies, regions
-from tests.bench.distant import Place
-from tests.bench.regions import NAMES, Phase, Schedule
-from tests.edge import listen_anywhere
+from tests import haproxy
+from tests.bench import distant, proxies
+from tests.bench.client import Answer
+from tests.bench.course import Course
+from tests.bench.distant import LATE, NAMES, Service
+from tests.bench.table import Table
+from tests.edge import Router
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-INTERVAL = "2s"
-START_UP = 25.0
-"""Seconds before the schedule begins, in which the policies start and take their first measurements."""
-
-POLL = 0.25
-"""Seconds between two looks at the weights."""
+ORACLE = "oracle"
 
 
-class Policy(NamedTuple):
-    """`balance` is HAProxy's algorithm where the weights are left alone; `settings` are for multicloud-reweigh, or for
-    multicloud-run where they are BESIDE."""
+class Phase(NamedTuple):
+    """`seconds` of each region's mean latency in milliseconds at its begin, inf where dead, and at its end.
+
+    `jitter` is a standard deviation relative to the mean, and `late` the part of the first region's answers that are
+    LATE seconds late.
+    """
 
     name: str
-    balance: str = ""
-    settings: Mapping[str, str] | None = None
+    seconds: float
+    begin: Sequence[float]
+    end: Sequence[float] | None = None
+    jitter: float = 0.10
+    late: float = 0.0
+
+    def services(self, over: float) -> list[Service]:
+        """How the regions serve when that part of it is over, 0 to 1."""
+        both = zip(self.begin, self.end or self.begin, strict=True)
+        means = [begin if begin == end else begin + (end - begin) * over for begin, end in both]
+        late = [self.late, 0.0, 0.0, 0.0]
+        return [
+            Service(mean / 1000, part, jitter=self.jitter) if mean < math.inf else Service(alive=False)
+            for mean, part in zip(means, late, strict=True)
+        ]
+
+    def truth(self, over: float) -> dict[str, float]:
+        """The mean latency of each region then, in seconds."""
+        services = zip(NAMES, self.services(over), strict=True)
+        return {name: each.seconds + each.late * LATE if each.alive else math.inf for name, each in services}
 
 
-ORACLE = Policy("oracle", "roundrobin")
-RUN = Policy(proxies.RUN.name, settings=BESIDE)
-
-POLICIES: tuple[Policy, ...] = (
-    ORACLE,
-    Policy("multicloud"),
-    Policy("roundrobin", "roundrobin"),
-    Policy("leastconn", "leastconn"),
-    Policy("random(2)", "random(2)"),
-)
-
+STEADY = (20, 30, 50, 80)
 PHASES = (
-    Phase("steady", 60, (20, 30, 50, 80)),
+    Phase("steady", 60, STEADY),
     Phase("slows", 120, (300, 30, 50, 80)),
-    Phase("recovers", 120, (20, 30, 50, 80)),
+    Phase("recovers", 120, STEADY),
     Phase("dies", 60, (math.inf, 30, 50, 80)),
-    Phase("returns", 60, (20, 30, 50, 80)),
+    Phase("returns", 60, STEADY),
     Phase("near tie", 240, (20, 20.4, 50, 80), jitter=0.15),
-    Phase("drift", 240, (lambda over: 20 + 20 * over, lambda over: 40 - 20 * over, 50, 80)),
-    Phase("back", 60, (20, 30, 50, 80)),
-    Phase("10 % tail", 240, (20, 30, 50, 80), tail=0.10),
+    Phase("drift", 240, (20, 40, 50, 80), (40, 20, 50, 80)),
+    Phase("back", 60, STEADY),
+    Phase("10 % tail", 240, STEADY, late=0.10),
 )
 
-HERDING_POLICIES: tuple[Policy, ...] = (
-    Policy("tolerance 0"),
-    Policy("tolerance 10", settings={"MULTICLOUD_TOLERANCE": "10"}),
-    Policy("tolerance 25", settings={"MULTICLOUD_TOLERANCE": "25"}),
-    Policy("roundrobin", "roundrobin"),
-    Policy("leastconn", "leastconn"),
-)
 
-# At 25 requests a second, they are 0.125, 0.42 and 0.69 of what one region can serve.
-HERDING_PHASES = (
-    Phase("light load", 240, (20, 24, 28, 100), capacity=200),
-    Phase("half load", 240, (20, 24, 28, 100), capacity=60),
-    Phase("full load", 240, (20, 24, 28, 100), capacity=36),
-)
+async def follow(course: Course, distance: distant.Distance, oracle: str) -> None:
+    """Let the regions, and the weights of the oracle at that socket, be as they are to be, for as long as it lasts."""
+    leading: list[str] = []
+    while time.monotonic() < course.end:
+        phase, over = PHASES[course.number], course.over(course.number, time.monotonic())
+        await asyncio.to_thread(distance.change, phase.services(over))
+        truth = phase.truth(over)
+        order = sorted(NAMES, key=truth.__getitem__)
+        if order != leading:
+            leading = order
+            weights = zip(order, (256, 1, 0, 0), strict=True)
+            commands = [f"set server upstream/{name} weight {weight}" for name, weight in weights]
+            await asyncio.to_thread(haproxy.tell, oracle, *commands)
+        await asyncio.sleep(0.02)
+
+
+def right(course: Course, number: int, answer: Answer) -> bool:
+    """Whether it is of a region that was within a tenth of the fastest when it was asked."""
+    truth = PHASES[number].truth(course.over(number, answer.sent))
+    return truth.get(answer.region, math.inf) <= 1.1 * min(truth.values())
+
+
+def changes(answers: Sequence[Answer]) -> int:
+    """How often another region gave most of a second's answers."""
+    seconds = groupby(sorted(answers), key=lambda answer: int(answer.sent))
+    return sum(a != b for a, b in pairwise(statistics.mode(each.region for each in second) for _, second in seconds))
 
 
 class Figures(NamedTuple):
-    """Of a policy in a phase: milliseconds of the answers, requests, failures, and what became of the favourite."""
+    """Of some answers: milliseconds, and how many failed."""
 
     mean: float
-    p90: float
     p99: float
-    requests: int
     failed: int
-    switches: int | None
-    wait: float | None
 
 
-class Run:
-    """A policy at work: its HAProxy, the answers that its client got and the favourites that it had."""
-
-    def __init__(self, policy: Policy, router: Router, port: int) -> None:
-        self.policy = policy
-        self.router = router
-        self.port = port
-        self.answers: list[client.Answer] = []
-        self.favorites: list[tuple[float, frozenset[int]]] = []
-
-    async def offer(self, rate: float, end: float, shift: float) -> None:
-        """Send requests at a steady rate until `end`, whatever becomes of them; `shift` is a part of the pace."""
-        async with asyncio.TaskGroup() as group:
-            due = time.monotonic() + shift / rate
-            while due < end:
-                await asyncio.sleep(due - time.monotonic())
-                group.create_task(self._ask())
-                due += 1 / rate
-
-    async def _ask(self) -> None:
-        self.answers.append(await client.get(self.port))
-
-    async def watch(self, schedule: Schedule, end: float) -> None:
-        """Note the favourites until `end`; the oracle is told them."""
-        while (now := time.monotonic()) < end:
-            if self.policy is ORACLE:
-                order = sorted(range(len(NAMES)), key=schedule.truth(now).__getitem__)
-                if not self.favorites or self.favorites[-1][1] != {order[0]}:
-                    await asyncio.to_thread(self._put_first, order)
-                    self.favorites.append((now, frozenset(order[:1])))
-            elif not self.policy.balance:
-                weights = await asyncio.to_thread(self._weights)
-                favorites = frozenset(number for number, weight in enumerate(weights) if weight == 256)
-                if not self.favorites or self.favorites[-1][1] != favorites:
-                    self.favorites.append((now, favorites))
-            await asyncio.sleep(POLL if self.policy is not ORACLE else 0.02)
-
-    def _api(self) -> runtime.RuntimeAPI:
-        return runtime.RuntimeAPI(self.router.settings["MULTICLOUD_SOCKET"], timeout=10)
-
-    def _weights(self) -> list[int]:
-        with self._api() as api:
-            return [server.weight for server in api.servers() if server.backend == "upstream"]
-
-    def _put_first(self, order: Sequence[int]) -> None:
-        with self._api() as api:
-            servers = [server for server in api.servers() if server.backend == "upstream"]
-            decisions = [
-                ranking.Decision(servers[number], weight, ranking.Reason.FASTEST)
-                for number, weight in zip(order, (256, 1, 0, 0), strict=True)
-            ]
-            api.set_weights(decisions)
+def figures(answers: Sequence[Answer]) -> Figures:
+    """Of those that came, and how many did not."""
+    good = [1000 * each.seconds for each in answers if each.status == 200]
+    return Figures(statistics.fmean(good), statistics.quantiles(good, n=100)[98], len(answers) - len(good))
 
 
-def configuration(policy: Policy, ports: Sequence[int]) -> str:
-    """The shipped configuration; for HAProxy's own algorithms one with HAProxy's own checks (tests.bench.proxies)."""
-    places = [Place(name, "127.0.0.1", port) for name, port in zip(NAMES, ports, strict=True)]
-    text = proxies.haproxy(proxies.Policy(policy.name, "haproxy", policy.balance, beside=policy is RUN), places)
-    return text.replace("    option httpchk\n", "    option httpchk\n    http-response set-header Upstream %s\n")
+def report(course: Course, runs: Mapping[str, Sequence[Answer]]) -> None:
+    """Print the table."""
+    ours = [name for name in (proxies.OURS.name, proxies.RUN.name) if name in runs]
+    columns = [f"{what}, {name}" for name in ours for what in ("p99", "changes", "seconds")]
+    print()
+    table = Table("phase", *(f"{name:>12}" for name in runs), *columns, "p99, best other")
+    rows = [(phase.name, [number]) for number, phase in enumerate(PHASES)]
+    for title, numbers in [*rows, ("the whole schedule", range(len(PHASES)))]:
+        found = {
+            name: [each for number in numbers for each in course.during(answers, number)]
+            for name, answers in runs.items()
+        }
+        of = {name: figures(answers) for name, answers in found.items()}
+        cells: list[object] = [
+            f"{each.mean:.1f} ({each.mean / of[ORACLE].mean:.2f})" + f" !{each.failed}" * bool(each.failed)
+            for each in of.values()
+        ]
+        for name in ours:
+            is_right = partial(right, course, numbers[0])
+            settled = course.settled(runs[name], numbers[0], is_right) if len(numbers) == 1 else None
+            cells += [f"{of[name].p99:.1f}", changes(found[name]), settled]
+        table.row(title, *cells, f"{min(of[name].p99 for name in runs if name not in (ORACLE, *ours)):.0f}")
 
 
-@contextlib.contextmanager
-def started(policies: Sequence[Policy], ports: Sequence[Sequence[int]], authority: bytes) -> Iterator[list[Run]]:
-    """A HAProxy for each policy, in front of its own set of regions."""
-    with contextlib.ExitStack() as stack:
-        runs = []
-        for policy, places in zip(policies, ports, strict=True):
-            directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            bundle = directory / "authority.pem"
-            bundle.write_bytes(authority)
-            listening = listen_anywhere(bundle)
-            router = Router(
-                directory,
-                configuration(policy, places),
-                commands={"MULTICLOUD_CA_FILE": str(bundle), **(policy.settings or {})},
-                environ={
-                    **listening,
-                    "MULTICLOUD_INTER": INTERVAL,
-                    "FLY_REGION": "bench",
-                },
-            )
-            runs.append(Run(policy, stack.enter_context(router), int(listening["PORT"])))
-        yield runs
-
-
-async def drive(runs: Sequence[Run], schedule: Schedule, rate: float) -> None:
-    """Offer every policy its requests, and watch the weights, until the schedule is over."""
-    end = schedule.began + schedule.seconds
-    async with asyncio.TaskGroup() as group:
-        for number, run in enumerate(runs):
-            group.create_task(run.offer(rate, end, number / len(runs)))
-            group.create_task(run.watch(schedule, end))
-        group.create_task(_progress(schedule, end))
-
-
-async def _progress(schedule: Schedule, end: float) -> None:
-    for phase, start in zip(schedule.phases, schedule.starts, strict=True):
-        await asyncio.sleep(max(0.0, schedule.began + start - time.monotonic()))
-        print(f"{end - time.monotonic():5.0f} s to go: {phase.name}", flush=True)
-
-
-def figures(run: Run, schedule: Schedule, index: int) -> Figures:
-    """The figures of a phase."""
-    start = schedule.began + schedule.starts[index]
-    end = start + schedule.phases[index].seconds
-    answers = [answer for answer in run.answers if start <= answer.sent < end]
-    seconds = [answer.seconds for answer in answers if answer.status == 200]
-    p90, p99 = percentiles(seconds, (90, 99))
-    switches, wait = None, None
-    if run.favorites:
-        changes = [moment for moment, _ in run.favorites[1:]]
-        switches = sum(start <= moment < end for moment in changes)
-        wait = None if schedule.phases[index].capacity < math.inf else _longest_wait(run, schedule, start, end)
-    return Figures(
-        statistics.fmean(seconds) * 1000,
-        p90 * 1000,
-        p99 * 1000,
-        len(answers),
-        len(answers) - len(seconds),
-        switches,
-        wait,
-    )
-
-
-def _longest_wait(run: Run, schedule: Schedule, start: float, end: float) -> float:
-    """The longest time in seconds from a change of the truth to favourites within a tenth of the fastest."""
-    wrong_since, longest = None, 0.0
-    moment = start
-    while moment < end:
-        truth = schedule.truth(moment)
-        favorites = next((found for at, found in reversed(run.favorites) if at <= moment), frozenset())
-        right = all(truth[number] <= 1.1 * min(truth) for number in favorites)
-        if right:
-            wrong_since = None
-        elif wrong_since is None:
-            wrong_since = moment
-        moment += 0.1
-        if wrong_since is not None:
-            longest = max(longest, min(moment, end) - wrong_since)
-    return longest
-
-
-def overhead(run: Run, schedule: Schedule) -> float:
-    """Milliseconds that an answer in the first phase took longer than the mean of the region that gave it."""
-    end = schedule.began + schedule.phases[0].seconds
-    truth = schedule.truth(schedule.began)
-    return 1000 * statistics.fmean(
-        answer.seconds - truth[NAMES.index(answer.region)]
-        for answer in run.answers
-        if schedule.began <= answer.sent < end and answer.region
-    )
-
-
-def report(runs: Sequence[Run], schedule: Schedule) -> dict[str, object]:
-    """Print the tables; return all figures for the JSON file."""
-    oracle = next((run for run in runs if run.policy is ORACLE), None)
-    result: dict[str, object] = {}
-    whole = Schedule([Phase("whole", schedule.seconds, schedule.phases[0].truth)], schedule.began)
-    phases = [(phase.name, schedule, index) for index, phase in enumerate(schedule.phases)]
-    for name, judged, index in [*phases, ("the whole schedule", whole, 0)]:
-        print(f"\n| {name:<18} | mean ms |    p90 |    p99 | x oracle | failed | switches | wait s |")
-        print(f"|{'---|' * 8}")
-        best = figures(oracle, judged, index).mean if oracle else None
-        rows = {}
-        for run in runs:
-            found = figures(run, judged, index)
-            if judged is whole:
-                found = found._replace(wait=None)
-            ratio = f"{found.mean / best:8.2f}" if best else f"{'-':>8}"
-            switches = "-" if found.switches is None else found.switches
-            wait = "-" if found.wait is None else f"{found.wait:.1f}"
-            print(
-                f"| {run.policy.name:<18} | {found.mean:7.1f} | {found.p90:6.1f} | {found.p99:6.1f} | {ratio} "
-                f"| {found.failed:6} | {switches:>8} | {wait:>6} |"
-            )
-            rows[run.policy.name] = found._asdict() | {"ratio": found.mean / best if best else None}
-        result[name] = rows
-    return result
-
-
-def over_time(run: Run, schedule: Schedule, step: float) -> list[tuple[float, float]]:
+def over_time(answers: Sequence[Answer], began: float, step: float) -> list[tuple[float, float]]:
     """Seconds since the start, and the mean milliseconds of the answers in each step."""
-    buckets: dict[int, list[float]] = {}
-    for answer in run.answers:
-        if answer.status == 200 and answer.sent >= schedule.began:
-            buckets.setdefault(int((answer.sent - schedule.began) / step), []).append(answer.seconds)
-    return [(index * step, statistics.fmean(found) * 1000) for index, found in sorted(buckets.items())]
+    good = sorted(each for each in answers if each.status == 200 and each.sent >= began)
+    return [
+        (index * step, 1000 * statistics.fmean(each.seconds for each in found))
+        for index, found in groupby(good, key=lambda each: int((each.sent - began) / step))
+    ]
 
 
-def plot(data: Mapping[str, list[tuple[float, float]]], schedule: Schedule, path: Path) -> None:
-    """Draw the latency over time of each policy, on a logarithmic scale."""
+def plot(course: Course, runs: Mapping[str, Sequence[Answer]], step: float, path: Path) -> None:
+    """Draw the latency over time of each policy, the mean of so many seconds, on a logarithmic scale."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -302,10 +165,10 @@ def plot(data: Mapping[str, list[tuple[float, float]]], schedule: Schedule, path
     from PIL import Image
 
     figure, axes = pyplot.subplots(figsize=(10, 4.2), layout="constrained")
-    for name, series in data.items():
-        ours, oracle = name == "multicloud", name == "oracle"
+    for name, answers in runs.items():
+        ours, oracle = name == proxies.OURS.name, name == ORACLE
         axes.plot(
-            *zip(*series, strict=True),
+            *zip(*over_time(answers, course.starts[0], step), strict=True),
             label=name,
             linewidth=2 if ours else 1,
             color="black" if oracle else None,
@@ -316,58 +179,49 @@ def plot(data: Mapping[str, list[tuple[float, float]]], schedule: Schedule, path
     axes.set_yscale("log")
     axes.set_yticks(ticks := (20, 30, 50, 100, 200, 300), labels=[str(tick) for tick in ticks])
     axes.set_yticks([], minor=True)
-    axes.set_xlim(0, schedule.seconds)
-    for phase, start in zip(schedule.phases, schedule.starts, strict=True):
+    axes.set_xlim(0, sum(course.seconds))
+    for name, moment in zip(course.names, course.starts, strict=True):
+        start = moment - course.starts[0]
         axes.axvline(start, color="grey", linewidth=0.5)
         axes.annotate(
-            phase.name, (start, 1), (2, 2), xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=8
+            name, (start, 1), (2, 2), xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=8
         )
     axes.set_xlabel("seconds")
     axes.set_ylabel("mean latency of the clients, ms")
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(ncols=len(data), loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False, fontsize=9)
+    axes.legend(ncols=len(runs), loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False, fontsize=9)
     figure.savefig(path, dpi=100)
     with Image.open(path) as image:  # 64 colours are plenty, and a third of the bytes
         image.convert("RGB").quantize(64).save(path, optimize=True)
 
 
 def main() -> None:
-    """Run the schedule, print the tables, write the files."""
+    """Run the schedule, print the table, draw the picture."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.routing", description=__doc__.splitlines()[0])
     parser.add_argument("--scale", type=float, default=1.0, help="what each phase's duration is multiplied by (1)")
     parser.add_argument("--rate", type=float, default=25.0, help="requests a second for each policy (25)")
-    parser.add_argument("--herding", action="store_true", help="regions that slow down under load")
     parser.add_argument("--beside", action="store_true", help="with multicloud-run beside HAProxy, too")
-    parser.add_argument("--out", type=Path, default=Path(), help="directory of the JSON file and the plot (.)")
+    parser.add_argument("--out", type=Path, default=Path(), help="directory of the picture (.)")
     options = parser.parse_args()
-    policies, phases = (HERDING_POLICIES, HERDING_PHASES) if options.herding else (POLICIES, PHASES)
-    if options.beside:
-        policies += (RUN,)
-    scaled = [phase._replace(seconds=phase.seconds * options.scale) for phase in phases]
-    schedule = Schedule(scaled, time.monotonic() + START_UP)
-    with regions.running(schedule, len(policies)) as (ports, authority), started(policies, ports, authority) as runs:
-        asyncio.run(drive(runs, schedule, options.rate))
-    result = {
-        "phases": report(runs, schedule),
-        "overhead_ms": {run.policy.name: overhead(run, schedule) for run in runs if not options.herding},
-        "over_time": {run.policy.name: over_time(run, schedule, step=max(1.0, 4 * options.scale)) for run in runs},
-        "favorites": {
-            run.policy.name: [(at - schedule.began, sorted(NAMES[i] for i in found)) for at, found in run.favorites]
-            for run in runs
-        },
-    }
-    if not options.herding:
-        print("\nwhat an answer takes on top of its region's mean in the first phase, in ms:")
-        for run in runs:
-            print(f"  {run.policy.name:<12} {overhead(run, schedule):5.2f}")
-    stem = "herding" if options.herding else "routing"
+    known = [*proxies.POLICIES, *[proxies.RUN] * options.beside]
+    policies = [policy for policy in known if policy.program == "haproxy"]
+    course = Course([phase.name for phase in PHASES], [phase.seconds * options.scale for phase in PHASES])
+
+    async def drive(oracle: Router, ports: Sequence[Sequence[int]]) -> list[list[Answer]]:
+        following = follow(course, distance, oracle.settings["MULTICLOUD_SOCKET"])
+        answers, _ = await asyncio.gather(course.run(ports, lambda _: 1 / options.rate, lambda _: None), following)
+        return answers
+
+    with (
+        distant.running(len(policies) + 1, PHASES[0].services(0)) as distance,
+        proxies.router(proxies.KEPT, distance.places[-1], distance.authority) as (oracle, port),
+        proxies.all_started(policies, distance) as ports,
+    ):
+        answers = asyncio.run(drive(oracle, [[port], *ports]))
+    runs = dict(zip([ORACLE, *(policy.name for policy in policies)], answers, strict=True))
+    report(course, runs)
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / f"{stem}.json").write_text(json.dumps(result, indent=1) + "\n")
-    plot(
-        {run.policy.name: over_time(run, schedule, 4 * options.scale) for run in runs},
-        schedule,
-        options.out / f"{stem}.png",
-    )
+    plot(course, runs, 4 * options.scale, options.out / "routing.png")
 
 
 if __name__ == "__main__":

@@ -14,62 +14,38 @@ machine's cores do: then they end late, or are killed at their interval, which `
 more than a quarter of them so, more servers are not tried that way: HAProxy itself would not answer in time.
 """
 
-from __future__ import annotations
-
 import argparse
-import asyncio
 import contextlib
-import functools
 import os
 import re
-import ssl
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
-
-import trustme
+from typing import NamedTuple
 
 from multicloud import history
 from multicloud.demo.router import Router
 from tests import haproxy
+from tests.bench.processes import cpu, haproxy_pid, memory
+from tests.bench.table import Table
 from tests.command import BARE
 from tests.ports import free_port
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from tests.regions import Region, Regions
 
 BIN = Path(sys.executable).parent
-DELAYS = (0.020, 0.030, 0.050, 0.080)
+DELAYS = {"s0": 0.020, "s1": 0.030, "s2": 0.050, "s3": 0.080}
 SLOW = 0.200
-WARM_UP = 25.0
-"""Seconds before anything is measured: what a step is held against must be there."""
-
+WARM_UP = 25.0  # seconds before anything is measured: what a step is held against must be there
 COLUMNS = (
     *("check every", "HAProxy", "checks and deciding", "together", "HAProxy, MB", "run, MB", "round, ms", "step, s"),
     *("late", "scrape, ms"),
 )
-TICK = os.sysconf("SC_CLK_TCK")
 
-CONFIGURATION = """
-global
-    stats socket "${{MULTICLOUD_SOCKET}}" mode 600 level admin
-    {extra}
-defaults
-    mode http
-    timeout connect 2s
-    timeout client 5s
-    timeout server 5s
-{reweigh}
-backend app
-    {check}
-{servers}
-"""
 OWN = """option httpchk
     http-check set-var(check.begun) date(0,us)
     http-check send meth GET uri /
@@ -85,93 +61,36 @@ class Figures(NamedTuple):
     haproxy: float
     others: float
     memory: float
-    own_memory: float
+    own_memory: float | None
     round: float | None
     step: float | None
     late: float
     scrape: float | None
 
 
-class Servers:
-    """Ports whose answers take as long as `delays` says, over TLS where that is wanted; in a thread."""
-
-    def __init__(self, *, tls: bool) -> None:
-        self.context: ssl.SSLContext | None = None
-        if tls:
-            self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            trustme.CA().issue_cert("app.demo").configure_cert(self.context)
-        self.delays = list(DELAYS)
-        self.ports: list[int] = []
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-
-    def start(self) -> None:
-        """Listen."""
-        self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(10)
-
-    async def _listen(self) -> None:
-        for index in range(len(self.delays)):
-            answer = functools.partial(Answer, self, index)
-            server = await asyncio.get_running_loop().create_server(
-                answer, "127.0.0.1", 0, backlog=4096, ssl=self.context
-            )
-            self.ports.append(server.sockets[0].getsockname()[1])
-
-
-class Answer(asyncio.Protocol):
-    """A connection: one request, one answer."""
-
-    def __init__(self, servers: Servers, index: int) -> None:
-        self._servers = servers
-        self._index = index
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep it."""
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        """Answer, after the delay."""
-        assert data
-        asyncio.get_running_loop().call_later(self._servers.delays[self._index], self._answer)
-
-    def _answer(self) -> None:
-        assert isinstance(self._transport, asyncio.Transport)
-        if not self._transport.is_closing():
-            self._transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
-            self._transport.close()
-
-
-def cpu(pid: str, *, children: bool = False) -> float:
-    """Seconds of processor time of a process, or of its children that have ended (proc(5))."""
-    fields = Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, fields[13:15] if children else fields[11:13])) / TICK
-
-
-def memory(pid: str) -> float:
-    """Megabytes that are resident."""
-    return int(re.findall(r"^VmRSS:\s+(\d+)", Path("/proc", pid, "status").read_text(), re.MULTILINE)[0]) / 1024
-
-
 @contextlib.contextmanager
 def running(
-    servers: Servers, count: int, inter: float, *, beside: bool, directory: Path
+    regions: Sequence[Region], count: int, inter: float, *, beside: bool, tls: bool
 ) -> Iterator[tuple[Router, subprocess.Popen[bytes] | None, int]]:
     """HAProxy with so many servers, multicloud-run where it is that way, and its port for scrapers."""
-    lines = "\n".join(
+    lines = [
         # One of them is the fastest: the first. The others of its group are on the next ones' ports.
-        f"    server s{index} 127.0.0.1:{servers.ports[index % 4 if index < 4 else 1 + index % 3]} "
-        f"check inter {inter * 1000:.0f}ms weight 1{' ssl verify none' * bool(servers.context)}"
+        f"    server s{index} 127.0.0.1:{regions[index % 4 if index < 4 else 1 + index % 3].port} "
+        f"check inter {inter * 1000:.0f}ms weight 1{' ssl verify none' * tls}"
         for index in range(count)
-    )
-    text = CONFIGURATION.format(
+    ]
+    backends = "\n".join(["backend app", "    " + (OWN if beside else EXTERNAL + '"${MULTICLOUD_CHECK}"'), *lines, ""])
+    text = haproxy.CONFIGURATION.format(
+        backends=backends if beside else backends + REWEIGH,
+        level="admin",
         extra="" if beside else "insecure-fork-wanted\n    external-check",
-        reweigh="" if beside else REWEIGH,
-        check=OWN if beside else EXTERNAL + '"${MULTICLOUD_CHECK}"',
-        servers=lines,
     )
     port = free_port()
-    with Router(directory, text, commands={"MULTICLOUD_CONF": os.devnull}, environ={}) as router:
+    settings = {"MULTICLOUD_CONF": os.devnull, "MULTICLOUD_INSECURE": "1"}
+    with (
+        tempfile.TemporaryDirectory() as name,
+        Router(Path(name), text, commands=settings, environ={}) as router,
+    ):
         if not beside:
             yield router, None, port
             return
@@ -188,14 +107,14 @@ def running(
 
 def measure(count: int, inter: float, seconds: float, *, beside: bool, tls: bool) -> Figures:
     """Run it so, with so many seconds between the checks of a server."""
-    servers = Servers(tls=tls)
-    servers.start()
     with (
-        tempfile.TemporaryDirectory() as name,
-        running(servers, count, inter, beside=beside, directory=Path(name)) as (router, loop, port),
+        Regions([*DELAYS], tls=tls) as regions,
+        running([*regions], count, inter, beside=beside, tls=tls) as (router, loop, port),
     ):
+        for region in regions:
+            region.delay = DELAYS[region.name]
         address, times = router.settings["MULTICLOUD_SOCKET"], router.settings["MULTICLOUD_TIMES"]
-        pid = haproxy.tell(address, "show info")[0].partition("\nPid: ")[2].partition("\n")[0]
+        pid = haproxy_pid(address)
         time.sleep(WARM_UP)
         began, before, start = time.time(), cpu(pid), cpu(str(loop.pid) if loop else pid, children=not loop)
         rounds, scrapes = [], []
@@ -212,17 +131,17 @@ def measure(count: int, inter: float, seconds: float, *, beside: bool, tls: bool
         found = history.read(times, 10_000).series
         taken = sum((when or 0) > began and not failed for newest in found.values() for _, when, failed in newest)
         late = max(0.0, 100 * (1 - taken / (count * spent / inter)))
-        sizes = memory(pid), memory(str(loop.pid)) if loop else 0.0
-        step = stepped(servers, address)
-    medians = [1000 * statistics.median(each) if each else None for each in (rounds, scrapes)]
-    return Figures(own, others, sizes[0], sizes[1], medians[0], step, late, medians[1])
+        sizes = memory(pid), memory(str(loop.pid)) if loop else None
+        step = stepped(next(iter(regions)), address)
+    of_round, of_scrape = (1000 * statistics.median(each) if each else None for each in (rounds, scrapes))
+    return Figures(own, others, *sizes, of_round, step, late, of_scrape)
 
 
-def stepped(servers: Servers, address: str) -> float | None:
+def stepped(fastest: Region, address: str) -> float | None:
     """Seconds until the favourite that becomes slow has lost its weight; None where it has not, or was none."""
     if haproxy.weights(address, "app")["s0"] != 256:
         return None
-    servers.delays[0] = SLOW
+    fastest.delay = SLOW
     began = time.monotonic()
     while time.monotonic() < began + 60:
         if haproxy.weights(address, "app")["s0"] != 256:
@@ -240,23 +159,23 @@ def main() -> None:
     parser.add_argument("--inter", type=float, help="seconds between the checks of a server")
     parser.add_argument("--seconds", type=float, default=30.0, help="how long each is measured")
     arguments = parser.parse_args()
-    print(f"| servers, way | {' | '.join(COLUMNS)} |\n|---|{'---:|' * len(COLUMNS)}", flush=True)
+    table = Table("servers, way", *COLUMNS)
     ended = False
     for count in arguments.servers:
         for beside in (True,) if arguments.beside or ended else (False, True):
             inter = arguments.inter or (1.0 if count == 4 and beside else 2.0)
             got = measure(count, inter, arguments.seconds, beside=beside, tls=arguments.tls)
             ended = ended or (not beside and got.late > 25)
-            cells = [
+            table.row(
+                f"{count:,}, {'run' if beside else 'external'}",
                 f"{inter:g} s",
                 *(f"{percent:.1f} %" for percent in (got.haproxy, got.others, got.haproxy + got.others)),
                 f"{got.memory:.0f}",
-                f"{got.own_memory:.0f}" if beside else "-",
-                *("-" if value is None else f"{value:.1f}" for value in (got.round, got.step)),
+                f"{got.own_memory:.0f}" if got.own_memory else None,
+                *(f"{value:.1f}" if value else None for value in (got.round, got.step)),
                 f"{got.late:.0f} %",
-                "-" if got.scrape is None else f"{got.scrape:.0f}",
-            ]
-            print(f"| {count:,}, {'run' if beside else 'external'} | {' | '.join(cells)} |", flush=True)
+                f"{got.scrape:.0f}" if got.scrape else None,
+            )
 
 
 if __name__ == "__main__":

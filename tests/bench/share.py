@@ -7,8 +7,6 @@ of each request. Two shares are printed: of the requests that the very fastest r
 by a region within a tenth of it; and the mean of the delays beside the mean of the fastest ones.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import statistics
@@ -17,9 +15,7 @@ import time
 from multicloud import demo
 from tests.bench import client
 
-WARM_UP = 10.0
-"""Seconds in which the demo takes its first measurements."""
-
+WARM_UP = 10.0  # seconds in which the demo takes its first measurements
 RATE = 10.0
 
 
@@ -29,15 +25,12 @@ async def sample(running: demo.Demo, port: int, seconds: float) -> list[tuple[st
 
     async def ask() -> None:
         delays = {region.name: region.delay for region in running.regions}
-        answer = await client.get(port)
+        answer = await client.timed(client.over_new(port))
         found.append((answer.region, delays))
 
     async with asyncio.TaskGroup() as group:
-        due = time.monotonic()
-        for _ in range(int(seconds * RATE)):
-            await asyncio.sleep(due - time.monotonic())
+        async for _ in client.moments(lambda: 1 / RATE, time.monotonic() + seconds):
             group.create_task(ask())
-            due += 1 / RATE
     return found
 
 

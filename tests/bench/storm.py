@@ -16,8 +16,6 @@ all faults, what failed beyond what docs/promises.md allows, and what grew. Exit
 that, or where not all was well again within SETTLE seconds. Ctrl-C ends it early. It needs the extra `test`, and Linux.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import math
@@ -28,37 +26,27 @@ import statistics
 import sys
 import time
 from collections import Counter
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from multicloud.demo.router import haproxy_binary
-from multicloud.runtime import RuntimeAPIError
+from multicloud.runtime import RuntimeAPIError, Server
 from tests.bench.faults import BESIDE, FAULTS, TOGETHER, Deed, Fault, Scene, processes
 from tests.bench.load import TIMEOUT, Failure, Load
+from tests.bench.processes import memory
+from tests.bench.table import Table
 from tests.edge import Edge, edge
 from tests.names import NameServer, by_name, name_server
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-
-    from multicloud.runtime import Server
-
 DELAYS = {"eu.demo": 0.010, "us.demo": 0.040, "ap.demo": 0.070, "sa.demo": 0.100}
 
+# Seconds within which the right region must lead again once all is undone; docs/ranking says 60 for the worst case.
 SETTLE = 90.0
-"""Seconds within which the right region must lead again once all is undone; docs/ranking says 60 for the worst case."""
-
+# Seconds for which all must have been well before the next fault: no request of the last one is under way then.
 QUIET = TIMEOUT + 1
-"""Seconds for which all must have been well before the next fault: no request of the last one is under way then."""
-
-OVERLAPS = 0.25
-"""How often a second fault comes on top."""
-
-BUSY = 0.2
-"""Seconds: if this program itself is so late with a request, the regions, which run in it, were slow for no fault."""
-
-OLD = 10.0
-"""Seconds after which a check that is still there has been left behind: HAProxy ends them after two."""
+OVERLAPS = 0.25  # how often a second fault comes on top
+BUSY = 0.2  # seconds: if this program is so late with a request, the machine was slow, and perhaps the regions, too
+OLD = 10.0  # seconds after which a check that is still there has been left behind: HAProxy ends them after two
 
 
 class Event(NamedTuple):
@@ -186,7 +174,7 @@ class Storm:
         running = self._scene.running
         before, hold = leader(running), self._scene.draw.uniform(*fault.hold)
         began = time.monotonic()
-        deed = stack.enter_context(fault.do(self._scene))
+        deed = stack.enter_context(contextlib.contextmanager(fault.do)(self._scene))
         self._events.append(Event(fault, began, time.monotonic(), deed))
         right = self._scene.right()
         led = watch(hold, lambda: leader(running) in right)
@@ -260,45 +248,41 @@ def described(failures: Sequence[Failure], faults: Sequence[float]) -> str:
 
 def sizes(running: Edge, files: set[str]) -> dict[str, float]:
     """What must not grow; `files` are the names that were in the directory at first."""
-    found = processes()
+    beside = running.router.beside
+    found = [each for each in processes() if not beside or each.pid != beside.pid]
     alive = [each for each in found if each.haproxy and each.state != "Z"]
-    newest = Path("/proc", str(min(alive, key=lambda each: each.age).pid))
     directory = running.router.directory
     samples = directory / "times.txt"
-    measured = {"HAProxy": newest}
-    if running.router.beside:
-        measured["multicloud-run"] = Path("/proc", str(running.router.beside.pid))
+    measured = {"HAProxy": str(min(alive, key=lambda each: each.age).pid)}
+    if beside:
+        measured["multicloud-run"] = str(beside.pid)
     return {
-        **{f"{name}: descriptors": len(os.listdir(path / "fd")) for name, path in measured.items()},
-        **{f"{name}: resident memory, MB": _resident(path) for name, path in measured.items()},
+        **{f"{name}: descriptors": len(os.listdir(f"/proc/{pid}/fd")) for name, pid in measured.items()},
+        **{f"{name}: resident memory, MB": memory(pid) for name, pid in measured.items()},
         "HAProxy: processes": len(alive),
         f"checks older than {OLD:.0f} s": sum(each.age > OLD and not each.haproxy for each in found),
         "sample file, kB": samples.stat().st_size / 1000 if samples.exists() else 0,
         "files left behind": len(set(os.listdir(directory)) - files - {samples.name}),
-        "this program: resident memory, MB": _resident(Path("/proc/self")),
+        "this program: resident memory, MB": memory("self"),
     }
-
-
-def _resident(process: Path) -> float:
-    return int((process / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def report(storm: Storm) -> int:
     """Print the tables; the exit code."""
-    heading = ("fault", "times", "led after, s", "well again after, s", "requests", "failed as allowed", "beyond")
-    print(f"\n| {' | '.join(heading)} |\n|{'---|' * len(heading)}")
+    print()
+    faults = Table("fault", "times", "led after, s", "well again after, s", "requests", "failed as allowed", "beyond")
     everything = [result for results in storm.results.values() for result in results]
     for name, results in [*sorted(storm.results.items()), ("all", everything)]:
-        cells = [name, len(results), span(each.led for each in results), span(each.back for each in results)]
-        cells += [sum(each.requests for each in results), sum(each.allowed for each in results)]
-        print(f"| {' | '.join(map(str, cells))} | {sum(each.beyond for each in results)} |")
-    print("\n| size, median of | the first tenth | the last tenth |\n|---|---|---|")
+        spans = span(each.led for each in results), span(each.back for each in results)
+        counts = [sum(column) for column in zip(*(each[2:] for each in results), strict=True)]
+        faults.row(name, len(results), *spans, *counts)
+    print()
+    grown = Table("size, median of", "the first tenth", "the last tenth")
     begin, end = storm.sizes[0][0], storm.sizes[-1][0]
     first = [found for when, found in storm.sizes if when <= begin + (end - begin) / 10]
     last = [found for when, found in storm.sizes if when >= end - (end - begin) / 10]
     for name in first[0]:
-        medians = [statistics.median(found[name] for found in some) for some in (first, last)]
-        print(f"| {name} | {medians[0]:.1f} | {medians[1]:.1f} |")
+        grown.row(name, *(f"{statistics.median(found[name] for found in some):.1f}" for some in (first, last)))
     late = sum(math.isinf(result.back) for result in everything)
     print(
         f"\n{late} times not all was well within {SETTLE:.0f} s. {storm.reopened} kept connections turned out closed."

@@ -19,33 +19,21 @@ Needs the extra `test`, nginx if it is to be compared (apt-get install nginx-lig
 namespaces and a /dev/net/tun that the user may open.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import contextlib
 import math
 import ssl
 import statistics
-import sys
-import time
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from tests.bench import client, distant, proxies, wan
-from tests.bench.distant import NAMES, Service
+from tests.bench.client import Answer
+from tests.bench.course import Course
+from tests.bench.distant import NAMES, Place, Service
+from tests.bench.table import Table
 from tests.bench.wan import Way
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from tests.bench.client import Answer
-
-START_UP = 30.0
-"""Seconds before the first phase, in which the policies take their first measurements."""
-
-SETTLED = 0.95
-"""The part of the answers from which on they are said to come from the best region."""
-
 
 NEAREST = Way(0.030)
 WELL = Service(0.010)
@@ -61,6 +49,10 @@ class Phase(NamedTuple):
     def best(self) -> int:
         """The region that answers first."""
         return min(range(len(NAMES)), key=self._seconds)
+
+    def is_of_best(self, answer: Answer) -> bool:
+        """Whether that region gave it."""
+        return answer.region == NAMES[self.best()]
 
     def limit(self) -> float:
         """Seconds that an answer takes at least: a round trip to the best region, and its time for an answer."""
@@ -83,8 +75,6 @@ PHASES = (
     _phase("dies", service=Service(alive=False)),
     _phase("returns"),
     _phase("near but slow to serve", service=Service(0.090)),
-)
-MORE_PHASES = (
     _phase("quick again"),
     _phase("30 % jitter", Way(0.030, jitter=0.3)),
     _phase("calm again"),
@@ -92,106 +82,48 @@ MORE_PHASES = (
     _phase("no loss again"),
     _phase("2 % late answers", service=Service(late=0.02)),
 )
+FIRST_PHASES = 6  # that many have an "overall" of their own
 
 
-class Course:
-    """The phases, and the moments (time.monotonic) at which they began; before the first one, all is as in it."""
-
-    def __init__(self, phases: Sequence[Phase]) -> None:
-        self.phases = phases
-        self.starts: list[float] = []
-
-    def now(self) -> Phase:
-        """The present phase."""
-        return self.phases[max(len(self.starts) - 1, 0)]
-
-    def during(self, answers: Sequence[Answer], number: int) -> list[Answer]:
-        """The answers to what was sent in a phase."""
-        start, *later = self.starts[number:]
-        return [answer for answer in answers if start <= answer.sent < min(later, default=math.inf)]
-
-
-class Run(NamedTuple):
-    """A policy's name, and the answers that its clients got."""
-
-    name: str
-    answers: list[Answer]
-
-
-async def offer(port: int, answers: list[Answer], rate: float, end: float) -> None:
-    """Send requests at a steady rate until `end`, whatever becomes of them."""
-
-    async def ask() -> None:
-        answers.append(await client.get(port))
-
-    async with asyncio.TaskGroup() as group:
-        due = time.monotonic() + 1 / rate
-        while due < end:
-            await asyncio.sleep(due - time.monotonic())
-            group.create_task(ask())
-            due += 1 / rate
-
-
-async def go_straight(authority: bytes, course: Course, answers: list[Answer], end: float) -> None:
+async def go_straight(course: Course, places: Sequence[Place], authority: bytes) -> list[Answer]:
     """Ask the best region ten times a second over a kept connection; opening it is not counted."""
     context = ssl.create_default_context(cadata=authority.decode())
-    connections: dict[int, tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
-    while time.monotonic() < end:
-        best = course.now().best()
-        name, address, port = distant.places(0)[best]
-        try:
+    connections: dict[int, client.Connection] = {}
+    answers = []
+    async for _ in client.moments(lambda: 0.1, course.end):
+        best = PHASES[course.number].best()
+        name, address, port = places[best]
+        with contextlib.suppress(OSError):
             if best not in connections:
                 connections[best] = await asyncio.open_connection(address, port, ssl=context, server_hostname=name)
-            reader, writer = connections[best]
-            sent = time.monotonic()
-            writer.write(b"GET / HTTP/1.1\r\n\r\n")
-            await reader.readexactly(distant.length((await reader.readuntil(b"\r\n\r\n")).lower()))
-            answers.append(client.Answer(sent, time.monotonic() - sent, 200, name))
-        except (OSError, asyncio.IncompleteReadError):
-            connections.pop(best, None)
-        await asyncio.sleep(0.1)
+            answer = await client.timed(client.exchange(connections[best]))
+            if answer.status == 200:
+                answers.append(answer)
+            else:
+                del connections[best]
+    return answers
 
 
 async def drive(
-    policies: Sequence[proxies.Policy],
-    ports: Sequence[int],
-    distance: distant.Distance,
-    course: Course,
-    options: argparse.Namespace,
-) -> list[Run]:
-    """Go through the phases, and have all policies asked meanwhile; their answers, and those of the straight way."""
-    end = time.monotonic() + START_UP + options.seconds * len(course.phases)
-    straight: list[Answer] = []
-    answers: list[list[Answer]] = [[] for _ in ports]
-    async with asyncio.TaskGroup() as group:
-        group.create_task(go_straight(distance.authority, course, straight, end))
-        for port, each in zip(ports, answers, strict=True):
-            group.create_task(offer(port, each, options.rate, end))
-            await asyncio.sleep(1 / options.rate / len(ports))  # so that they do not all ask at the same moment
-        for number, phase in enumerate(course.phases):
-            start = end - options.seconds * (len(course.phases) - number)
-            await asyncio.sleep(start - time.monotonic())
-            print(f"{end - start:5.0f} s to go: {phase.name}", flush=True)
-            await asyncio.to_thread(distance.change, phase.ways, phase.services)
-            course.starts.append(time.monotonic())
-    return [
-        Run("straight", straight),
-        *(Run(policy.name, each) for policy, each in zip(policies, answers, strict=True)),
-    ]
+    course: Course, ports: Sequence[Sequence[int]], distance: distant.Distance, rate: float
+) -> list[list[Answer]]:
+    """Go through the phases; the answers of all policies, and those of the straight way before them."""
+
+    def change(number: int) -> None:
+        distance.change(PHASES[number].services, PHASES[number].ways)
+
+    answers, straight = await asyncio.gather(
+        course.run(ports, lambda _: 1 / rate, change), go_straight(course, distance.places[-1], distance.authority)
+    )
+    return [straight, *answers]
 
 
-def compared(*, beside: bool) -> list[proxies.Policy]:
-    """Those whose programs are there, and multicloud-run where it is asked for."""
-    wanted = [proxies.RUN, *proxies.POLICIES] if beside else proxies.POLICIES
-    return [policy for policy in wanted if policy.program != "nginx" or proxies.nginx_binary()]
-
-
-def multiples(run: Run, course: Course, numbers: Sequence[int]) -> list[float]:
+def in_limits(course: Course, answers: Sequence[Answer], numbers: Sequence[int]) -> list[float]:
     """The latencies in some phases, in limits; infinite where no answer came."""
     return [
-        answer.seconds / course.phases[number].limit() if answer.status == 200 else math.inf
+        answer.seconds / PHASES[number].limit() if answer.status == 200 else math.inf
         for number in numbers
-        for answer in course.during(run.answers, number)
+        for answer in course.during(answers, number)
     ]
 
 
@@ -210,42 +142,28 @@ def failed(found: Sequence[float]) -> str:
     return str(found.count(math.inf))
 
 
-def report(runs: Sequence[Run], course: Course) -> None:
+def report(course: Course, runs: Mapping[str, Sequence[Answer]]) -> None:
     """Print the tables; that of the failures has only the phases with any."""
-    rows = [(phase.name, [number]) for number, phase in enumerate(course.phases)]
-    rows.insert(len(PHASES), ("overall", list(range(len(PHASES)))))
-    rows.append(("overall, with these", list(range(len(course.phases)))))
-    ours = [run for run in runs if run.name in (proxies.RUN.name, proxies.OURS.name)]
+    rows = [(phase.name, [number]) for number, phase in enumerate(PHASES)]
+    rows.insert(FIRST_PHASES, ("overall", list(range(FIRST_PHASES))))
+    rows.append(("overall, with these", list(range(len(PHASES)))))
+    ours = [name for name in (proxies.RUN.name, proxies.OURS.name) if name in runs]
     for title, cell in (("mean, in limits", mean), ("p99, in limits", p99), ("requests that failed", failed)):
-        heading = ["limit, ms", *(run.name for run in runs), *(f"settled, s, {run.name}" for run in ours)]
-        print(f"\n| {title:<22} | {' | '.join(heading)} |\n|{'---|' * (len(heading) + 1)}")
+        print()
+        table = Table(title, "limit, ms", *runs, *(f"settled, s, {name}" for name in ours))
         for name, numbers in rows:
-            found = [multiples(run, course, numbers) for run in runs]
+            found = [in_limits(course, answers, numbers) for answers in runs.values()]
             limit, settled = "", [""] * len(ours)
             if len(numbers) == 1:
                 if cell is failed and not any(math.inf in each for each in found):
                     continue
-                limit = f"{course.phases[numbers[0]].limit() * 1000:.0f}"
-                settled = [wait(run, course, numbers[0]) for run in ours]
-            cells = [limit, *map(cell, found), *settled]
-            aligned = (f"{each:>{len(over)}}" for each, over in zip(cells, heading, strict=True))
-            print(f"| {name:<22} | {' | '.join(aligned)} |")
+                phase = PHASES[numbers[0]]
+                limit = f"{phase.limit() * 1000:.0f}"
+                settled = [course.settled(runs[each], numbers[0], phase.is_of_best) for each in ours]
+            table.row(name, limit, *map(cell, found), *settled)
 
 
-def wait(run: Run, course: Course, number: int) -> str:
-    """Seconds until the best region gives SETTLED of the answers to all that is sent later in the phase."""
-    best = NAMES[course.phases[number].best()]
-    right = wrong = 0
-    settled = "never"
-    for answer in sorted(course.during(run.answers, number), key=lambda answer: answer.sent, reverse=True):
-        right += answer.region == best
-        wrong += answer.region != best
-        if right >= SETTLED * (right + wrong):
-            settled = f"{answer.sent - course.starts[number]:.1f}"
-    return settled
-
-
-def main() -> int:
+def main() -> None:
     """Run the phases, print the tables."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.users", description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=20.0, help="how long a phase is (20)")
@@ -253,23 +171,16 @@ def main() -> int:
     parser.add_argument("--beside", action="store_true", help="multicloud-run beside HAProxy, too")
     options = parser.parse_args()
     wan.enter()
-    if not proxies.nginx_binary():
-        print("nginx is left out: it is not installed (apt-get install nginx-light)")
-    course = Course([*PHASES, *MORE_PHASES])
-    policies = compared(beside=options.beside)
+    policies = proxies.there([*[proxies.RUN] * options.beside, *proxies.POLICIES])
+    course = Course([phase.name for phase in PHASES], [options.seconds] * len(PHASES))
     with (
-        distant.running(len(policies) + 1, PHASES[0].ways, PHASES[0].services) as distance,
-        contextlib.ExitStack() as stack,
+        distant.running(len(policies) + 1, PHASES[0].services, PHASES[0].ways) as distance,
+        proxies.all_started(policies, distance) as ports,
     ):
-        ports = [
-            stack.enter_context(proxies.started(policy, distant.places(number), distance.authority))
-            for number, policy in enumerate(policies, start=1)
-        ]
-        runs = asyncio.run(drive(policies, ports, distance, course, options))
-    report(runs, course)
-    return 0
+        runs = asyncio.run(drive(course, ports, distance, options.rate))
+    report(course, dict(zip(["straight", *(policy.name for policy in policies)], runs, strict=True)))
 
 
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
-        sys.exit(main())
+        main()

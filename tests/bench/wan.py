@@ -10,8 +10,6 @@ may change at any time. As root it needs nothing else; without root, a kernel th
 names, and what runs in them dies with the first of their processes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import fcntl
@@ -24,16 +22,15 @@ import signal
 import socket
 import struct
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from multiprocessing.connection import Connection
 from time import monotonic
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from multiprocessing.connection import Connection
-
+# The address of the near end, and those of the regions.
 NEAR = "10.77.0.254"
 FAR = tuple(f"10.77.0.{number}" for number in range(1, 5))
-"""The address of the near end, and those of the regions."""
 
 # <sched.h>, <sys/prctl.h>, <linux/if_tun.h>, <linux/sockios.h>, <linux/if.h>
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -42,8 +39,7 @@ TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 SIOCSIFFLAGS, SIOCSIFADDR, SIOCSIFNETMASK, IFF_UP = 0x8914, 0x8916, 0x891C, 0x1
 
 LARGEST = 65535
-FLOWS = 4096
-"""Connections that the wire remembers before it forgets those that have no packet under way."""
+FLOWS = 4096  # connections that the wire remembers before it forgets those that have no packet under way
 
 
 class Way(NamedTuple):
@@ -111,25 +107,29 @@ def network(serve: Callable[[Connection], None], ways: Sequence[Way]) -> Iterato
 
     Gives the connections to the process that holds packets back, which takes new ways, and to `serve`.
     """
-    fork = multiprocessing.get_context("fork")
-    to_regions, regions_end = fork.Pipe()
-    to_wire, wire_end = fork.Pipe()
     far = _device(FAR)
-    regions = fork.Process(target=_serve_first, args=(serve, regions_end), daemon=True)
-    regions.start()
-    _unshare(CLONE_NEWNET)
-    near = _device([NEAR])
-    wire = fork.Process(target=_hold_back, args=(near, far, ways, wire_end), daemon=True)
-    wire.start()
-    os.close(near)
-    os.close(far)
-    _go_first()
+    with process(serve) as to_regions:
+        _unshare(CLONE_NEWNET)
+        near = _device([NEAR])
+        with process(partial(_hold_back, near, far, ways)) as to_wire:
+            os.close(near)
+            os.close(far)
+            _go_first()
+            yield to_wire, to_regions
+
+
+@contextlib.contextmanager
+def process(serve: Callable[[Connection], None]) -> Iterator[Connection]:
+    """Run `serve` in a process; gives the other end of its connection."""
+    fork = multiprocessing.get_context("fork")
+    here, there = fork.Pipe()
+    running = fork.Process(target=_serve_first, args=(serve, there), daemon=True)
+    running.start()
     try:
-        yield to_wire, to_regions
+        yield here
     finally:
-        for process in (wire, regions):
-            process.terminate()
-            process.join()
+        running.terminate()
+        running.join()
 
 
 def _device(addresses: Sequence[str]) -> int:
@@ -171,7 +171,6 @@ def _hold_back(near: int, far: int, ways: Sequence[Way], orders: Connection) -> 
 
     Packets of one connection and direction arrive in the order in which they were sent, whatever the jitter.
     """
-    _go_first()
     way_of = dict(zip(map(socket.inet_aton, FAR), ways, strict=True))
     under_way: list[tuple[float, int, int, bytes]] = []
     last: dict[bytes, float] = {}

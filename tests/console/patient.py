@@ -1,25 +1,25 @@
 """`multicloud doctor` as a function, about a real HAProxy whose configuration is broken, and mended as it says."""
 
-from __future__ import annotations
-
 import contextlib
+import multiprocessing
+import os
+import pwd
 import subprocess
 import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from multicloud import settings
-from multicloud.console import doctor
+from multicloud.console import doctor, status
 from multicloud.demo.router import haproxy_binary
-from tests.command import run
-from tests.edge import Router, measured, wait_until
+from tests.edge import Edge, Router, measured, wait_until
 from tests.haproxy import tell
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
+NOBODY = pwd.getpwnam("nobody")
 VERSION = subprocess.run([haproxy_binary(), "-v"], capture_output=True, text=True, check=True).stdout.split()[2]
 
+# With the samples that `examine` writes, nothing is wrong with it.
 GOOD = """
 global
     stats socket "${MULTICLOUD_SOCKET-/var/run/haproxy.sock}" mode 600 level admin
@@ -48,11 +48,9 @@ backend upstream
     server eu 127.0.0.1:1 weight 256
     server us 127.0.0.1:2 weight 1
 """
-"""With the samples that `examine` writes, nothing is wrong with it."""
 
-
+# So begins what is told of HAProxy where the tests are run as root, and would be told beside everything else.
 AS_ROOT = "HAProxy runs as root"
-"""So begins what is told of HAProxy where the tests are run as root, and would be told beside everything else."""
 
 
 def look(environ: Mapping[str, str], *files: Path) -> tuple[list[str], list[str]]:
@@ -65,20 +63,21 @@ def look(environ: Mapping[str, str], *files: Path) -> tuple[list[str], list[str]
     return wrong, [line for line in lines if line not in wrong]
 
 
-def look_away(path: Path) -> tuple[list[str], list[str]]:
-    """The same about a configuration whose HAProxy is away, which is the first problem."""
-    return look({"MULTICLOUD_SOCKET": f"{path}.sock"}, path)
-
-
 def examine(router: Router) -> tuple[list[str], list[str]]:
     """The same about a running HAProxy of `small`, and its configuration; its samples are as they should be."""
     Path(router.settings["MULTICLOUD_TIMES"]).write_text(measured({"eu": 0.01, "us": 0.1}, 5))
     return look(router.settings, router.directory / "haproxy.cfg")
 
 
-def status(environ: Mapping[str, str]) -> str:
-    """What status says, in one line."""
-    return " ".join(run("status", environ=environ).stdout.split())
+def look_at(running: Edge) -> tuple[list[str], list[str]]:
+    """The same about the shipped configuration and its regions."""
+    return look(running.router.settings, running.router.directory / "haproxy.cfg")
+
+
+def shown(environ: Mapping[str, str]) -> str:
+    """The problems and notes that status has below its table."""
+    found = status.collect(settings.Sources(environ))
+    return " ".join([*found.problems, *found.notes])
 
 
 def one(lines: list[str], part: str) -> str:
@@ -93,6 +92,33 @@ def small(text: str = GOOD, **commands: str) -> Iterator[Router]:
     """Run HAProxy with this configuration."""
     with tempfile.TemporaryDirectory() as name, Router(Path(name), text, commands=commands, environ={}) as router:
         yield router
+
+
+@contextlib.contextmanager
+def of_nobody(text: str, **commands: str) -> Iterator[Router]:
+    """The same as nobody, whose sample file and directory it has."""
+    line = f"global\n    uid {NOBODY.pw_uid}\n    gid {NOBODY.pw_gid}\n"
+    with small(text.replace("global\n", line, 1), **commands) as router:
+        (router.directory / "times.txt").touch()
+        os.chown(router.directory / "times.txt", NOBODY.pw_uid, NOBODY.pw_gid)
+        router.directory.chmod(0o711)
+        yield router
+
+
+def asked_by_somebody(ask: Callable[[], list[str]]) -> list[str]:
+    """What a function gives where somebody calls it who has no rights and no groups; only root can."""
+
+    def call(told: Connection) -> None:
+        os.setgroups([])
+        os.setuid(1)
+        told.send(ask())
+
+    here, there = multiprocessing.Pipe()
+    child = multiprocessing.get_context("fork").Process(target=call, args=(there,))
+    child.start()
+    answer: list[str] = here.recv()
+    child.join()
+    return answer
 
 
 def say(router: Router, command: str) -> str:

@@ -1,18 +1,14 @@
 """What a person types: `multicloud check` and `multicloud reweigh`, and what all commands have in common."""
 
-from __future__ import annotations
-
 import functools
 import json
-import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -24,11 +20,8 @@ from multicloud.history import Sample
 from multicloud.light import UsageError
 from multicloud.runtime import DOWN, DRAIN, MAINT, UP, Server
 from tests.command import BARE, PROGRAM, Terminal, run
+from tests.console.patient import asked_by_somebody
 from tests.edge import Edge, edge, wait_until
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from multiprocessing.connection import Connection
 
 GREEN = "\x1b[32m"
 CHECK = settings.Sources({}).read(settings.CHECK_SETTINGS)
@@ -78,21 +71,15 @@ def test_who_may_not_read_the_samples_is_told_as_whom_to_ask(tmp_path: Path) -> 
     times = tmp_path / "times.txt"
     times.touch(mode=0o600)
 
-    def ask(told: Connection) -> None:
-        os.setuid(1)
+    def ask() -> list[str]:
         sys.argv = ["multicloud", "history", "--times", str(times)]
-        try:
+        with pytest.raises(UsageError) as refused:
             _run()
-        except UsageError as error:
-            told.send(str(error))
+        return [str(refused.value)]
 
     for directory in [tmp_path, *tmp_path.parents][:3]:
         directory.chmod(0o755)
-    here, there = multiprocessing.Pipe()
-    child = multiprocessing.get_context("fork").Process(target=ask, args=(there,))
-    child.start()
-    assert here.recv() == f"{times}: permission denied; run this as root (sudo)"
-    child.join()
+    assert asked_by_somebody(ask) == [f"{times}: permission denied; run this as root (sudo)"]
 
 
 def test_the_version_is_the_packages() -> None:
@@ -325,14 +312,6 @@ UNUSABLE = ("a:", "a:b", "a:70000", "a:0", "a:" + "9" * 5000, "[::1", "[::1]8", 
 def test_what_cannot_be_probed_is_a_usage_error(url: str) -> None:
     with pytest.raises(UsageError, match="cannot probe"):
         probes.resolve(url, "127.0.0.1", CHECK)
-
-
-def test_an_ipv6_address_is_probed() -> None:
-    with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
-        port = server.getsockname()[1]
-        done = run("check", f"tcp://[::1]:{port}")
-    assert done.returncode == 0
-    assert done.stdout.startswith(f"tcp://[::1]:{port} (::1)\n")
 
 
 # multicloud reweigh

@@ -1,7 +1,5 @@
 """`multicloud config`: what it writes is valid for each HAProxy, whole or in a configuration that is there."""
 
-from __future__ import annotations
-
 import grp
 import http.client
 import os
@@ -100,7 +98,7 @@ def test_a_second_application_is_the_second_part_of_its_blocks(tmp_path: Path, h
 @pytest.mark.parametrize(("first", "second"), [(80, 443), (443, 80)])
 def test_a_second_application_has_its_own_tls_and_its_own_names(tmp_path: Path, first: int, second: int) -> None:
     def blocks(backend: str, port: int) -> str:
-        text = written("--blocks", "--backend", backend, haproxy=haproxy_binary(), to=(f"eu=127.0.0.1:{port}",))
+        text = written("--blocks", "--backend", backend, to=(f"eu=127.0.0.1:{port}",))
         return text.replace("bind :8080", f"bind unix@{tmp_path}/{backend}")
 
     text = 'global\n    stats socket "${MULTICLOUD_SOCKET}" mode 600 level admin\n'
@@ -223,40 +221,27 @@ def test_the_lines_for_a_frontend_of_ones_own_take_no_other_requests() -> None:
                 connection.close()
 
 
+A, B = "[a]\nservers = x\n", "[b]\nservers = y\n"
+
+
 @pytest.mark.parametrize(
     ("text", "arguments", "error"),
     [
+        (A + B, "", "[b] would bind :8080, as [a] does, and each get some of the users"),
+        (A + "bind = :::8080 v4v6\n" + B, "", "[b] would bind :8080, as [a] does"),
+        ("bind = :80,:81\n" + A + B + "bind = *:81\n", "", "[b] would bind :81, as [a] does"),
         (
-            "[a]\nservers = x\n[b]\nservers = y\n",
-            "",
-            "[b] would bind :8080, as [a] does, and each get some of the users",
-        ),
-        (
-            "[a]\nservers = x\nbind = :::8080 v4v6\n[b]\nservers = y\n",
-            "",
-            "[b] would bind :8080, as [a] does",
-        ),
-        (
-            "backends = a\n[a]\nservers = x\n",
+            "backends = a\n" + A,
             "",
             "2: backends has a, which `multicloud run` measures by HAProxy's own checks; accepted: --beside, or",
         ),
-        ("bind = :80,:81\n[a]\nservers = x\n[b]\nservers = y\nbind = *:81\n", "", "[b] would bind :81, as [a] does"),
-        ("[a]\nservers = x\n[b]\nservers = y\n", "--backend c", "no server named; accepted: SERVER"),
-        (
-            "[a]\nservers = x\n[a/x]\nhost = y\n",
-            "",
-            "5: host: HAProxy cannot be told this of one server; accepted: in [a], or",
-        ),
-        (
-            "[a]\nservers = x\n[a/x]\npath = /y\n",
-            "--beside",
-            "5: path: HAProxy cannot be told this of one server; accepted",
-        ),
-        ("[a]\nservers = x\nhost = y:80\n", "", "4: host: 'y:80'; accepted: a name of a certificate"),
+        (A + B, "--backend c", "no server named; accepted: SERVER"),
+        (A + "[a/x]\nhost = y\n", "", "5: host: HAProxy cannot be told this of one server; accepted: in [a], or"),
+        (A + "[a/x]\npath = /y\n", "--beside", "5: path: HAProxy cannot be told this of one server; accepted"),
+        (A + "host = y:80\n", "", "4: host: 'y:80'; accepted: a name of a certificate"),
         ("[a]\nservers = x x\n", "", "'x': there is a server x already"),
-        ("[a]\nservers = x\n[a-once]\nservers = y\nbind = :81\n", "", "two sections would have the name a-once"),
-        ("[a]\nservers = x\n", "--output {}/no/such/file", "/no/such/file is not written: no such file or directory"),
+        (A + "[a-once]\nservers = y\nbind = :81\n", "", "two sections would have the name a-once"),
+        (A, "--output {}/no/such/file", "/no/such/file is not written: no such file or directory"),
     ],
 )
 def test_what_the_settings_cannot_mean_is_one_clear_line(tmp_path: Path, text: str, arguments: str, error: str) -> None:
@@ -508,7 +493,7 @@ def in_debians(text: str) -> str:
     """Debian's configuration with blocks for the servers of another one, at the places of a test."""
     regions = dict(re.findall(r"^    server (\S+) (127\.0\.0\.1:\d+)\b(?! check)", text, re.MULTILINE))
     names = [f"{name}={address}" for name, address in regions.items()]
-    blocks = written("--blocks", "--backend", "app", haproxy=haproxy_binary(), to=tuple(names))
+    blocks = written("--blocks", "--backend", "app", to=tuple(names))
     for place, there in (
         (r"bind :8080", 'bind "127.0.0.1:${PORT}"'),
         (r"abns@\S+", '"abns@${RELAY}"'),

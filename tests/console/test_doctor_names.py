@@ -1,12 +1,10 @@
 """`multicloud doctor` and `multicloud status` about host names, and that what they say to do helps."""
 
-from __future__ import annotations
-
 import re
 
 import pytest
 
-from tests.console.patient import GOOD, VERSION, examine, one, rewrite, say, small, status, told, well
+from tests.console.patient import GOOD, VERSION, examine, one, rewrite, say, shown, small, told, well
 from tests.edge import wait_until
 from tests.names import name_server, own_network
 
@@ -30,7 +28,7 @@ def test_a_name_that_never_resolved_is_told_until_it_does() -> None:
         names.unknown = {"us.demo"}
         with small(named(names.address)) as router:
             line = told(router, "the name us.demo does not resolve, so HAProxy has put upstream/us into maintenance")
-            assert line.removeprefix("problem ") in status(router.settings)
+            assert line.removeprefix("problem ") in shown(router.settings)
             names.unknown = set()
             well(router)
 
@@ -79,7 +77,7 @@ def test_two_servers_with_one_host_name_are_told_until_they_may_share_an_address
         text = named(names.address).replace("us.demo", "eu.demo")
         with small(text) as router:
             line = told(router, "upstream/us has the host name of eu, eu.demo", "write `resolve-opts allow-dup-ip` on")
-            assert line.removeprefix("problem ") in status(router.settings)
+            assert line.removeprefix("problem ") in shown(router.settings)
             rewrite(router, lambda text: text.replace(" weight", " resolve-opts allow-dup-ip weight"))
             well(router)
 

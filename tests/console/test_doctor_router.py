@@ -1,12 +1,10 @@
 """What `multicloud doctor` and `multicloud status` say of a router that an operator or an agent has a hand in."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
 
-from tests.console.patient import GOOD, examine, look, one, rewrite, small, status, told, well
+from tests.console.patient import GOOD, examine, look, look_at, one, rewrite, shown, small, told, well
 from tests.edge import edge, wait_until
 
 
@@ -14,12 +12,12 @@ def test_frozen_weights_are_an_operators_and_told_as_such() -> None:
     with edge({"eu": 0.01, "us": 0.1}) as router:
         wait_until(lambda: router.weights() == {"eu": 256, "us": 1}, 30, "the two are ranked")
         router.tell("set server reweigh/multicloud-reweigh state maint")
-        wrong, _ = look(router.router.settings)
+        wrong, _ = look_at(router)
         line = one(wrong, "an operator has frozen the weights")
         assert "`set server reweigh/multicloud-reweigh state ready`" in line
-        assert "an operator has frozen the weights" in status(router.router.settings)
+        assert "an operator has frozen the weights" in shown(router.router.settings)
         router.tell("set server reweigh/multicloud-reweigh state ready")
-        assert "frozen" not in status(router.router.settings)
+        assert "frozen" not in shown(router.router.settings)
 
 
 @pytest.mark.parametrize("resort", ["last-resort", "upstream-last-resort"])
@@ -31,14 +29,14 @@ def test_the_last_resort_is_known_before_each_request_is_called_a_503(resort: st
             f"no server of upstream is UP (DOWN), so {resort} is tried where a frontend has "
             f"`use_backend {resort} if {{ nbsrv(upstream) lt 1 }}`, and else each request is a 503"
         )
-        assert expected in status(router.router.settings)
-        assert "no server of upstream" not in " ".join(look(router.router.settings)[0]), "that follows from its check"
+        assert expected in shown(router.router.settings)
+        assert "no server of upstream" not in " ".join(look_at(router)[0]), "that follows from its check"
         assert router.get() == (500, "eu"), "it is tried"
         router.tell(f"set server {resort}/eu state maint")
-        assert "no server of upstream is UP (DOWN), so each request to it is a 503" in status(router.router.settings)
+        assert "no server of upstream is UP (DOWN), so each request to it is a 503" in shown(router.router.settings)
         assert router.get()[0] == 503
         router.tell("set server upstream/eu state maint")
-        assert [line for line in look(router.router.settings)[0] if "has an external check" in line] == []
+        assert [line for line in look_at(router)[0] if "has an external check" in line] == []
 
 
 OTHERS = """

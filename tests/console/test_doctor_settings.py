@@ -1,15 +1,11 @@
 """What `multicloud doctor` says of the settings, and of what HAProxy's user may do with files and sockets."""
 
-from __future__ import annotations
-
 import contextlib
 import grp
-import multiprocessing
 import os
-import pwd
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,13 +13,10 @@ from multicloud.console import status
 from multicloud.runtime import RuntimeAPIError
 from multicloud.settings import Sources
 from tests.command import run
-from tests.console.patient import GOOD, look, one, rewrite, say, small, told, well
+from tests.console import patient
+from tests.console.patient import GOOD, NOBODY, look, look_at, of_nobody, one, rewrite, say, small, told, well
 from tests.console.test_doctor import as_root
 from tests.edge import edge, wait_until
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from multiprocessing.connection import Connection
 
 CONF = """\
 path = /all
@@ -40,12 +33,6 @@ def conf(tmp_path: Path) -> Path:
     return tmp_path / "multicloud.conf"
 
 
-def of_nobody(text: str) -> str:
-    """A configuration whose HAProxy runs as nobody."""
-    nobody = pwd.getpwnam("nobody")
-    return text.replace("global\n", f"global\n    uid {nobody.pw_uid}\n    gid {nobody.pw_gid}\n", 1)
-
-
 @contextlib.contextmanager
 def for_all() -> Iterator[Path]:
     """A directory that every user can read, as pytest's are not."""
@@ -60,7 +47,7 @@ def test_servers_are_probed_with_the_settings_of_their_sections_which_are_shown(
         for region in router.regions:
             region.status = 404
         wait_until(lambda: set(router.states().values()) == {"DOWN"}, 30, "both are DOWN")
-        wrong, others = look(router.router.settings)
+        wrong, others = look_at(router)
         for name, section, expected in (("eu", "upstream", 200), ("us", "upstream/us", 204)):
             line = one(wrong, f"the check of upstream/{name} fails")
             assert f"status 404, expected {expected}" in line
@@ -68,7 +55,7 @@ def test_servers_are_probed_with_the_settings_of_their_sections_which_are_shown(
         conf.write_text(
             CONF.replace("expect = 204", "expect = 404").replace("path = /healthz", "path = /healthz\nexpect = 404")
         )
-        wait_until(lambda: look(router.router.settings)[0] == [], 15, "nothing is wrong any more")
+        wait_until(lambda: look_at(router)[0] == [], 15, "nothing is wrong any more")
         general = one(others, "settings: ")
         assert f"times = {router.router.settings['MULTICLOUD_TIMES']} (MULTICLOUD_TIMES)" in general
         assert f"path = /all ({conf}:1)" in general
@@ -80,7 +67,7 @@ def test_a_section_of_nobody_is_a_problem(conf: Path) -> None:
     conf.write_text("[ap]\npath = /\n[upstream]\npath = /\n[upstream/eu]\npath = /\n[upstream/ap]\npath = /\n")
     with edge({"eu": 0.01}, interval="600s") as router:
         router.router.settings["MULTICLOUD_CONF"] = str(conf)
-        wrong, _ = look(router.router.settings)
+        wrong, _ = look_at(router)
         assert f"{conf}: [ap] names no backend of HAProxy's" in one(wrong, "names no backend")
         assert f"{conf}: [upstream/ap] names no server of upstream" in one(wrong, "names no server")
         assert one(wrong, "names no server").endswith("its servers: eu")
@@ -123,10 +110,7 @@ def test_a_file_that_haproxys_user_cannot_read_is_the_only_cause_told_until_it_c
         conf.write_text(f"[upstream]\nca_file = {bundle}\n")
         unreadable = conf if path == "settings" else bundle
         unreadable.chmod(0o600)
-        with small(of_nobody(GOOD.replace("mode 600", "mode 660 user nobody")), MULTICLOUD_CONF=str(conf)) as router:
-            Path(router.settings["MULTICLOUD_TIMES"]).touch()
-            os.chown(router.settings["MULTICLOUD_TIMES"], pwd.getpwnam("nobody").pw_uid, -1)
-            router.directory.chmod(0o711)
+        with of_nobody(GOOD.replace("mode 600", "mode 660 user nobody"), MULTICLOUD_CONF=str(conf)) as router:
             line = told(
                 router, f"HAProxy's user nobody cannot read {'the settings file ' * (path == 'settings')}{unreadable}"
             )
@@ -143,17 +127,13 @@ def test_a_socket_that_haproxys_user_cannot_open_is_told_until_its_line_says_who
     external-check command "${MULTICLOUD_REWEIGH}"
     server multicloud-reweigh 127.0.0.1:1 check inter 300
 """
-    with small(of_nobody(GOOD) + reweigh) as router:
-        router.directory.chmod(0o711)
-        times, group = router.directory / "times.txt", pwd.getpwnam("nobody").pw_gid
-        times.touch()
-        os.chown(times, pwd.getpwnam("nobody").pw_uid, group)
+    with of_nobody(GOOD + reweigh) as router:
         address = router.settings["MULTICLOUD_SOCKET"]
         line = told(
             router, f"HAProxy's user nobody cannot connect to the socket {address}, so no reweigh can set weights"
         )
         words = line.partition("write `")[2].partition("`")[0]
-        assert words == f"user nobody group {grp.getgrgid(group).gr_name} mode 660"
+        assert words == f"user nobody group {grp.getgrgid(NOBODY.pw_gid).gr_name} mode 660"
         rewrite(router, lambda text: text.replace("mode 600", words))
         well(router)
         one(look(router.settings)[1], "HAProxy's user nobody can connect to the socket")
@@ -164,12 +144,11 @@ def test_a_sample_file_that_haproxys_user_cannot_write_or_shorten_is_told_until_
     with for_all() as shared:
         times = shared / "times.txt"
         times.touch()
-        with small(of_nobody(GOOD.replace("mode 600", "mode 660 user nobody")), MULTICLOUD_TIMES=str(times)) as router:
-            router.directory.chmod(0o711)
+        with of_nobody(GOOD.replace("mode 600", "mode 660 user nobody"), MULTICLOUD_TIMES=str(times)) as router:
             told(router, f"HAProxy's user nobody cannot write the sample file {times}, which is root's: chown nobody")
             times.chmod(0o666)
             told(router, f"sample file {times}, but not shorten it, since it is somebody else's: chown nobody {times}")
-            os.chown(times, pwd.getpwnam("nobody").pw_uid, -1)
+            os.chown(times, NOBODY.pw_uid, -1)
             well(router)
             times.write_text("")
             wait_until(lambda: "PROCOK" in say(router, "show stat"), 10, "the check has passed")
@@ -186,32 +165,24 @@ def test_a_sample_file_that_haproxys_user_cannot_write_or_shorten_is_told_until_
     ],
 )
 def test_who_may_not_open_the_socket_is_told_as_whom_to_ask(words: str, directory: int, who: str) -> None:
-    def ask(told: Connection) -> None:
-        os.setgroups([])
-        os.setuid(1)
-        told.send(str(look(router.settings)[0]))
-        try:
+    def ask() -> list[str]:
+        found = str(look(router.settings)[0])
+        with pytest.raises(RuntimeAPIError) as refused:
             status.collect(Sources(router.settings))
-        except RuntimeAPIError as error:
-            told.send(str(error))
+        return [found, str(refused.value)]
 
     with small(GOOD.replace("mode 600", words)) as router:
         router.directory.chmod(directory)
-        here, there = multiprocessing.Pipe()
-        child = multiprocessing.get_context("fork").Process(target=ask, args=(there,))
-        child.start()
-        for _ in range(2):
-            line = here.recv()
+        for line in patient.asked_by_somebody(ask):
             assert "permission denied" in line
             assert who in line
-        child.join()
 
 
 def test_where_only_haproxy_knows_what_a_check_says_doctor_says_how_to_see_it() -> None:
     with edge({"eu": 0.01}, commands={"MULTICLOUD_PATH": "mistyped"}) as router:
         wait_until(lambda: set(router.states().values()) == {"DOWN"}, 30, "it is DOWN")
         del router.router.settings["MULTICLOUD_PATH"]
-        wrong, _ = look(router.router.settings)
+        wrong, _ = look_at(router)
         line = one(wrong, "the check of upstream/eu fails with exit code 2")
         assert "HAProxy's standard error (`journalctl -u haproxy`), unless that is /dev/null (`haproxy -D`" in line
         assert "HAPROXY_PROXY_NAME=upstream HAPROXY_SERVER_NAME=eu HAPROXY_SERVER_ADDR=127.0.0.1 " in line
@@ -222,4 +193,4 @@ def test_where_only_haproxy_knows_what_a_check_says_doctor_says_how_to_see_it() 
         assert done.stderr.startswith("error: MULTICLOUD_PATH: cannot read 'mistyped'")
         wrapper = router.router.directory / "multicloud-check"
         wrapper.write_text(wrapper.read_text().replace("MULTICLOUD_PATH=mistyped", "MULTICLOUD_PATH=/"))
-        wait_until(lambda: look(router.router.settings)[0] == [], 15, "nothing is wrong any more")
+        wait_until(lambda: look_at(router)[0] == [], 15, "nothing is wrong any more")

@@ -1,40 +1,27 @@
 """What `multicloud doctor` and `multicloud status` say where users go another way than weights and checks."""
 
-from __future__ import annotations
-
 import os
-import pwd
 import re
 import urllib.request
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from multicloud import settings
-from multicloud.console import doctor, status
-from tests.console.patient import AS_ROOT, GOOD, examine, look, one, rewrite, say, small, well
-from tests.edge import wait_until
+from multicloud.console import doctor
+from tests.console.patient import AS_ROOT, GOOD, NOBODY, examine, look, one, rewrite, say, shown, small, well
+from tests.edge import Router, wait_until
 from tests.ports import free_port
 from tests.test_run import site
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.edge import Router
-
 ALONE = "    option external-check\n    external-check path /usr/bin:/bin\n    external-check command "
-
-
-def notes(router: Router) -> str:
-    """What status says beside the problems."""
-    return " ".join(status.collect(settings.Sources(router.settings)).notes)
 
 
 def test_a_backup_of_haproxys_own_gets_no_request_and_that_is_said() -> None:
     with small(GOOD.replace("us 127.0.0.1:2 weight 1", "us 127.0.0.1:2 weight 1 backup")) as router:
         said = "us of upstream: HAProxy sends no request there while another server can serve, since `backup` is on"
         wait_until(lambda: said in str(examine(router)[1]), 10, "doctor says it")
-        assert said in notes(router)
+        assert said in shown(router.settings)
 
 
 def test_users_who_wait_much_longer_than_samples_say_are_told(tmp_path: Path) -> None:
@@ -43,13 +30,12 @@ def test_users_who_wait_much_longer_than_samples_say_are_told(tmp_path: Path) ->
     with site(tmp_path, frontend, inter="60s") as here, here.beside():
         here.router.settings["MULTICLOUD_CONF"] = str(here.conf)
         wait_until(lambda: here.weights() == {"eu": 256, "us": 1}, 10, "each has had a check, which was fast")
-        assert notes(here.router) == ""
+        assert shown(here.router.settings) == ""
         here.region["eu"].delay = 0.5
         for _ in range(3):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/").close()
-        assert re.match(
-            r"users of app/eu wait \d+ ms for an answer .* its samples say \d\d ms: is what", notes(here.router)
-        )
+        said = r"users of app/eu wait \d+ ms for an answer .* its samples say \d\d ms: is what"
+        assert re.match(said, shown(here.router.settings))
         line = one(look(here.router.settings)[1], "users of app/eu wait")
         assert line.startswith("unknown ")
 
@@ -62,7 +48,7 @@ def test_somebody_elses_checks_are_left_alone_beside_ours() -> None:
         assert wrong == []
         assert one(others, "pg: its external checks have never left a sample").startswith("unknown ")
         assert not any("`balance first`" in line for line in others)
-        assert "db1" not in str(status.collect(settings.Sources(router.settings)).problems)
+        assert "db1" not in shown(router.settings)
 
 
 @pytest.mark.root("run HAProxy as somebody else")
@@ -72,7 +58,6 @@ def test_a_haproxy_that_is_roots_is_told_until_it_has_a_user_of_its_own() -> Non
         findings = doctor.examine(sources, [str(router.directory / "haproxy.cfg")])
         return [text for kind, text in findings if kind == "problem"]
 
-    nobody = pwd.getpwnam("nobody")
     with small() as router:
         wait_until(
             lambda: examine(router)[0] == [] and "PROCOK" in say(router, "show stat"), 10, "nothing else is wrong"
@@ -81,7 +66,7 @@ def test_a_haproxy_that_is_roots_is_told_until_it_has_a_user_of_its_own() -> Non
         assert line.startswith(
             f"{AS_ROOT}, and each check with it: write `user haproxy` and `group haproxy` into `global`"
         )
-        os.chown(router.settings["MULTICLOUD_TIMES"], nobody.pw_uid, -1)
+        os.chown(router.settings["MULTICLOUD_TIMES"], NOBODY.pw_uid, -1)
         router.directory.chmod(0o711)
         rewrite(
             router,

@@ -1,10 +1,9 @@
 """`multicloud history`: who led when, and why that changed."""
 
-from __future__ import annotations
-
 import re
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -13,10 +12,6 @@ from multicloud.console import history as histories
 from multicloud.history import Sample
 from multicloud.light import UsageError
 from tests.command import run
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
 
 NOW = 1763870000.0
 SOURCES = settings.Sources({})

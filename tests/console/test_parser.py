@@ -1,18 +1,13 @@
 """HAProxy's configuration as `multicloud doctor` reads it: as HAProxy does."""
 
-from __future__ import annotations
-
 import subprocess
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from multicloud.console import parser
 from multicloud.demo.router import haproxy_binary
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.mark.parametrize(

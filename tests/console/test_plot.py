@@ -1,10 +1,8 @@
 """`multicloud plot`: a picture of the samples."""
 
-from __future__ import annotations
-
 import sys
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -13,9 +11,6 @@ from multicloud.console import plot
 from multicloud.light import CommandError
 from tests.command import run
 from tests.console.test_history import LINE, write
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 WITHOUT = "import sys; sys.modules['matplotlib'] = None; from multicloud.console.cli import main; main()"
 

@@ -1,7 +1,5 @@
 """`multicloud status`: the table, on a terminal and for scripts, and the problems in words."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -9,8 +7,8 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -24,9 +22,6 @@ from tests.command import BARE, PROGRAM, Terminal, run
 from tests.edge import Edge, edge, wait_until
 from tests.haproxy import haproxy, listening
 from tests.ports import demo_ports
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 LONG = ("helloworld-in-a-long-named-project-0123456789-uc.a.run.app", "helloworld-in-a-long-named-project-eu")
 SOURCES = settings.Sources({})
@@ -98,11 +93,7 @@ STATES = f"1\n# {' '.join(runtime.StateRow._fields)}".encode()
     ("info", "stat", "said"),
     [
         (b"Pid: 7", b"# pxname,algo", "no version and process in the answer: "),
-        (
-            b"Version: 2.8.25\nPid: me",
-            b"# pxname,algo",
-            "no version and process in the answer: ",
-        ),
+        (b"Version: 2.8.25\nPid: me", b"# pxname,algo", "no version and process in the answer: "),
         (INFO, b"# pxname,al", "no statistics in the answer: '# pxname,al'"),
         (INFO, b"# pxname,algo\nb", "no statistics in the answer: 'b'"),
     ],
@@ -200,7 +191,7 @@ def test_json_has_an_object_for_each_server(router: Edge) -> None:
         assert server["samples"] >= 1
         assert 0.01 <= server["p50"] <= server["p90"] <= server["p99"]
         assert server["last"] == server["trend"][-1]
-        assert server["p50"] * 0.9 <= server["score"] <= server["p99"] * 1.1
+        assert 0.01 <= server["score"] <= server["p99"] * 1.1  # the mean, where there are few
         assert server["traffic"] == server["weight"] / 257
         assert 0 <= server["age"] < 60
         assert abs(time.time() - server["age"] - server["time"]) < 60
@@ -210,22 +201,13 @@ def test_prometheus_reads_it(router: Edge) -> None:
     done = run("status", "--format", "prometheus", environ=router.router.settings)
     assert (done.returncode, done.stderr) == (0, "")
     families = {family.name: family for family in text_string_to_metric_families(done.stdout)}
-    assert {name: family.type for name, family in families.items()} == {
-        "multicloud_server_up": "gauge",
-        "multicloud_server_weight": "gauge",
-        "multicloud_server_favorite": "gauge",
-        "multicloud_server_samples": "gauge",
-        "multicloud_server_failed_samples": "gauge",
-        "multicloud_server_last_rtt_seconds": "gauge",
-        "multicloud_server_score_seconds": "gauge",
-        "multicloud_server_score_is_mean": "gauge",
-        "multicloud_server_traffic_ratio": "gauge",
-        "multicloud_server_requests_in_flight": "gauge",
-        "multicloud_server_last_sample_timestamp_seconds": "gauge",
-        "multicloud_server_state": "gauge",
-        "multicloud_server_rtt_seconds": "summary",
-        "multicloud_problems": "gauge",
-    }
+    words = (
+        "up weight favorite samples failed_samples last_rtt_seconds score_seconds score_is_mean traffic_ratio "
+        "requests_in_flight last_sample_timestamp_seconds state"
+    )
+    gauges = ["multicloud_problems", *(f"multicloud_server_{word}" for word in words.split())]
+    expected = dict.fromkeys(gauges, "gauge") | {"multicloud_server_rtt_seconds": "summary"}
+    assert {name: family.type for name, family in families.items()} == expected
     weights = {sample.labels["server"]: sample.value for sample in families["multicloud_server_weight"].samples}
     assert weights == {LONG[0]: 256, LONG[1]: 1}
     quantiles = {sample.labels["quantile"] for sample in families["multicloud_server_rtt_seconds"].samples}
@@ -249,21 +231,24 @@ def test_prometheus_labels_are_escaped() -> None:
 # Problems
 
 
-def case(
-    *servers: Server, samples: history.Samples, now: float, since: float = 100.0, sources: settings.Sources = SOURCES
-) -> Case:
-    """A HAProxy whose process is not here, with servers whose checks pass `since` so many seconds."""
-    for server in servers:
-        server.state_age, server.check, server.code, server.check_seconds = since, PASSED, "0", 0.1
-    return Case(sources, "2.8.25", servers=servers, samples=samples, now=now)
+NOW = 1763870000.0
 
 
-def measured(*milliseconds: float, now: float, last: float = 0.0, every: float = 2.0) -> history.Samples:
+def measured(*milliseconds: float, last: float = 0.0, every: float = 2.0) -> history.Samples:
     """Samples of servers a, b, c … every so many seconds, the newest `last` seconds ago."""
     found = history.Samples()
     for name, time_ms in zip("abc", milliseconds, strict=False):
-        found.series["upstream", name] = [history.Sample(time_ms / 1000, now - last - every * i) for i in range(90)]
+        found.series["upstream", name] = [history.Sample(time_ms / 1000, NOW - last - every * i) for i in range(90)]
     return found
+
+
+def seen(
+    *servers: Server, found: history.Samples, since: float = 100.0, sources: settings.Sources = SOURCES
+) -> list[str]:
+    """The problems that are found in a HAProxy whose process is not here, and which says so of its servers."""
+    for server in servers:
+        server.state_age, server.check, server.code, server.check_seconds = since, PASSED, "0", 0.1
+    return problems.problems(Case(sources, "2.8.25", servers=servers, samples=found, now=NOW))
 
 
 @pytest.mark.parametrize(
@@ -282,41 +267,28 @@ def measured(*milliseconds: float, now: float, last: float = 0.0, every: float =
     ],
 )
 def test_problems_are_found_from_states_weights_and_samples(
-    states: tuple[str, str],
-    weights: tuple[int, int],
-    since: float,
-    last: float,
-    every: float,
-    expected: list[str],
+    states: tuple[str, str], weights: tuple[int, int], since: float, last: float, every: float, expected: list[str]
 ) -> None:
     servers = [
         Server("upstream", name, state, weight) for name, state, weight in zip("ab", states, weights, strict=True)
     ]
-    now = time.time()
-    found = measured(20, 40, now=now, last=last, every=every)
-    said = problems.problems(case(*servers, samples=found, now=now, since=since))
+    said = seen(*servers, found=measured(20, 40, last=last, every=every), since=since)
     assert len(said) == len(expected), said
     for line, part in zip(said, expected, strict=True):
         assert part in line
 
 
 def test_a_weight_that_a_reweigh_would_just_have_changed_is_no_problem() -> None:
-    now = time.time()
-    servers = [Server("upstream", "a", UP, 256), Server("upstream", "b", UP, 1)]
-    found = measured(20, 40, now=now)
-    found.series["upstream", "a"] = [
-        sample._replace(seconds=9.0) if now - (sample.time or 0) < 4 else sample
-        for sample in found.series["upstream", "a"]
-    ]
+    found = measured(20, 40)
+    found.series["upstream", "a"][:2] = [history.Sample(9.0, NOW), history.Sample(9.0, NOW - 2)]
     eager = settings.Sources({"MULTICLOUD_WINDOW": "1"})
-    assert problems.problems(case(*servers, samples=found, now=now, sources=eager)) == []
+    servers = Server("upstream", "a", UP, 256), Server("upstream", "b", UP, 1)
+    assert seen(*servers, found=found, sources=eager) == []
 
 
 def test_a_server_that_was_never_measured_and_a_reweigh_that_is_down_are_problems() -> None:
-    now = time.time()
-    servers = [Server("upstream", name, UP, weight) for name, weight in (("a", 256), ("z", 1))]
-    fake = Server("reweigh", REWEIGH_SERVER, DOWN, 1)
-    said = problems.problems(case(*servers, fake, samples=measured(20, now=now), now=now))
+    servers = Server("upstream", "a", UP, 256), Server("upstream", "z", UP, 1)
+    said = seen(*servers, Server("reweigh", REWEIGH_SERVER, DOWN, 1), found=measured(20))
     assert [line.split(":")[0] for line in said] == [
         "reweigh/multicloud-reweigh is DOWN, so nobody sets weights",
         "no samples for upstream/z, which is UP",
@@ -325,25 +297,21 @@ def test_a_server_that_was_never_measured_and_a_reweigh_that_is_down_are_problem
 
 @pytest.mark.parametrize(("state", "said"), [(DOWN, "so nobody sets weights"), (MAINT, "an operator has frozen")])
 def test_wrong_weights_follow_from_a_reweigh_that_does_not_run(state: str, said: str) -> None:
-    now = time.time()
-    servers = [Server("upstream", name, UP, weight) for name, weight in (("a", 1), ("b", 256))]
-    fake = Server("reweigh", REWEIGH_SERVER, state, 1)
-    (line,) = problems.problems(case(*servers, fake, samples=measured(20, 40, now=now), now=now))
+    servers = Server("upstream", "a", UP, 1), Server("upstream", "b", UP, 256)
+    (line,) = seen(*servers, Server("reweigh", REWEIGH_SERVER, state, 1), found=measured(20, 40))
     assert said in line
 
 
 def test_in_mode_tcp_a_connection_is_closed_where_a_request_would_be_a_503() -> None:
-    servers = [Server("upstream", "a", DOWN, 1)]
-    servers[0].mode = "tcp"
-    now = time.time()
-    (line,) = problems.problems(case(*servers, samples=measured(20, now=now), now=now))
+    server = Server("upstream", "a", DOWN, 1)
+    server.mode = "tcp"
+    (line,) = seen(server, found=measured(20))
     assert line.endswith("so each connection to it is closed")
 
 
 def test_a_reweigh_under_another_name_needs_no_samples() -> None:
-    now = time.time()
-    servers = [Server("upstream", "a", UP, 256), Server("reweigh", "other-name", UP, 1)]
-    assert problems.problems(case(*servers, samples=measured(20, now=now), now=now)) == []
+    servers = Server("upstream", "a", UP, 256), Server("reweigh", "other-name", UP, 1)
+    assert seen(*servers, found=measured(20)) == []
 
 
 def test_problems_of_a_real_haproxy_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,5 @@
 """The demo as a new user starts it: a real process, and nothing left behind."""
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import os
@@ -9,17 +7,14 @@ import signal
 import socket
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.command import PROGRAM, run
 from tests.edge import wait_until
 from tests.ports import demo_ports
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 @pytest.fixture

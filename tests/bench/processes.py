@@ -1,6 +1,7 @@
-"""Whole processes timed against each other: in turn, A B A B ..., so that a machine that slows down slows both."""
+"""What processes cost: running ones, and whole ones against each other.
 
-from __future__ import annotations
+These run in turn, A B A B ..., so that a machine that slows down slows both.
+"""
 
 import os
 import shutil
@@ -8,11 +9,29 @@ import statistics
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+from multicloud import runtime
+from tests.bench.table import Table
+
+
+def haproxy_pid(address: str) -> str:
+    """Of the HAProxy whose Runtime API is at a socket."""
+    with runtime.RuntimeAPI(address) as api:
+        return api.info()["Pid"]
+
+
+def cpu(pid: str, *, children: bool = False) -> float:
+    """Seconds of processor time of a process so far, or of its children that have ended (proc(5))."""
+    fields = Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[13:15] if children else fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
+def memory(pid: str) -> float:
+    """Megabytes (millions of bytes) that are resident."""
+    return int(Path("/proc", pid, "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 class Cost(NamedTuple):
@@ -51,13 +70,13 @@ def compare(title: str, commands: Mapping[str, Sequence[str]], environ: Mapping[
         for name, command in commands.items():
             costs[name].append(run(command, environ))
     print(f"\n{title}, {pairs} times each")
-    print(f"  {'':<34}{'CPU ms':>9}{'wall ms':>9}{'peak MB':>9}{'CPU ratio':>11}{'wall ratio':>12}")
-    first = next(iter(commands))
+    table = Table("", "CPU ms", "wall ms", "peak MB", "CPU ratio", "wall ratio")
+    first = next(iter(costs.values()))
     for name, each in costs.items():
-        cpu, wall = statistics.median(cost.cpu for cost in each), statistics.median(cost.wall for cost in each)
-        line = f"  {name:<34}{cpu:9.1f}{wall:9.1f}" + (f"{peaks[name]:9.1f}" if peaks[name] else f"{'-':>9}")
-        if name != first:
-            both = list(zip(costs[first], each, strict=True))
-            line += f"{statistics.median(ours.cpu / max(theirs.cpu, 0.1) for ours, theirs in both):11.2f}"
-            line += f"{statistics.median(ours.wall / theirs.wall for ours, theirs in both):12.2f}"
-        print(line, flush=True)
+        medians = [statistics.median(column) for column in zip(*each, strict=True)]
+        both = list(zip(first, each, strict=True))
+        cpu_ratio = statistics.median(ours.cpu / max(theirs.cpu, 0.1) for ours, theirs in both)
+        wall_ratio = statistics.median(ours.wall / theirs.wall for ours, theirs in both)
+        table.row(
+            name, *(each and f"{each:.1f}" for each in (*medians, peaks[name])), f"{cpu_ratio:.2f}", f"{wall_ratio:.2f}"
+        )
