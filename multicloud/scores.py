@@ -22,9 +22,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from math import ceil
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from multicloud.history import Sample
 from multicloud.light import CommandError
@@ -75,23 +74,36 @@ def scores(
     `max_age` are seconds. A sample without a time counts whatever its age, and one from the future does: the clock was
     set back. A recovery as old as the window can be told only where `series` has RECOVERY_RUN samples more.
     """
-    oldest = now - max_age
-    by_size: dict[int, dict[Key, list[Sample]]] = {}
+    by_size: dict[int, dict[Key, _Newest]] = {}
     for key, samples in series.items():
-        newest = [each for each in samples[: window + RECOVERY_RUN] if each.time is None or each.time >= oldest]
-        if newest:
-            by_size.setdefault(len(newest), {})[key] = newest
+        newest = _Newest.of(samples[: window + RECOVERY_RUN])
+        if None in newest.times or now - min(newest.times, default=now) > max_age:
+            newest = _Newest.of([each for each in newest.samples if each.time is None or now - each.time <= max_age])
+        if newest.samples:
+            by_size.setdefault(len(newest.samples), {})[key] = newest
     found: dict[Key, Score] = {}
     for members in by_size.values():
         found |= zip(members, _score_rows([*members.values()], percentile, min_samples, window), strict=True)
     return found
 
 
-def _score_rows(members: Sequence[Sequence[Sample]], percentile: float, min_samples: int, window: int) -> list[Score]:
+class _Newest(NamedTuple):
+    """The samples of a server that are looked at, newest first, and their columns, which numpy reads sooner."""
+
+    samples: Sequence[Sample]
+    seconds: Sequence[float]
+    times: Sequence[float]
+    failed: Sequence[bool]
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample]) -> Self:
+        return cls(samples, *(zip(*samples, strict=True) if samples else ((), (), ())))
+
+
+def _score_rows(members: Sequence[_Newest], percentile: float, min_samples: int, window: int) -> list[Score]:
     """The scores of servers that have equally many samples: for numpy, many rows are hardly more work than one."""
-    every = [*chain.from_iterable(members)]
-    seconds = np.array([sample.seconds for sample in every], float).reshape(len(members), -1)
-    failed = np.array([sample.failed for sample in every], bool).reshape(seconds.shape)
+    seconds = np.array([newest.seconds for newest in members], float)
+    failed = np.array([newest.failed for newest in members], bool)
     size = seconds.shape[1]
     since_change = count_since_change(seconds, failed, window)
     counts = np.minimum(since_change, window)
@@ -113,9 +125,9 @@ def _score_rows(members: Sequence[Sequence[Sample]], percentile: float, min_samp
             values[row], by_mean[row] = mean, True
     columns = values.tolist(), by_mean.tolist(), since_change.tolist(), counts.tolist(), failures.tolist()
     found = []
-    for samples, value, is_mean, changed, count, failed_ones in zip(members, *columns, strict=True):
-        since = samples[changed - 1].time if changed < size else None
-        found.append(Score(value, None if is_mean else percentile, samples[:count], failed_ones, since))
+    for newest, value, is_mean, changed, count, failed_ones in zip(members, *columns, strict=True):
+        since = newest.times[changed - 1] if changed < size else None
+        found.append(Score(value, None if is_mean else percentile, newest.samples[:count], failed_ones, since))
     return found
 
 
