@@ -128,7 +128,8 @@ class _View(NamedTuple):
 
     def price(self) -> float:
         newest = self.newest(RECENT)
-        return self.usual + TOLL * max(0.0, self.line(), sum(newest) / len(newest) - self.usual)
+        seen = min(sum(newest) / len(newest), max(newest[:2]))  # after two quick ones the line is gone
+        return self.usual + TOLL * max(0.0, self.line(), seen - self.usual)
 
     def varies(self) -> bool:
         """It is used, and its two newest samples differ as those of a line do."""
