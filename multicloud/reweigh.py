@@ -139,14 +139,9 @@ def connect_seconds(address: str, port: str, timeout: float) -> float:
         return 0.0
 
 
-def longest_window(sources: Sources) -> int:
-    """Of all backends. Raises SettingError at the first value of any of them that cannot be read."""
-    return max(values.window for values in _everywhere(sources))
-
-
 def samples_needed(sources: Sources) -> int:
-    """How many of the newest samples of a server are looked at, at most. Raises SettingError."""
-    return max(longest_window(sources) + scores.RECOVERY_RUN, sharing.USUAL)
+    """How many of the newest samples of a server are looked at, at most, in any backend. Raises SettingError."""
+    return max(sharing.USUAL, *(values.window + scores.RECOVERY_RUN for values in _everywhere(sources)))
 
 
 def _everywhere(sources: Sources) -> list[Settings]:

@@ -71,7 +71,7 @@ class Server:
         self.failures = 0  # checks that failed while the server was UP
         self.rise_left = 0  # checks that it has yet to pass in a row to be UP
         self.in_flight = self.rate = 0  # requests that it has now, and how many came in the last second
-        self.answers = 0  # requests that it has answered since HAProxy's start
+        self.answers = 0  # requests that it has answered since HAProxy's start; may be negative after `clear counters`
         self.total_time = self.response_time = 0.0  # mean seconds of the last of them, and those until answers began
 
 

@@ -21,9 +21,9 @@ for the worse makes an older one forgotten.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import ceil
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from multicloud.history import Sample
 from multicloud.light import CommandError
@@ -74,36 +74,28 @@ def scores(
     `max_age` are seconds. A sample without a time counts whatever its age, and one from the future does: the clock was
     set back. A recovery as old as the window can be told only where `series` has RECOVERY_RUN samples more.
     """
-    by_size: dict[int, dict[Key, _Newest]] = {}
+    oldest = now - max_age
+    by_size: dict[int, list[tuple[Any, ...]]] = {}
     for key, samples in series.items():
-        newest = _Newest.of(samples[: window + RECOVERY_RUN])
-        if None in newest.times or now - min(newest.times, default=now) > max_age:
-            newest = _Newest.of([each for each in newest.samples if each.time is None or now - each.time <= max_age])
-        if newest.samples:
-            by_size.setdefault(len(newest.samples), {})[key] = newest
+        newest = samples[: window + RECOVERY_RUN]
+        columns = [*zip(*newest, strict=True)] or [(), (), ()]  # one walk: samples are hardly in the processor's cache
+        _, times, _ = columns
+        if None in times or min(times, default=now) < oldest:
+            newest = [each for each in newest if each.time is None or each.time >= oldest]
+            columns = [*zip(*newest, strict=True)]
+        if newest:
+            by_size.setdefault(len(newest), []).append((key, newest, *columns))
     found: dict[Key, Score] = {}
-    for members in by_size.values():
-        found |= zip(members, _score_rows([*members.values()], percentile, min_samples, window), strict=True)
+    for rows in by_size.values():  # for numpy, many rows are hardly more work than one
+        keys, *columns = zip(*rows, strict=True)
+        found |= zip(keys, _score_rows(columns, percentile, min_samples, window), strict=True)
     return found
 
 
-class _Newest(NamedTuple):
-    """The samples of a server that are looked at, newest first, and their columns, which numpy reads sooner."""
-
-    samples: Sequence[Sample]
-    seconds: Sequence[float]
-    times: Sequence[float]
-    failed: Sequence[bool]
-
-    @classmethod
-    def of(cls, samples: Sequence[Sample]) -> Self:
-        return cls(samples, *(zip(*samples, strict=True) if samples else ((), (), ())))
-
-
-def _score_rows(members: Sequence[_Newest], percentile: float, min_samples: int, window: int) -> list[Score]:
-    """The scores of servers that have equally many samples: for numpy, many rows are hardly more work than one."""
-    seconds = np.array([newest.seconds for newest in members], float)
-    failed = np.array([newest.failed for newest in members], bool)
+def _score_rows(columns: Iterable[Any], percentile: float, min_samples: int, window: int) -> list[Score]:
+    """The scores of servers that have equally many samples: `columns` are these, their seconds, times and failures."""
+    members, seconds, _, failed = columns
+    seconds, failed = np.array(seconds, float), np.array(failed, bool)
     size = seconds.shape[1]
     since_change = count_since_change(seconds, failed, window)
     counts = np.minimum(since_change, window)
@@ -125,9 +117,9 @@ def _score_rows(members: Sequence[_Newest], percentile: float, min_samples: int,
             values[row], by_mean[row] = mean, True
     columns = values.tolist(), by_mean.tolist(), since_change.tolist(), counts.tolist(), failures.tolist()
     found = []
-    for newest, value, is_mean, changed, count, failed_ones in zip(members, *columns, strict=True):
-        since = newest.times[changed - 1] if changed < size else None
-        found.append(Score(value, None if is_mean else percentile, newest.samples[:count], failed_ones, since))
+    for samples, value, is_mean, changed, count, failed_ones in zip(members, *columns, strict=True):
+        since = samples[changed - 1].time if changed < size else None
+        found.append(Score(value, None if is_mean else percentile, samples[:count], failed_ones, since))
     return found
 
 

@@ -3,7 +3,7 @@
 Assumes that a server's usual time is the median of its last samples, and that what comes on top is a line of users,
 which more traffic makes longer. By Little's law the requests in flight are their rate times what each of them takes.
 
-    wait  = newest samples - usual time, or, where a line is in flight, requests in flight / rate - usual time
+    wait  = newest samples - usual time, or, where more requests are in flight than usual: those / rate
     price = usual time + TOLL * wait
     part  = part * (lowest price / price) ** (seconds / SETTLE); what this frees goes to those below the average price,
             in proportion to how far, over price squared, so that the nearest come first
@@ -40,13 +40,14 @@ Views = Mapping[Server, "_View"]
 
 USUAL = 100  # samples whose median is the usual time: of some minutes, or a line of one minute would soon be usual
 RECENT = 3  # newest samples, whose mean shows a line: fewer are noise, more are older than the line
+PAIR = 2  # newest samples that are quick when a line is gone, and differ while there is one
 CALM = 5  # newest samples, all about as usual: nobody waits
 CROWD, SPARE = 1.5, 3  # a crowd is more than so many times what is expected, and so many more: chance alone has less
 # Standard deviations of a count (Poisson's), and of a mean of times that vary as exponential ones do. More are there by
-# chance at one look in some hundreds; with 2 it is one in thirty, and a line is seen no sooner.
+# chance at one look in some hundreds, if ten are answered or more; with 2 it is one in thirty, and hardly sooner.
 CHANCE = 3
-# Requests whose mean time HAProxy keeps (TIME_STATS_SAMPLES in its source; its manual says 1,024), and the seconds by
-# which the mean, in whole milliseconds, may seem to move.
+# HAProxy's mean time is an exponential one of so many requests (TIME_STATS_SAMPLES in its source; its manual says the
+# last 1,024). In whole milliseconds, it may seem to move by so many seconds.
 AVERAGED, ROUNDED = 512, 0.001
 VARIES = 1.15  # of two samples the longer is so many times the shorter: a line moves, a slow answer is slow again
 USED = 0.7  # expected requests in flight above which it may be its users who make a server slow
@@ -66,8 +67,8 @@ class Load(NamedTuple):
     in_flight: int = 0
     rate: int = 0  # new requests in the last second
     total_time: float = 0.0  # mean seconds of the last requests
-    answers: int = 0  # requests that the server alone has answered
-    own_time: float = 0.0  # mean seconds of the last AVERAGED of them
+    answers: int = 0  # requests that the server alone has answered; may be negative after `clear counters`
+    own_time: float = 0.0  # their mean seconds, of some AVERAGED
 
 
 NOBODY = Load()
@@ -83,13 +84,14 @@ class _View(NamedTuple):
     grows: bool = False  # whether a line does, since the moment before
 
     def later(self, load: Load) -> Self:
-        """The same with the users of a moment later. A line grows where more of them are in flight by more than chance,
-        or where those who were answered took longer by more than chance.
+        """The same with the users of a moment later.
+
+        A line grows where more of them are in flight, or those who were answered took longer, than by chance.
         """
         more, answers = load.in_flight - self.load.in_flight, load.answers - self.load.answers
-        usual = max(self.usual, self.load.total_time) * (1 + CHANCE / sqrt(max(1, answers)))
-        grows = more > max(SPARE, CHANCE * sqrt(2 * self.expected())) or took(self.load, load) > usual
-        return self._replace(load=load, grows=grows)
+        by_chance = max(self.usual, self.load.own_time) * (1 + CHANCE / sqrt(max(1, answers)))
+        grows = more > max(SPARE, CHANCE * sqrt(2 * self.expected())) or took(self.load, load) > by_chance
+        return self._replace(load=load, grows=grows and self.load.rate > 0)
 
     def is_slow(self, seconds: float) -> bool:
         return seconds * CHANGE > self.usual
@@ -108,42 +110,43 @@ class _View(NamedTuple):
 
     def is_suspect(self) -> bool:
         """There may be a line: a crowd, or more requests in flight than even a slow newest sample explains."""
-        explained = self.load.rate * self.samples[0].seconds
-        unexplained = explained and self.load.in_flight > explained + CHANCE * sqrt(explained) + SPARE
-        return self.crowd() > 0 or bool(unexplained and self.is_slow(self.samples[0].seconds))
+        newest = self.samples[0].seconds
+        explained = self.load.rate * newest
+        unexplained = self.load.in_flight > explained + CHANCE * sqrt(explained) + SPARE
+        return self.crowd() > 0 or (self.load.rate > 0 and unexplained and self.is_slow(newest))
 
     def line(self) -> float:
         """The seconds that each user waits by the requests in flight; 0 where these are as usual, or such as stay.
 
-        A slow newest sample has waited in the line, which is not longer, unless it grows. A line that no check has seen
-        grows, and no more are in it than have come since.
+        It is what the crowd shows or the newest sample, if that was slow: the longer while a line grows, else the
+        shorter. A line that no check has seen must grow, and no more can be in it than have come since.
         """
         if not self.is_suspect():
             return 0.0
-        newest, rate = self.samples[0].seconds, self.load.rate
-        waits, waited = self.crowd() / rate, newest - self.usual
-        if not self.is_slow(newest):
-            return waits if self.grows and waits <= CROWD * (self.age + self.usual) else 0.0
-        return max(waits, min(waited, self.load.in_flight / rate - self.usual)) if self.grows else min(waits, waited)
+        newest = self.samples[0].seconds
+        waits, waited = self.crowd() / self.load.rate, newest - self.usual
+        if self.is_slow(newest):
+            return max(waits, waited) if self.grows else min(waits, waited)
+        return waits if self.grows and waits <= CROWD * (self.age + self.usual) else 0.0
 
     def price(self) -> float:
         newest = self.newest(RECENT)
-        seen = min(sum(newest) / len(newest), max(newest[:2]))  # after two quick ones the line is gone
+        seen = min(sum(newest) / len(newest), max(newest[:PAIR]))
         return self.usual + TOLL * max(0.0, self.line(), seen - self.usual)
 
     def varies(self) -> bool:
         """It is used, and its two newest samples differ as those of a line do."""
-        newest = self.newest(2)
+        newest = self.newest(PAIR)
         return max(newest) > VARIES * min(newest) and self.expected() > USED
-
-    def is_calm(self) -> bool:
-        return not self.line() and not any(map(self.is_slow, self.newest(CALM)))
 
 
 def took(before: Load, after: Load) -> float:
-    """The mean seconds of the requests answered between two looks, by which HAProxy's mean has moved. 0 without any."""
+    """The mean seconds of the requests answered between two looks, by which HAProxy's mean has moved.
+
+    0 where none was answered, or all is counted anew: after a start, or `clear counters all`.
+    """
     answers = after.answers - before.answers
-    if answers <= 0:
+    if before.answers <= 0 or answers <= 0:
         return 0.0
     moved = after.own_time - before.own_time - ROUNDED
     return before.own_time + moved * max(1.0, min(AVERAGED, after.answers) / answers)
@@ -285,7 +288,8 @@ def _step(parts: Mapping[Server, float], views: Views, elapsed: float, least: fl
     """The new parts. One that does not grow is 0 below LEAST, and so is one below `least`, which no weight can tell."""
     price = {server: view.price() for server, view in views.items()}
     lowest, average = min(price.values()), sum(parts[server] * price[server] for server in price)
-    calm = all(view.is_calm() for server, view in views.items() if parts[server])
+    used = [view for server, view in views.items() if parts[server]]
+    calm = not any(view.line() or any(map(view.is_slow, view.newest(CALM))) for view in used)
     power = min(elapsed, SETTLE) / (RETURN if calm else SETTLE)
     kept = {server: parts[server] * (lowest / price[server]) ** power for server in price}
     cheaper = {server: max(0.0, average - price[server]) / price[server] ** 2 for server in price}  # the nearest first

@@ -179,7 +179,7 @@ def test_requests_that_stay_beside_quick_checks_are_no_line(in_flight: int) -> N
         (18, 0.210, True),  # they took 460 ms
         (300, 0.210, False),  # they took 220 ms
         (0, 0.210, False),
-        (-900, 0.210, False),  # HAProxy has started anew
+        (-890, 0.210, False),  # HAProxy counts anew
     ],
 )
 def test_who_waited_and_was_answered_shows_a_line_that_no_check_has_seen_yet(
@@ -188,6 +188,29 @@ def test_who_waited_and_was_answered_shows_a_line_that_no_check_has_seen_yet(
     looks = [{"a": Load(41, 60, 0.2, 900, 0.2)}, {"a": Load(41, 60, 0.2, 900 + answers, mean)}]
     decisions = shared(ranked(servers(a=256, b=1, c=0)), looks[0], again=looks[1])
     assert (weights(decisions) != [256, 1, 0]) == begins
+
+
+@pytest.mark.parametrize(("later", "begins"), [(41, False), (55, False), (56, True)])
+def test_more_requests_in_flight_than_by_chance_are_a_line_that_no_check_has_seen_yet(
+    later: int, *, begins: bool
+) -> None:
+    looks = [{"a": Load(in_flight, 60, 0.2)} for in_flight in (41, later)]
+    decisions = shared(ranked(servers(a=256, b=1, c=0)), looks[0], again=looks[1])
+    assert (weights(decisions) != [256, 1, 0]) == begins
+
+
+@pytest.mark.parametrize(
+    ("look", "later"),
+    [
+        (sharing.NOBODY, Load(8, 3, 0.2, 5_000_000, 0.2)),  # nobody came in the second before
+        (Load(41, 60, 0.1), Load(41, 61, 0.1, 5_000_000, 0.2)),  # only to those that track it
+        (Load(41, 60, 0.115, 900, 1.0), Load(41, 60, 0.115, 901, 1.002)),  # its own requests are rare, and slow as ever
+        (Load(41, 60, 0.1, -30, 0.2), Load(41, 60, 0.1, 20, 0.2)),  # `clear counters all`, a moment before
+    ],
+)
+def test_what_was_not_counted_before_is_no_line(look: Load, later: Load) -> None:
+    before, after = (servers(a=256, b=120, c=60) for _ in range(2))
+    assert weights(share(before, {"a": look}, {"a": later})) == weights(share(after, {"a": CALM}))
 
 
 @pytest.mark.parametrize(
@@ -232,6 +255,14 @@ def test_who_has_a_line_by_the_newest_samples_loses_and_the_cheapest_gain() -> N
     before, after = (256, 256 * 2 // 3, 0), weights(share(servers(a=256, b=170, c=0), newest={"a": 0.4}))
     assert after[0] / sum(after) < before[0] / sum(before)
     assert after[1] / sum(after) > before[1] / sum(before)
+
+
+@pytest.mark.parametrize(("newest", "waits"), [([0.1, 0.9, 0.1], True), ([0.1, 0.1, 0.9], False)])
+def test_after_two_quick_samples_nobody_waits(newest: list[float], *, waits: bool) -> None:
+    decisions = shared(ranked(servers(a=256, b=170, c=0)), newest={"a": newest})
+    part = 256 / (256 + 170)
+    a, *_ = weights(decisions)
+    assert (a / sum(weights(decisions)) < part) == waits
 
 
 def test_where_no_time_is_gone_the_weights_stay() -> None:

@@ -186,7 +186,6 @@ def run(metrics: str, log: str, sources: settings.Sources) -> None:
 
     \b
     Examples:
-      multicloud run --backends app
       multicloud run --backends app,api --interval 0.5 --metrics 9101
 
     Exit code: 0 ended by a signal; 1 the port is taken; 2 wrong settings.
@@ -206,19 +205,11 @@ def doctor(files: tuple[str, ...], sources: settings.Sources) -> None:
     is asked first explains what is asked later: after the first group of questions that has a problem it stops.
     As root it asks what HAProxy's user may do. Servers whose check fails are probed once, with their own settings.
 
-    \b
-    Examples:
-      multicloud doctor -f /etc/haproxy/haproxy.cfg
-
     Exit code: 0 all well, 1 problems, 2 wrong settings.
     """
-    findings: Sequence[tuple[str, str]]
-    try:
-        from multicloud.console import doctor as doctors
-    except light.CommandError as error:  # numpy cannot be loaded
-        findings = ("problem", str(error)), ("unknown", "not looked at until that is mended: all else")
-    else:
-        findings = doctors.examine(sources, files)
+    from multicloud.console import doctor as doctors
+
+    findings = doctors.examine(sources, files)
     colors = {"ok": "green", "problem": "red"}
     for kind, text in findings:
         click.echo(click.style(f"{kind:<8}", fg=colors.get(kind)) + light.printable(text), color=terminal.colorful())
@@ -234,10 +225,6 @@ def history(since: str, sources: settings.Sources) -> None:
 
     The samples in the file are scored and ranked again, as they came. What HAProxy knows besides is not in them:
     weights set by hand, maintenance, requests in flight. A server counts as DOWN while its two newest checks failed.
-
-    \b
-    Examples:
-      multicloud history --since 08:30
 
     Exit code: 0 shown, 1 no samples, 2 wrong settings.
     """
@@ -290,7 +277,6 @@ def demo(duration: float | None, port: int, stats_port: int, beside: bool) -> No
     \b
     Examples:
       multicloud demo --duration 60 --port 8088 --stats-port 9088
-      multicloud demo --beside
     """
     from multicloud import demo as demos
 

@@ -108,11 +108,6 @@ def replay(series: Mapping[Key, Sequence[Sample]], sources: Sources) -> Replay:
     return replayed
 
 
-def _pause(samples: Sequence[Sample]) -> float:
-    """The mean seconds between two checks."""
-    return ((samples[0].time or 0.0) - (samples[-1].time or 0.0)) / max(1, len(samples) - 1)
-
-
 def _decisions(
     alone: Sequence[Server], series: Mapping[Key, Sequence[Sample]], sources: Sources
 ) -> Iterator[tuple[float, dict[Key, Score], list[Decision], list[Decision]]]:
@@ -120,7 +115,8 @@ def _decisions(
     busy = [*map(copy.copy, alone)]
     needed = reweigh.samples_needed(sources)
     users = dict.fromkeys([server.key for server in alone], BUSY)
-    gone = {server.key: max(GONE, MISSED * _pause(series[server.key])) for server in alone}
+    spans = {key: (newest[0].time or 0.0) - (newest[-1].time or 0.0) for key, newest in series.items()}
+    gone = {key: max(GONE, MISSED * span / max(1, len(series[key]) - 1)) for key, span in spans.items()}
     before = math.inf
     for now in sorted({math.ceil(sample.time or 0.0) for server in alone for sample in series[server.key]}):
         known: dict[Key, Sequence[Sample]] = {}

@@ -96,7 +96,8 @@ class Case(NamedTuple):
     @property
     def own_checked(self) -> list[Server]:
         """The servers whose checks of HAProxy's own `multicloud run` takes as samples."""
-        return [server for server in self.own if server.backend in self.values.backends]
+        backends = self.values.backends
+        return [server for server in self.own if server.backend in backends]
 
 
 def ask(api: RuntimeAPI, sources: Sources) -> Case:

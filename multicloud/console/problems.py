@@ -49,7 +49,7 @@ def read_samples(sources: Sources) -> Samples:
 
     Raises SampleFileError.
     """
-    return history.read(sources.read(REWEIGH_SETTINGS).times, reweigh.longest_window(sources) + LOOK_BACK)
+    return history.read(sources.read(REWEIGH_SETTINGS).times, reweigh.samples_needed(sources) + LOOK_BACK)
 
 
 def problems(case: Case) -> list[str]:
