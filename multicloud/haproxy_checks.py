@@ -49,12 +49,6 @@ def is_numbered(server: Server) -> bool:
     return _configured_words(server).rpartition("@")[2].isdigit()
 
 
-def request_seconds(server: Server) -> float | None:
-    """Seconds from the request to its answer, where the words of the last check have them."""
-    number, unit, _ = _configured_words(server).partition("us@")
-    return int(number) / 1e6 if unit and number.isascii() and number.isdigit() and len(number) < 12 else None
-
-
 class CheckHistory:
     """What is known of a server's checks; the times are those of the clock that `ended` is given."""
 
@@ -86,9 +80,11 @@ class CheckHistory:
         if is_under_way(server):  # the next one, so that the words are gone, perhaps each time
             seconds = whole - self.overhead
         else:
-            request = request_seconds(server)
-            # Whoever sets the clock meanwhile makes no request longer than its check, whose duration is rounded down.
-            seconds = whole if request is None else min(request, whole + 0.001)
+            number, unit, _ = _configured_words(server).partition("us@")
+            seconds = whole
+            if unit and number.isascii() and number.isdigit() and len(number) < 12:
+                # Whoever sets the clock makes no request longer than its check, whose duration is rounded down.
+                seconds = min(int(number) / 1e6, whole + 0.001)
             self.overhead = whole - seconds
         # A connection takes one round trip, and its TLS handshake another one at least.
         return max(seconds, self.overhead / (1 if server.tls == "0" else 2), LEAST)

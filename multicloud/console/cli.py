@@ -205,6 +205,10 @@ def doctor(files: tuple[str, ...], sources: settings.Sources) -> None:
     is asked first explains what is asked later: after the first group of questions that has a problem it stops.
     As root it asks what HAProxy's user may do. Servers whose check fails are probed once, with their own settings.
 
+    \b
+    Examples:
+      multicloud doctor -f /etc/haproxy/haproxy.cfg
+
     Exit code: 0 all well, 1 problems, 2 wrong settings.
     """
     from multicloud.console import doctor as doctors
@@ -225,6 +229,10 @@ def history(since: str, sources: settings.Sources) -> None:
 
     The samples in the file are scored and ranked again, as they came. What HAProxy knows besides is not in them:
     weights set by hand, maintenance, requests in flight. A server counts as DOWN while its two newest checks failed.
+
+    \b
+    Examples:
+      multicloud history --since 08:30
 
     Exit code: 0 shown, 1 no samples, 2 wrong settings.
     """

@@ -29,7 +29,12 @@ def examine(sources: settings.Sources, files: Sequence[str]) -> list[Finding]:
 
 
 def _case(sources: settings.Sources, files: Sequence[str]) -> Case:
-    _read_all(sources)
+    """What there is to look at. Raises SettingError."""
+    # Every value is read, also what the environment overrides in the file.
+    for each in (sources, settings.Sources({settings.CONF: sources.environ.get(settings.CONF, "")})):
+        for section in each.sections:
+            backend, _, server = section.partition("/")
+            each.read(settings.CHECK_SETTINGS if server else settings.ALL_SETTINGS, backend, server)
     case, environ = Case(sources), dict(os.environ)
     try:
         with runtime.RuntimeAPI(case.values.socket) as api:
@@ -45,15 +50,6 @@ def _case(sources: settings.Sources, files: Sequence[str]) -> Case:
     read = parser.read(files, environ, case.version or None)
     ours = configuration.ours(read) if files else None
     return case._replace(now=time.time(), files=[*parser.files(files)], configuration=read, ours=ours)
-
-
-def _read_all(sources: settings.Sources) -> None:
-    """Read every value, also what the environment overrides in the file. Raises SettingError."""
-    alone = settings.Sources({settings.CONF: sources.environ.get(settings.CONF, "")})
-    for each in (sources, alone):
-        for section in each.sections:
-            backend, _, server = section.partition("/")
-            each.read(settings.CHECK_SETTINGS if server else settings.ALL_SETTINGS, backend, server)
 
 
 def settings_shown(case: Case) -> Iterator[Finding]:
