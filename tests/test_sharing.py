@@ -155,6 +155,8 @@ def left() -> list[Decision]:
         (40, [0.4, 0.2], True),  # many use it, and its line grows
         (40, [0.2, 0.4], True),  # or shrinks
         (40, [0.4, 0.4], False),  # it is slow, and steadily so
+        (40, [0.16, 0.16], True),  # by chance, perhaps
+        (40, [0.16, 0.16, 0.16], False),
         (5, [0.4, 0.2], False),  # few use it
     ],
 )
