@@ -418,7 +418,7 @@ def test_external_checks_may_be_beside_it(tmp_path: Path) -> None:
             external = {"near": 256, "far": 1}
             wait_until(lambda: haproxy.weights(here.address, "external") == external, 20, "weights by external checks")
             assert here.samples("near", "external")
-            assert here.samples("eu")
+            wait_until(lambda: bool(here.samples("eu")), 5, "samples")  # which are written after weights are set
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
