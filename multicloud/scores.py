@@ -21,7 +21,8 @@ for the worse makes an older one forgotten.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -59,6 +60,10 @@ class Score(NamedTuple):
     since: float | None  # UNIX time of the oldest of them where the window ends at a change, if it has one
 
 
+# Servers that have equally many samples, and the seconds of all these, and which failed.
+Group = tuple[dict[Key, Sequence[Sample]], "array[float]", bytearray]
+
+
 def scores(
     series: Mapping[Key, Sequence[Sample]],
     *,
@@ -74,28 +79,26 @@ def scores(
     `max_age` are seconds. A sample without a time counts whatever its age, and one from the future does: the clock was
     set back. A recovery as old as the window can be told only where `series` has RECOVERY_RUN samples more.
     """
-    oldest = now - max_age
-    by_size: dict[int, list[tuple[Any, ...]]] = {}
+    by_size: dict[int, Group] = {}
     for key, samples in series.items():
         newest = samples[: window + RECOVERY_RUN]
-        columns = [*zip(*newest, strict=True)] or [(), (), ()]  # one walk: samples are hardly in the processor's cache
-        _, times, _ = columns
-        if None in times or min(times, default=now) < oldest:
-            newest = [each for each in newest if each.time is None or each.time >= oldest]
-            columns = [*zip(*newest, strict=True)]
+        seconds, times, failed = zip(*newest, strict=True) if newest else ((), (), ())
+        if None in times or now - min(times, default=now) > max_age:
+            newest = [each for each in newest if each.time is None or now - each.time <= max_age]
+            seconds, _, failed = zip(*newest, strict=True) if newest else ((), (), ())
         if newest:
-            by_size.setdefault(len(newest), []).append((key, newest, *columns))
-    found: dict[Key, Score] = {}
-    for rows in by_size.values():  # for numpy, many rows are hardly more work than one
-        keys, *columns = zip(*rows, strict=True)
-        found |= zip(keys, _score_rows(columns, percentile, min_samples, window), strict=True)
-    return found
+            members, every, failures = by_size.setdefault(len(newest), ({}, array("d"), bytearray()))
+            members[key] = newest
+            every.extend(seconds)
+            failures.extend(failed)
+    return {key: score for group in by_size.values() for key, score in _score(group, percentile, min_samples, window)}
 
 
-def _score_rows(columns: Iterable[Any], percentile: float, min_samples: int, window: int) -> list[Score]:
-    """The scores of servers that have equally many samples: `columns` are these, their seconds, times and failures."""
-    members, seconds, _, failed = columns
-    seconds, failed = np.array(seconds, float), np.array(failed, bool)
+def _score(group: Group, percentile: float, min_samples: int, window: int) -> Iterator[tuple[Key, Score]]:
+    """The scores of servers that have equally many samples: for numpy, many rows are hardly more work than one."""
+    members, every, failures_of_all = group
+    seconds = np.frombuffer(every).reshape(len(members), -1)
+    failed = np.frombuffer(failures_of_all, bool).reshape(seconds.shape)
     size = seconds.shape[1]
     since_change = count_since_change(seconds, failed, window)
     counts = np.minimum(since_change, window)
@@ -116,11 +119,9 @@ def _score_rows(columns: Iterable[Any], percentile: float, min_samples: int, win
         if mean > values[row]:
             values[row], by_mean[row] = mean, True
     columns = values.tolist(), by_mean.tolist(), since_change.tolist(), counts.tolist(), failures.tolist()
-    found = []
-    for samples, value, is_mean, changed, count, failed_ones in zip(members, *columns, strict=True):
+    for (key, samples), value, is_mean, changed, count, failed_ones in zip(members.items(), *columns, strict=True):
         since = samples[changed - 1].time if changed < size else None
-        found.append(Score(value, None if is_mean else percentile, samples[:count], failed_ones, since))
-    return found
+        yield key, Score(value, None if is_mean else percentile, samples[:count], failed_ones, since)
 
 
 def count_since_change(seconds: NDArray[np.float64], failed: NDArray[np.bool_], window: int) -> NDArray[np.intp]:
