@@ -50,7 +50,7 @@ CHANCE = 3
 # last 1,024). In whole milliseconds, it may seem to move by so many seconds.
 AVERAGED, ROUNDED = 512, 0.001
 VARIES = 1.15  # of two samples the longer is so many times the shorter: a line moves, a slow answer is slow again
-TWICE = 2  # times as long as usual are samples that chance alone hardly makes alike: two of them show a slow server
+UNLIKE = 2  # so many times as long as usual, samples are hardly alike by chance: two that are show a slow server
 USED = 0.7  # expected requests in flight above which it may be its users who make a server slow
 TOLL = 8  # how often a wait counts. From 4 to 16 it hardly matters; with 1, everybody's own wait, the lines stay
 # Seconds: samples and two reweighs are as old. With 5 the parts swing, with 30 a line lasts. No step is for longer: of
@@ -137,7 +137,7 @@ class _View(NamedTuple):
 
     def varies(self) -> bool:
         """It is used, and its newest samples differ as those of a line do: two, or three if these may be chance."""
-        newest = self.newest(PAIR if self.samples[0].seconds > TWICE * self.usual else RECENT)
+        newest = self.newest(PAIR if self.samples[0].seconds > UNLIKE * self.usual else RECENT)
         return max(newest) > VARIES * min(newest) and self.expected() > USED
 
 

@@ -134,20 +134,20 @@ def nobody_records(case: Case) -> Iterator[str]:
         backends = ", ".join(dict.fromkeys(server.backend for server in steady))
         newest = [case.samples.series[each.key][0].time or 0.0 for each in steady if each.key in case.samples.series]
         since = f" {_since(max(newest), case)}" if any(newest) else ""
-        in_tmp = case.values.times.startswith("/tmp/")
+        times = case.values.times
+        hint = "; the /tmp of its service is another one: `times = /run/multicloud/times.txt`"
         yield (
-            f"HAProxy's own checks of {backends} have not been recorded in {case.values.times}{since}: is "
-            "`multicloud run` at work, with the same `times`? Its log says what it lacks (`journalctl -u multicloud`)"
-            + "; the /tmp of its service is another one: `times = /run/multicloud/times.txt`"
-            * in_tmp
+            f"HAProxy's own checks of {backends} have not been recorded in {times}{since}: is `multicloud run` at "
+            "work, with the same `times`? Its log says what it lacks (`journalctl -u multicloud`)"
+            f"{hint * times.startswith('/tmp/')}"
         )
 
 
 def samples_missing(case: Case) -> Iterator[str]:
     """The servers that nobody measures although they are UP, and why."""
-    unrecorded = any(nobody_records(case))
+    unrecorded, backends = any(nobody_records(case)), case.values.backends
     for server in itertools.chain.from_iterable(routed(case).values()):
-        beside = server.backend in case.values.backends
+        beside = server.backend in backends
         explained = beside and (unrecorded or not server.check)  # by `nobody_records`, or run.unmeasured
         if not explained and (missing := _missing(server, case)):
             yield f"{missing}: {_why_missing(server, case)}"

@@ -126,9 +126,10 @@ def checks(case: Case) -> Iterator[Finding]:
 def _failures(failing: Sequence[Server], case: Case) -> Iterator[Finding]:
     """Why each of the external checks fails, as far as it can be seen, and what to do."""
     said = {server.key: _why(server, case, ask=number < PROBES) for number, server in enumerate(failing)}
+    checked = case.checked
     for server in failing:
         why, cure = said[server.key]
-        members = {each.key for each in case.checked if each.backend == server.backend}
+        members = {each.key for each in checked if each.backend == server.backend}
         cures = {said[key][1] for key in members & said.keys()} - {""}
         section = "/".join(server.key)
         if members <= said.keys() and len(cures) == 1 and section not in case.sources.sections:  # all there fail alike
