@@ -18,7 +18,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.bench.processes import compare, cpu, haproxy_pid, run
+from tests import haproxy
+from tests.bench.processes import compare, cpu, run
 from tests.bench.table import Table
 from tests.edge import Edge, edge
 from tests.regions import Regions
@@ -152,7 +153,7 @@ def idle() -> None:
                 f'SOCKET={settings["MULTICLOUD_SOCKET"]} exec {SHELL}/{command}.sh "$@"\n'
             )
         time.sleep(10)
-        pids = [haproxy_pid(each.router.settings["MULTICLOUD_SOCKET"]) for each in (ours, shell)]
+        pids = [haproxy.process(each.router.settings["MULTICLOUD_SOCKET"]) for each in (ours, shell)]
         start = [cpu(pid, children=True) for pid in pids]
         time.sleep(60)
         spent = [cpu(pid, children=True) - before for pid, before in zip(pids, start, strict=True)]

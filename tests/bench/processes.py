@@ -13,25 +13,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from multicloud import runtime
 from tests.bench.table import Table
 
 
-def haproxy_pid(address: str) -> str:
-    """Of the HAProxy whose Runtime API is at a socket."""
-    with runtime.RuntimeAPI(address) as api:
-        return api.info()["Pid"]
-
-
-def cpu(pid: str, *, children: bool = False) -> float:
+def cpu(pid: int, *, children: bool = False) -> float:
     """Seconds of processor time of a process so far, or of its children that have ended (proc(5))."""
-    fields = Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, fields[13:15] if children else fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
-def memory(pid: str) -> float:
-    """Megabytes (millions of bytes) that are resident."""
-    return int(Path("/proc", pid, "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+def memory(pid: int) -> float:
+    """Megabytes (2^20 bytes) that are resident."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 
 class Cost(NamedTuple):

@@ -31,7 +31,7 @@ from typing import NamedTuple
 from multicloud import history
 from multicloud.demo.router import Router
 from tests import haproxy
-from tests.bench.processes import cpu, haproxy_pid, memory
+from tests.bench.processes import cpu, memory
 from tests.bench.table import Table
 from tests.command import BARE
 from tests.ports import free_port
@@ -114,9 +114,9 @@ def measure(count: int, inter: float, seconds: float, *, beside: bool, tls: bool
         for region in regions:
             region.delay = DELAYS[region.name]
         address, times = router.settings["MULTICLOUD_SOCKET"], router.settings["MULTICLOUD_TIMES"]
-        pid = haproxy_pid(address)
+        pid = haproxy.process(address)
         time.sleep(WARM_UP)
-        began, before, start = time.time(), cpu(pid), cpu(str(loop.pid) if loop else pid, children=not loop)
+        began, before, start = time.time(), cpu(pid), cpu(loop.pid if loop else pid, children=not loop)
         rounds, scrapes = [], []
         while time.time() < began + seconds:
             time.sleep(2.7)  # at any moment of a round's second
@@ -127,11 +127,11 @@ def measure(count: int, inter: float, seconds: float, *, beside: bool, tls: bool
                 rounds.append(float(re.findall(r"^multicloud_round_duration_seconds (\S+)", page, re.MULTILINE)[0]))
         spent = time.time() - began
         own = 100 * (cpu(pid) - before) / spent
-        others = 100 * (cpu(str(loop.pid) if loop else pid, children=not loop) - start) / spent
+        others = 100 * (cpu(loop.pid if loop else pid, children=not loop) - start) / spent
         found = history.read(times, 10_000).series
         taken = sum((when or 0) > began and not failed for newest in found.values() for _, when, failed in newest)
         late = max(0.0, 100 * (1 - taken / (count * spent / inter)))
-        sizes = memory(pid), memory(str(loop.pid)) if loop else None
+        sizes = memory(pid), memory(loop.pid) if loop else None
         step = stepped(next(iter(regions)), address)
     of_round, of_scrape = (1000 * statistics.median(each) if each else None for each in (rounds, scrapes))
     return Figures(own, others, *sizes, of_round, step, late, of_scrape)

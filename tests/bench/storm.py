@@ -253,9 +253,9 @@ def sizes(running: Edge, files: set[str]) -> dict[str, float]:
     alive = [each for each in found if each.haproxy and each.state != "Z"]
     directory = running.router.directory
     samples = directory / "times.txt"
-    measured = {"HAProxy": str(min(alive, key=lambda each: each.age).pid)}
+    measured = {"HAProxy": min(alive, key=lambda each: each.age).pid}
     if beside:
-        measured["multicloud-run"] = str(beside.pid)
+        measured["multicloud-run"] = beside.pid
     return {
         **{f"{name}: descriptors": len(os.listdir(f"/proc/{pid}/fd")) for name, pid in measured.items()},
         **{f"{name}: resident memory, MB": memory(pid) for name, pid in measured.items()},
@@ -263,7 +263,7 @@ def sizes(running: Edge, files: set[str]) -> dict[str, float]:
         f"checks older than {OLD:.0f} s": sum(each.age > OLD and not each.haproxy for each in found),
         "sample file, kB": samples.stat().st_size / 1000 if samples.exists() else 0,
         "files left behind": len(set(os.listdir(directory)) - files - {samples.name}),
-        "this program: resident memory, MB": memory("self"),
+        "this program: resident memory, MB": memory(os.getpid()),
     }
 
 
