@@ -223,17 +223,17 @@ def unmeasured(servers: Sequence[runtime.Server], backends: Sequence[str]) -> di
         tracked = ", ".join(dict.fromkeys(server.source[0] for server in (strangers if members else everyone)))
         if not everyone:
             text = "HAProxy has no backend of that name with servers: "
-            text += f"write in MULTICLOUD_BACKENDS what it has: {', '.join(by_backend) or 'none at all'}"
+            text += f"write into `backends` what it has: {', '.join(by_backend) or 'none at all'}"
         elif not members:
-            text = f"its servers track those of {tracked}: write that in MULTICLOUD_BACKENDS instead"
+            text = f"its servers track those of {tracked}: write that into `backends` instead"
         elif any(server.key in external for server in members):
             text = "it has external checks, which record by themselves: "
-            text += "take it out of MULTICLOUD_BACKENDS, or `option external-check` out of the backend"
+            text += "take it out of `backends`, or `option external-check` out of the backend"
         elif bare := [server.name for server in able if server.source == server.key and not server.check]:
             text = f"HAProxy does not check {', '.join(bare)}: write `check` on each `server` line"
         elif strangers:
             names = ", ".join(server.name for server in strangers)
-            text = f"the checks of {names} are those of {tracked}: write that in MULTICLOUD_BACKENDS, too"
+            text = f"the checks of {names} are those of {tracked}: write that into `backends`, too"
         else:
             continue
         problems[BACKEND + backend] = f"{backend}: {text}"

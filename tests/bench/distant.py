@@ -35,15 +35,14 @@ class Place(NamedTuple):
 
 class Service(NamedTuple):
     """How a region serves: the seconds of an answer, which part of the answers is late, after how many idle seconds it
-    closes a connection (None: never), whether it is there at all, how many requests it serves at once, while the
-    others wait in line (None: all), and the standard deviation of the seconds, as a part of them."""
+    closes a connection (None: never), whether it is there at all, and how many requests it serves at once, while the
+    others wait in line (None: all)."""
 
     seconds: float = 0.010
     late: float = 0.0
     idle: float | None = None
     alive: bool = True
     workers: int | None = None
-    jitter: float = 0.0
 
 
 class Distance:
@@ -163,7 +162,7 @@ class Region:
         try:
             await turn
             late = LATE if random.random() < self._service.late else 0.0
-            await asyncio.sleep(self._service.seconds * max(0.1, random.gauss(1, self._service.jitter)) + late)
+            await asyncio.sleep(self._service.seconds + late)
         finally:
             self._busy -= turn.done() and not turn.cancelled()
             self._call_next()

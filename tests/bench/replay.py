@@ -266,6 +266,8 @@ def main() -> None:
         for path in options.files
         for backend, stream in recorded(path).items()
     }
+    if options.files and not streams:
+        parser.error("no samples with a time in these files")
     table = Table("", *(f"{name:>13}" for name in streams or PHASES), " mean")
     if options.files:
         for name, values, estimator in variants:
