@@ -23,13 +23,13 @@ import yaml
 
 from multicloud import haproxy_cfg, plan
 from multicloud.console import config
+from tests.client import Traffic
 from tests.edge import regions_at, wait_until
 from tests.machine import Machine
 from tests.names import name_server, own_network
 from tests.regions import Regions
 from tests.test_drop_in import DELAYS, shell_version
 from tests.test_traffic import failures
-from tests.traffic import Traffic
 from tests.user import asked
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ import time
 
 import pytest
 
+from tests.client import Traffic
 from tests.command import run
 from tests.edge import Edge, edge, wait_until
 from tests.names import by_name, name_server, own_network
 from tests.test_traffic import failures
-from tests.traffic import Traffic
 
 DELAYS = {"eu.demo": 0.010, "us.demo": 0.040, "ap.demo": 0.070}
 RANKED = {"eu.demo": 256, "us.demo": 1, "ap.demo": 0}

@@ -8,9 +8,9 @@ from collections import Counter
 import pytest
 
 from tests import command
+from tests.client import Traffic
 from tests.edge import Edge, edge, measured, wait_until
 from tests.test_traffic import failures
-from tests.traffic import Traffic
 
 FOUR = {"us.demo": 0.060, "eu.demo": 0.005, "ap.demo": 0.100, "sa.demo": 0.140}
 RANKED = {"us.demo": 1, "eu.demo": 256, "ap.demo": 0, "sa.demo": 0}

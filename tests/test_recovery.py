@@ -7,9 +7,9 @@ import time
 
 import pytest
 
+from tests.client import Traffic
 from tests.edge import edge, measured, wait_until
 from tests.test_traffic import DELAYS, RANKED, at_shipped_pace, failures, settle
-from tests.traffic import Traffic
 
 WITHOUT_EU = {"eu.demo": 0, "us.demo": 256, "ap.demo": 1, "sa.demo": 0}
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.client import Answer, Traffic
 from tests.edge import edge, measured, wait_until
-from tests.traffic import Answer, Traffic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
 
-from tests.bench import client
-from tests.bench.client import Answer
+from tests import client
+from tests.client import Answer
 
 START_UP = 30.0  # seconds before the first phase, in which the policies take their first measurements
 SETTLED = 0.95  # the part of the answers from which on they are said to come from the right region

@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import trustme
 
-from tests.bench import client, wan
+from tests import client
+from tests.bench import wan
 from tests.ports import free_port
 
 NAMES = ("us-central.gcp.demo", "eu-west.gcp.demo", "us-east.heroku.demo", "ap-south.aws.demo")

@@ -28,11 +28,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from tests.bench import distant, lines, proxies, wan
-from tests.bench.client import Answer
 from tests.bench.course import Course
 from tests.bench.distant import Service
 from tests.bench.table import Table
 from tests.bench.wan import Way
+from tests.client import Answer
 
 WAYS = [Way(seconds) for seconds in lines.WAN]
 WORKERS = lines.WORKERS

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import NamedTuple, Self
 
-from tests.bench import client
-from tests.bench.client import Connection, Exchange
+from tests import client
+from tests.client import Connection, Exchange
 
 NEW, KEPT, POST = "GET", "GET, kept connection", "POST"
 MIX = (NEW, KEPT, NEW, KEPT, POST)  # what is sent, each as often

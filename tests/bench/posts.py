@@ -18,10 +18,11 @@ import statistics
 import time
 from collections.abc import Sequence
 
-from tests.bench import client, distant, proxies, wan
-from tests.bench.client import Answer
+from tests import client
+from tests.bench import distant, proxies, wan
 from tests.bench.distant import Service
 from tests.bench.table import Table
+from tests.client import Answer
 
 START_UP = 15.0  # seconds in which the nearest region becomes the favourite
 WAYS = (wan.Way(0.100), *[wan.Way(0.200)] * 3)

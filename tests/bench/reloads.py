@@ -15,11 +15,12 @@ import asyncio
 import contextlib
 import time
 
-from tests.bench import client, distant, proxies, users, wan
-from tests.bench.client import Answer
+from tests import client
+from tests.bench import distant, proxies, users, wan
 from tests.bench.course import START_UP
 from tests.bench.distant import NAMES
 from tests.bench.table import Table
+from tests.client import Answer
 from tests.edge import Router
 
 PAUSE = 10.0  # seconds after each reload in which requests are watched

@@ -28,12 +28,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from tests.bench import client, distant, proxies, wan
-from tests.bench.client import Answer
+from tests import client
+from tests.bench import distant, proxies, wan
 from tests.bench.course import Course
 from tests.bench.distant import NAMES, Place, Service
 from tests.bench.table import Table
 from tests.bench.wan import Way
+from tests.client import Answer
 
 NEAREST = Way(0.030)
 WELL = Service(0.010)

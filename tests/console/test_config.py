@@ -19,11 +19,11 @@ from multicloud.demo.router import Router, haproxy_binary
 from multicloud.haproxy_cfg import configuration
 from multicloud.light import UsageError
 from multicloud.plan import RELAYED, Plan, Server
+from tests.client import Traffic
 from tests.command import run
 from tests.edge import edge, wait_until
 from tests.test_haproxy_cfg import HAPROXIES, assert_valid, here
 from tests.test_traffic import DELAYS, failures
-from tests.traffic import Traffic
 
 LISTED = ("eu.example.com=203.0.113.7", "us=[2001:db8::1]:80", "ap=203.0.113.8:8443")
 """Addresses: at a name that does not resolve, HAProxy 2.6 gives a warning."""

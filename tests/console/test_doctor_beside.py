@@ -121,9 +121,7 @@ def test_a_word_that_external_checks_do_not_know_is_no_matter_to_haproxys_own(tm
             "`addr` on its line; HAProxy's own checks go that way: for `multicloud run`, write `backends = app`"
         )
         here.conf.write_text("backends = app\ninterval = 0.1\n")
-        assert "take it out of `backends`, or `option external-check` out of" in str(
-            look(around(here), path)[0]
-        )
+        assert "take it out of `backends`, or `option external-check` out of" in str(look(around(here), path)[0])
         path.write_text(elsewhere)
         here.router.restart()
         with here.beside() as loop:

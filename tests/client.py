@@ -1,10 +1,14 @@
-"""An asyncio client for the programs that measure: requests at moments of their own, each timed from outside."""
+"""Requests at moments of their own, whether or not the earlier ones were answered, each timed from outside."""
 
 import asyncio
 import itertools
+import math
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
+
+from tests.edge import wait_until
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Exchange = tuple[int, str, bool]  # status, region, and whether the connection stays
@@ -68,7 +72,7 @@ def header(head: str, name: str) -> str:
     return head.partition(f"\r\n{name}: ")[2].partition("\r\n")[0]
 
 
-async def moments(gap: Callable[[], float], end: float = float("inf")) -> AsyncIterator[float]:
+async def moments(gap: Callable[[], float], end: float = math.inf) -> AsyncIterator[float]:
     """The moments (time.monotonic) at which something is due, `gap` seconds after the one before, as they come."""
     due = time.monotonic()
     while (due := due + gap()) < end:
@@ -77,14 +81,48 @@ async def moments(gap: Callable[[], float], end: float = float("inf")) -> AsyncI
 
 
 async def offer(
-    ports: Sequence[int], gap: Callable[[], float], end: float, answers: list[Answer], method: str = "GET"
+    ports: Sequence[int],
+    gap: Callable[[], float],
+    end: float,
+    answers: list[Answer],
+    method: str = "GET",
+    timeout: float = TIMEOUT,
 ) -> None:
     """Send requests to the ports in turn until `end`, `gap` seconds after each other, whatever becomes of them."""
 
     async def ask(port: int) -> None:
-        answers.append(await timed(over_new(port, method)))
+        answers.append(await timed(over_new(port, method), timeout))
 
     turns = itertools.cycle(ports)
     async with asyncio.TaskGroup() as group:
         async for _ in moments(gap, end):
             group.create_task(ask(next(turns)))
+
+
+class Traffic:
+    """Requests to a port of this machine while the context lasts, each over a connection of its own."""
+
+    def __init__(self, port: int, rate: float = 200.0, timeout: float = 5.0, method: str = "GET") -> None:
+        self.answers: list[Answer] = []
+        ended = self._ended = threading.Event()
+        offered = offer(
+            [port], lambda: math.inf if ended.is_set() else 1 / rate, math.inf, self.answers, method, timeout
+        )
+        self._thread = threading.Thread(target=asyncio.run, args=(offered,))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def go_on(self, count: int) -> None:
+        """Wait for so many answers more."""
+        enough = len(self.answers) + count
+        wait_until(lambda: len(self.answers) >= enough, 30, f"{count} answers")
+
+    def regions_since(self, moment: float) -> set[str]:
+        """The regions that answered requests sent after `moment`."""
+        return {answer.region for answer in self.answers if answer.sent > moment and answer.status == 200}
