@@ -1,8 +1,8 @@
 """HAProxy's configuration files, as far as latency routing depends on them (its configuration manual, chapter 2).
 
 Words, quotes, comments, environment variables and what a proxy inherits from its `defaults` are read as HAProxy reads
-them. Of its conditional blocks those are decided whose condition is a version, `defined` or a number; of any other one
-all branches count. A proxy that is `disabled` is left out.
+them. Of its conditional blocks those are decided whose condition is a version; of any other one all branches count. A
+proxy that is `disabled` is left out.
 """
 
 import glob
@@ -27,8 +27,7 @@ ESCAPED = r"""\\(x[0-9a-fA-F]{2}|[ \\#'"nrt]"""
 UNQUOTED = re.compile(f"{ESCAPED})")
 QUOTED = re.compile(rf"{ESCAPED}|\$)|\$(?:(\w+)|\{{(\w+)(\[\*\])?(?:-([^}}]{{0,1000}}+))?\}})", re.ASCII)
 LINE_ENDS = {"n": "\n", "r": "\r", "t": "\t"}
-CONDITION = re.compile(r"(!*)\s*(?:(version_atleast|version_before|defined)\(\s*([^()\s]*)\s*\)|(-?\d{0,9}))")
-OWN = "HAPROXY_"  # so begin the variables that HAProxy sets itself, some of them after it has read its configuration
+CONDITION = re.compile(r"(!*)\s*(version_atleast|version_before)\(\s*([^()\s]*)\s*\)")
 
 
 class ConfigurationError(UsageError):
@@ -100,7 +99,7 @@ def read(paths: Sequence[str], environ: Mapping[str, str], version: str | None =
         for line in lines:
             words = split(line, environ)
             if words and words[0].startswith("."):
-                undecided += _branch(words, blocks, environ, version)
+                undecided += _branch(words, blocks, version)
             elif not words or any(branches[-1] is False for branches in blocks):
                 continue
             elif words[0] in SECTIONS:
@@ -125,9 +124,7 @@ def files(paths: Iterable[str]) -> Iterator[str]:
         yield from sorted(glob.glob(f"{glob.escape(path)}/*.cfg")) if os.path.isdir(path) else [path]
 
 
-def _branch(
-    words: Sequence[str], blocks: list[list[bool | None]], environ: Mapping[str, str], version: str | None
-) -> list[str]:
+def _branch(words: Sequence[str], blocks: list[list[bool | None]], version: str | None) -> list[str]:
     """Begin, go on with or end a block; the condition that could not be decided, if there is one."""
     keyword, condition = words[0], " ".join(words[1:])
     if keyword == ".if":
@@ -138,21 +135,16 @@ def _branch(
         return []
     *outer, branches = blocks
     passed = True in branches or any(each[-1] is False for each in outer)
-    branches.append(not passed and (keyword == ".else" or holds(condition, environ, version)))
+    branches.append(not passed and (keyword == ".else" or holds(condition, version)))
     return [f"{keyword} {condition}"] if branches[-1] is None else []
 
 
-def holds(condition: str, environ: Mapping[str, str], version: str | None) -> bool | None:
+def holds(condition: str, version: str | None) -> bool | None:
     """Whether a condition holds; None where that is not decided here."""
     match = CONDITION.fullmatch(condition.strip())
-    if match is None or (match[2] and version is None) or (match[3] or "").startswith(OWN):
+    if match is None or version is None:
         return None
-    if not match[2]:
-        holding = match[4] not in ("", "-") and int(match[4]) != 0
-    elif match[2] == "defined":
-        holding = match[3] in environ
-    else:
-        holding = (order(version or "") >= order(match[3])) == (match[2] == "version_atleast")
+    holding = (order(version) >= order(match[3])) == (match[2] == "version_atleast")
     return holding != bool(len(match[1]) % 2)
 
 

@@ -182,16 +182,9 @@ def measured(case: Case) -> Iterator[Finding]:
         yield problem(f"{case.unusable}: {cure}")
         return
     lines = problems.problems(case)
-    known = any(server.source in case.samples.series for server in case.servers)
-    if not lines and not known and any(server.check == PASSED for server in case.checked):
-        lines = [
-            f"{case.values.times} has no samples of a server that HAProxy knows: do its servers have "
-            "`option external-check` with multicloud-check, and does that write to the same file?"
-        ]
     yield from map(problem, lines)
     yield from map(unknown, problems.notes(case))
-    count = sum(server.key in case.samples.series for server in case.servers)
-    if count and not lines:
+    if not lines and (count := sum(server.key in case.samples.series for server in case.servers)):
         yield ok(f"{count} servers are measured, and have the weights that they should have")
     if not case.values.backends and not any(server.name == REWEIGH_SERVER for server in case.servers):
         yield unknown(
