@@ -40,8 +40,9 @@ def is_under_way(server: Server) -> bool:
 
 
 def _configured_words(server: Server) -> str:
-    """The last check's words, "" where they may be the server's."""
-    return "" if server.mode == "tcp" and server.code.strip("0") else server.last_chk
+    """The last check's words, "" where they may be the server's, as those of a check that failed are."""
+    theirs = server.check not in PASSED_STATUSES or (server.mode == "tcp" and server.code.strip("0"))
+    return "" if theirs else server.last_chk
 
 
 def is_numbered(server: Server) -> bool:

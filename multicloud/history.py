@@ -85,6 +85,7 @@ def _newest(fd: int, end: int, newest: int, oldest: float = 0.0) -> tuple[Sample
     kept: list[bytes] = []
     for lines in _blocks(fd, end):
         if samples.lines > MAX_LINES:
+            samples.lines += len(lines) - 1  # of those not read; the first line of a file is a block by itself
             break
         samples.lines += len(lines)
         for line in reversed(lines):
@@ -113,7 +114,7 @@ def follow(path: str, newest: int, samples: Samples, own: Iterable[Key]) -> Samp
         if _stamp(os.lstat(path)) == samples.stamp:
             return samples
     except FileNotFoundError:
-        samples.stamp = None
+        samples.stamp, samples.lines, samples.size = None, 0, 0
         return samples
     except OSError as error:
         raise samplefile.unusable(path, error) from None

@@ -66,6 +66,12 @@ def test_checks_that_brought_a_server_back_count_though_only_the_last_one_was_se
     assert counted(says(milliseconds=30, rise_left=2)) == [0.030]
 
 
+@pytest.mark.parametrize("words", ["Service Unavailable", "503", "a@7"])
+def test_the_words_of_a_check_that_failed_are_the_servers_and_number_nothing(words: str) -> None:
+    looks = [says("L7STS", number, words=words, failures=number) for number in range(1, 4)]
+    assert counted(says(words="ok@1"), *looks) == [0.030] + [INTER] * 3
+
+
 def test_a_health_that_an_operator_sets_is_no_check() -> None:
     raised = says(words="1")
     raised.fingerprint = "L7OK", "30", "3"

@@ -204,6 +204,16 @@ def test_of_more_lines_than_can_be_read_in_time_the_newest_count(
     assert Path(times).read_text() == line * kept + lines_of(2)
 
 
+def test_lines_that_were_not_read_are_dropped_though_all_that_were_are_kept(
+    times: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "MAX_LINES", 1000)
+    monkeypatch.setattr(history, "BLOCK", 1000)
+    Path(times).write_text("".join(lines_of(number) for number in range(5000)))
+    assert [history.trim(times, 9000) > 0 for _ in range(2)] == [True, False]
+    assert 1000 <= len(Path(times).read_text().splitlines()) < 2000
+
+
 def test_a_trim_leaves_the_newest_of_each_server_in_order(times: str) -> None:
     for i in range(1, 6):
         samplefile.append(times, *EU, i / 10, i)
@@ -676,6 +686,7 @@ def test_beside_another_file_what_that_one_has_not_is_kept(times: str) -> None:
     found = history.read(times, 10)
     Path(times).unlink()
     assert history.follow(times, 10, found, OWN) is found
+    assert (found.lines, found.size) == (0, 0)
     samplefile.append(times, "app", "eu", 3.1, 3.0)  # which it has
     samplefile.append(times, "app", "eu", 9.0, 9.0)
     found = history.follow(times, 10, found, OWN)
