@@ -66,6 +66,7 @@ def test_it_is_started_once_it_has_set_weights_as_a_user_of_its_own(machine: Mac
     user, group = shell(machine, f"stat --format='%u %G' /proc/{pid}").split()
     assert int(user) in range(61184, 65520)  # systemd's dynamic ones
     assert group == "haproxy"
+    assert state(machine, "IPAddressDeny") == ""  # it connects to servers, to see who is far
     doctor = machine.run("multicloud", "doctor", "-f", CONFIGURATION)
     assert [line for line in doctor.stdout.splitlines() if not line.startswith("ok")] == []
 
