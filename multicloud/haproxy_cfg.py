@@ -275,7 +275,7 @@ backend {plan.backend} from {plan.name("regions")}
 
 
 def _checks(plan: Plan) -> str:
-    """External checks, or HAProxy's own: those ask each server by its name, over a kept connection where they can."""
+    """External checks, or HAProxy's own: those ask each server by its name."""
     if not plan.beside:
         return f"""\
     # Write no `fastinter` beside external checks and `observe`: once one has come sooner, HAProxy 2.8 and newer keep to

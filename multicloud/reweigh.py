@@ -120,22 +120,29 @@ def weigh(
     # What another reweigh has set may look as if servers shared. So they do only if that was decided here.
     shares = any(each.reason in (ranking.Reason.SHARES, ranking.Reason.FAR) for each in decisions)
     share_still = functools.partial(share, elapsed=0.0) if shares else None
-    for _ in range(ATTEMPTS - 1):
-        again = [] if refusals else ranking.changes(decide(api.servers(), scored, sources, share_still))
-        if not again:
-            break
-        more, refusals = api.set_weights(again)
-        changed += more
+    try:
+        for _ in range(ATTEMPTS - 1):
+            again = [] if refusals else ranking.changes(decide(api.servers(), scored, sources, share_still))
+            if not again:
+                break
+            more, refusals = api.set_weights(again)
+            changed += more
+    except runtime.RuntimeAPIError as error:  # after what was changed, which is to be told
+        refusals = [str(error)]
     return Outcome(samples, scored, decisions, changed, refusals)
 
 
 def connect_seconds(address: str, port: str, timeout: float) -> float:
-    """The seconds that a TCP connection takes; 0 where nobody knows, after `timeout` seconds at most."""
-    began = time.monotonic()
+    """The seconds that a TCP connection to an IP address takes; 0 where nobody knows, after `timeout` at most."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
-        with socket.create_connection((address, int(port)), timeout):
+        with socket.socket(family) as connection:
+            connection.settimeout(timeout)
+            socket.inet_pton(family, address)  # a name, or "-" for a UNIX socket, would be looked up, for any time
+            began = time.monotonic()
+            connection.connect((address, int(port)))
             return time.monotonic() - began
-    except (OSError, ValueError):  # such as a UNIX socket's, which has no port; or no time is left
+    except (OSError, ValueError):  # or no time is left
         return 0.0
 
 

@@ -80,6 +80,7 @@ class Rounds:
         self.checks = haproxy_checks.Checks()
         self.samples = history.Samples()
         self.totals = scrape.Totals()
+        self._decided = time.monotonic()
         # What the last round leaves to scrapers, who may come during the next one.
         self._last: tuple[list[runtime.Server], reweigh.Outcome | None, settings.Sources] = [], None, sources
         self._page = -1, b""  # and after how many rounds it was made
@@ -91,8 +92,7 @@ class Rounds:
         if not values.backends:
             places = f"MULTICLOUD_BACKENDS=app,api, or `backends = app,api` in {sources.path}"
             raise light.UsageError(f"no backends to measure; name them: {places}")
-        newest = reweigh.samples_needed(sources)
-        self.sources, self.values, self.newest = sources, values, newest
+        self.newest, self.sources, self.values = reweigh.samples_needed(sources), sources, values
 
     def reload(self) -> None:
         """Read the settings file again. Where it cannot be read, the settings stay."""
@@ -119,6 +119,7 @@ class Rounds:
         try:
             self._last = *self._reweigh(problems), self.sources
         except settings.SettingError as error:  # of two sections of which each is right by itself
+            self._last = [], None, self.sources
             problems["settings"] = f"no weights are set: {error}"
         except (runtime.RuntimeAPIError, OSError) as error:
             self._last = [], None, self.sources
@@ -139,7 +140,8 @@ class Rounds:
                     del problems[name]
                 problems |= unmeasured(servers, self.values.backends)
                 lines = self._take(servers)
-                outcome = reweigh.weigh(api, servers, self.samples, self.sources, elapsed=self.values.interval)
+                elapsed, self._decided = time.monotonic() - self._decided, time.monotonic()
+                outcome = reweigh.weigh(api, servers, self.samples, self.sources, elapsed=elapsed)
         finally:
             self._record(lines, problems)  # last, since no weight should wait for it
         problems.pop("settings", None)
@@ -147,13 +149,14 @@ class Rounds:
         if outcome.refusals:
             problems["refused"] = reweigh.refused(outcome)
         self.totals.decided(outcome, time.time())
-        by_key = {server.key: server for server in servers}
+        weights = {change.server.key: change.weight for change in outcome.changes}
+        for server in servers:
+            server.weight = weights.get(server.key, server.weight)
         for change in outcome.changes:
             server, weight = change.server, change.weight
             facts = {"backend": server.backend, "server": server.name, "before": server.weight, "weight": weight}
             text = reweigh.words(change, outcome.scores)
             self._say(light.print_line, text, **facts, reason=change.reason.name.lower())
-            by_key[server.key].weight = weight
         return servers, outcome
 
     def _take(self, servers: Sequence[runtime.Server]) -> list[bytes]:

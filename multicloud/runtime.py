@@ -157,9 +157,11 @@ class RuntimeAPI:
                 if row.tracked:
                     backend, _, name = row.tracked.partition("/")
                     tracked[key] = backend, name
-        for server in servers if tracked else ():
-            for _ in range(len(tracked) + 1):  # which may track another in turn
-                server.source = tracked.get(server.source, server.source)
+        for server in servers:
+            for _ in tracked:
+                if server.source not in tracked:
+                    break
+                server.source = tracked[server.source]  # which may track another in turn
             if server.source in tracked:
                 raise RuntimeAPIError(f"{self.address}: {server.backend}/{server.name} tracks itself")
         return servers

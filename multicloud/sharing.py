@@ -47,7 +47,7 @@ CROWD, SPARE = 1.5, 3  # a crowd is more than so many times what is expected, an
 # chance at one look in some hundreds, if ten are answered or more; with 2 it is one in thirty, and hardly sooner.
 CHANCE = 3
 # HAProxy's mean time is an exponential one of so many requests (TIME_STATS_SAMPLES in its source; its manual says the
-# last 1,024). In whole milliseconds, it may seem to move by so many seconds.
+# last 1,024). It and the times of HAProxy's checks are in whole milliseconds: they may be so many seconds off.
 AVERAGED, ROUNDED = 512, 0.001
 VARIES = 1.15  # of two samples the longer is so many times the shorter: a line moves, a slow answer is slow again
 UNLIKE = 2  # so many times as long as usual, samples are hardly alike by chance: two that are show a slow server
@@ -209,7 +209,8 @@ def share(
         views = _views([largest] if largest.source in users else [], samples, users, now)
         if not any(view.is_suspect() for view in views.values()):
             return decisions
-    views = _views(parts, samples, users, now)
+    unknown = [each.server for each in decisions if each.reason in (Reason.NO_SAMPLES, Reason.NONE_MEASURED)]
+    views = _views([server for server in parts if server not in unknown], samples, users, now)
     if any(view.is_suspect() for view in views.values()):
         later = again()  # a burst is gone by then
         views = {server: view.later(later.get(server.source, NOBODY)) for server, view in views.items()}
@@ -263,7 +264,7 @@ def _whole(
     """
 
     def is_far(server: Server) -> bool:
-        return connect(server.source) * CHANGE > views[server].usual
+        return (connect(server.source) - ROUNDED) * CHANGE > views[server].usual
 
     if leader is not favourite and is_far(leader):
         return _exchanged(decisions, leader, favourite)

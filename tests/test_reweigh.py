@@ -485,8 +485,15 @@ def test_how_long_a_connection_takes(host: str) -> None:
         port = str(listening.getsockname()[1])
         assert 0 < reweigh.connect_seconds(host, port, 1.0) < 1
         assert [reweigh.connect_seconds(host, port, timeout) for timeout in (0.0, -0.1)] == [0.0, 0.0]
-        assert [reweigh.connect_seconds(*nowhere, 1.0) for nowhere in (("-", "0"), ("", ""))] == [0.0, 0.0]
+        nowhere = ("-", "0"), ("", ""), ("localhost", port), (host, "x")
+        assert [reweigh.connect_seconds(*each, 1.0) for each in nowhere] == [0.0] * 4
     assert reweigh.connect_seconds(host, port, 1.0) == 0.0
+
+
+def test_no_name_is_looked_up_in_the_time_of_a_connection() -> None:
+    ask = "import sys; from multicloud import reweigh; reweigh.connect_seconds('127.0.0.1', '1', 1.0); "
+    ask += "reweigh.connect_seconds('-', '0', 1.0); print('encodings.idna' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True).stdout == "False\n"
 
 
 def test_each_backend_is_ranked_with_its_own_settings_and_one_that_tracks_it_too(tmp_path: Path, times: Path) -> None:
@@ -564,6 +571,19 @@ def test_who_has_changed_weights_decides_again_until_nothing_differs(
     changed = [(change.server.name, change.weight) for change in outcome.changes]
     assert changed == [("eu", 256), ("ap", 0), ("us", 1), ("eu", 256)]
     assert weights(router) == EU_IS_FAVORITE
+
+
+def test_what_was_changed_is_told_though_the_look_after_it_fails(router: str, times: Path) -> None:
+    times.write_text(FAST_EU)
+    looks = iter(range(9))
+
+    def cut(command: str) -> None:
+        if command == "show servers state" and next(looks) == 1:
+            raise OSError
+
+    with recording(router, cut) as recorded:
+        changed = "upstream/eu: weight 1 -> 256, the fastest: 100.0 ms\n" + AP_IS_OUT
+        fails(run(recorded.path, times), 1, "HAProxy closed the connection at 'show servers state'", changed)
 
 
 def test_reweighs_that_never_agree_end_and_leave_a_server_with_weight(router: str, times: Path, tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from multicloud import history, run, runtime, settings
+from multicloud import history, reweigh, run, runtime, settings
 from tests import command, haproxy, servers
 from tests.command import BARE
 from tests.edge import Router, wait_until
@@ -448,7 +448,7 @@ def test_sighup_reads_the_settings_again(here: Site) -> None:
         assert beside.process.poll() is None
 
 
-def test_settings_that_contradict_each_other_across_sections_are_said_once_and_what_was_known_stays(
+def test_settings_that_contradict_each_other_across_sections_are_said_once_and_nothing_old_is_served(
     tmp_path: Path,
 ) -> None:
     port = free_port()
@@ -459,11 +459,42 @@ def test_settings_that_contradict_each_other_across_sections_are_said_once_and_w
         beside.wait_for(r"warning: no weights are set: .* backup: 10 is above .* favorite, which is 5")
         time.sleep(0.5)
         page = scrape(port)
-        assert 'multicloud_server_weight{backend="app",server="eu"} 256' in page
-        assert value(page, "multicloud_rounds_failed_total") == 0
+        assert "multicloud_server_weight{" not in page
+        assert (value(page, "multicloud_problems"), value(page, "multicloud_rounds_failed_total")) == (1, 0)
         beside.read_again(SETTINGS)
         beside.wait_for(r"over: no weights are set")
         assert beside.count("warning") == 1
+
+
+def test_a_server_that_is_added_while_a_round_decides_gets_its_weight(tmp_path: Path) -> None:
+    with site(tmp_path) as here:
+        looks = iter(range(9))
+
+        def add(command: str) -> None:
+            if command == "show servers state" and next(looks) == 1:
+                haproxy.tell(here.address, "add server app/ap 127.0.0.1:1", "enable server app/ap")
+
+        with haproxy.recording(here.address, add) as recorded, here.beside(MULTICLOUD_SOCKET=recorded.path) as beside:
+            beside.wait_for(r"app/ap: weight 1 -> 0")
+            assert beside.process.poll() is None
+
+
+def test_parts_move_by_the_time_that_has_passed_however_long_a_round_takes(
+    here: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elapsed: list[float] = []
+    original = reweigh.weigh
+
+    def slow(*arguments: Any, **others: Any) -> reweigh.Outcome:
+        elapsed.append(others["elapsed"])
+        time.sleep(0.2)
+        return original(*arguments, **others)
+
+    monkeypatch.setattr(reweigh, "weigh", slow)
+    rounds = run.Rounds(settings.Sources(here.environ | {"MULTICLOUD_INTERVAL": "0.1"}))
+    rounds.round()
+    rounds.round()
+    assert elapsed[1] >= 0.2
 
 
 def test_a_problem_is_said_when_it_begins_when_its_reason_changes_and_when_it_is_over(

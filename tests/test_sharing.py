@@ -111,6 +111,14 @@ def test_with_a_crowd_at_the_favourite_others_get_a_part_with_figures() -> None:
     assert [(each.in_flight, each.expected) for each in decisions] == [(41, 12), (0, 0), (0, 0)]
 
 
+def test_who_has_no_samples_that_count_gets_no_part_by_older_ones() -> None:
+    members = servers(a=256, b=1, c=0)
+    decisions = rank(members, {server.key: USUAL[server.name] for server in members if server.name != "b"})
+    assert {each.server.name: each.reason for each in decisions}["b"] is Reason.NO_SAMPLES
+    reasons = [each.reason for each in shared(decisions, {"a": FULL}, {"a": [3 * USUAL["a"]]})]
+    assert reasons == [Reason.SHARES, Reason.NO_SAMPLES, Reason.SHARES]
+
+
 def test_a_burst_that_is_gone_a_moment_later_changes_nothing() -> None:
     assert weights(share(servers(a=256, b=1, c=0), {"a": FULL}, {"a": CALM})) == [256, 1, 0]
 
