@@ -1,6 +1,6 @@
 #!/bin/sh
 # Shows the router at work on this machine: simulated cloud regions, and a real HAProxy in front of them.
-# Arguments go to `multicloud demo` (--duration, --port, --stats-port).
+# Arguments go to `multicloud demo` (--duration, --port, --stats-port, --beside).
 # With --docker as the only argument it builds the image instead, and runs it in place of an old container, with the
 # servers in MULTICLOUD_SERVERS.
 set -eu

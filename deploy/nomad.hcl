@@ -52,7 +52,7 @@ job "multicloud" {
       kill_timeout   = "30s"
 
       config {
-        image = "registry.example.com/multicloud:0.1.0" # CHANGE
+        image = "registry.example.com/multicloud:0.2.0" # CHANGE
         ports = ["http", "stats"]
         readonly_rootfs = true
 

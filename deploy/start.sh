@@ -1,6 +1,6 @@
 #!/bin/sh
-# What the image runs: HAProxy with the configuration that is mounted at its usual place or, without one, with one that is
-# written for the servers of the settings (MULTICLOUD_SERVERS, or `servers` in a mounted /etc/multicloud.conf). HAProxy
+# What the image runs: HAProxy with a configuration that is written for the servers in MULTICLOUD_SERVERS or, without that,
+# the one that is mounted at its usual place or, without one, for `servers` in a mounted /etc/multicloud.conf. HAProxy
 # reloads it on SIGUSR2. Where the settings name `backends`, multicloud-run is beside HAProxy, and HAProxy's own checks are
 # the samples; servers in MULTICLOUD_SERVERS are then of the backend of that name.
 set -euf
