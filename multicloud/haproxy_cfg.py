@@ -113,7 +113,7 @@ backend reweigh from {plan.common}
     option external-check
     external-check path "${{PATH}}"
     external-check command {plan.variable("MULTICLOUD_REWEIGH", f"{plan.directory}multicloud-reweigh")}
-    server multicloud-reweigh 127.0.0.1:1 check inter {plan.variable("MULTICLOUD_REWEIGH_INTER", "3s")} fall 2 rise 1"""
+    server multicloud-reweigh 127.0.0.1:1 check inter {plan.variable("MULTICLOUD_REWEIGH_INTER", "2s")} fall 2 rise 1"""
 
 
 def _choices(plan: Plan) -> str:

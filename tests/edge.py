@@ -120,7 +120,6 @@ def edge(
     delays: Mapping[str, float],
     *,
     interval: str = "1s",
-    reweigh_interval: str = "",
     commands: Mapping[str, str] | None = None,
     configure: Callable[[str], str] = str,
     times: str = "",
@@ -128,9 +127,9 @@ def edge(
 ) -> Iterator[Edge]:
     """Run it: a region of each name with its delay in seconds.
 
-    `interval` is that of the checks and, where `reweigh_interval` does not say otherwise, of the reweigh; `configure`
-    may change the configuration's text, and `times` is what the sample file holds at first. `beside` has
-    multicloud-run set the weights in place of external checks and reweighs, and none of these be run.
+    `interval` is that of the checks and of the reweigh; `configure` may change the configuration's text, and `times` is
+    what the sample file holds at first. `beside` has multicloud-run set the weights in place of external checks and
+    reweighs, and none of these be run.
     """
     with tempfile.TemporaryDirectory() as name, regions_at(delays) as regions:
         directory = Path(name)
@@ -146,7 +145,7 @@ def edge(
             environ={
                 **listening,
                 "MULTICLOUD_INTER": interval,
-                "MULTICLOUD_REWEIGH_INTER": reweigh_interval or interval,
+                "MULTICLOUD_REWEIGH_INTER": interval,
                 "FLY_REGION": "test1",
             },
         )

@@ -64,7 +64,7 @@ def test_servers_may_share_a_host_name() -> None:
 def test_when_dns_goes_away_no_request_fails_and_the_last_addresses_are_kept() -> None:
     with (
         name_server() as names,
-        edge(DELAYS, interval="2s", reweigh_interval="3s", configure=by_name(names.address)) as running,
+        edge(DELAYS, interval="2s", configure=by_name(names.address)) as running,
     ):
         wait_until(lambda: running.weights() == RANKED, 30, "all are ranked")
         with Traffic(running.port) as traffic:

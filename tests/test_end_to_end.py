@@ -35,7 +35,7 @@ def status(running: Edge) -> str:
 def test_more_traffic_than_the_favourite_can_serve_is_shared(*, beside: bool) -> None:
     """It serves 40 requests a second. A check may wait for as long as with the shipped configuration."""
     three = {"eu.demo": 0.050, "us.demo": 0.070, "ap.demo": 0.090}
-    with edge(three, times=measured(three, 25), interval="2s", reweigh_interval="3s", beside=beside) as running:
+    with edge(three, times=measured(three, 25), interval="2s", beside=beside) as running:
         running.region["eu.demo"].workers = 2
         alone = {"eu.demo": 256, "us.demo": 1, "ap.demo": 0}
         wait_until(lambda: running.weights() == alone, 20, "weights 256/1/0")

@@ -39,7 +39,7 @@ def settle(running: Edge) -> None:
 def at_shipped_pace(*, beside: bool = False) -> Iterator[Edge]:
     """Regions that have been measured for a minute, once their weights are right."""
     times = measured(DELAYS, 30)
-    with edge(DELAYS, interval="2s", reweigh_interval="3s", times=times, beside=beside) as running:
+    with edge(DELAYS, interval="2s", times=times, beside=beside) as running:
         settle(running)
         yield running
 
@@ -83,7 +83,7 @@ def test_when_favourite_and_backup_are_killed_together_failures_stop_although_th
         killed = time.monotonic()
         wait_until(lambda: running.weights()["ap.demo"] == 256, 20, "ap.demo as favourite")
         traffic.go_on(200)
-    assert [failure for failure in failures(traffic, killed) if failure.sent > killed + 3] == []
+    assert [failure for failure in failures(traffic, killed) if failure.sent > killed + 2] == []
 
 
 def test_when_every_check_fails_but_the_regions_serve_requests_are_served() -> None:
@@ -114,7 +114,7 @@ def test_when_all_regions_become_ten_times_slower_nothing_is_switched_off() -> N
                 region.delay *= 10
             before = len(running.times())
             wait_until(lambda: len(running.times()) >= before + 4 * len(DELAYS), 30, "four slow samples of each")
-            time.sleep(3.5)  # a reweigh later
+            time.sleep(2.5)  # a reweigh later
         assert set(running.states().values()) == {"UP"}
         assert running.weights() == RANKED
     assert failures(traffic) == []
@@ -159,7 +159,7 @@ def test_no_request_fails_for_a_kept_connection_that_turns_out_closed(method: st
 
 
 def test_after_a_cold_start_the_first_request_is_served_and_soon_by_the_fastest() -> None:
-    with edge(DELAYS, interval="2s", reweigh_interval="3s") as running:
+    with edge(DELAYS, interval="2s") as running:
         began = time.monotonic()
         assert running.get()[0] == 200
         settle(running)

@@ -94,7 +94,7 @@ def as_many_as(connections: int) -> Rule:
 
 
 # For two regions that fail at once: until both are DOWN and the next reweigh, 3 s after the one before, has ended.
-TOGETHER = until(3.5)
+TOGETHER = until(2.5)
 
 
 class Deed(NamedTuple):

@@ -5,7 +5,7 @@
 A region serves `WORKERS` requests at once, each for `SERVICE` seconds, and the others wait in line; it is `WAN` seconds
 away, there and back. Users come by chance (a Poisson process), and their number does not fall when they wait. Each edge
 chooses like HAProxy's `balance random(2)`, checks each region as HAProxy does, 2 s after the last check has ended, and
-is reweighed every 3 s by the package's own functions. What users wait is held against the best fixed split.
+is reweighed every 2 s by the package's own functions. What users wait is held against the best fixed split.
 """
 
 import random
@@ -20,6 +20,7 @@ from typing import NamedTuple
 from multicloud import sharing
 from multicloud.history import Sample
 from multicloud.ranking import Decision, rank
+from multicloud.reweigh import AGAIN, EVERY
 from multicloud.runtime import UP, Server
 from multicloud.scores import scores
 from tests.bench.table import Table
@@ -29,8 +30,7 @@ Share = Callable[..., Sequence[Decision]]
 WAN = (0.030, 0.060, 0.110, 0.150)
 WORKERS, SERVICE = 4, 0.080
 CAPACITY = WORKERS / SERVICE  # requests a second that one region can serve: a load of 1
-# Seconds: from a check to the next one, between two reweighs, and until requests in flight are counted again.
-INTERVAL, EVERY, LATER = 2.0, 3.0, 0.3
+INTERVAL = 2.0  # seconds from a check to the next one
 LOW = 0.3  # the load before and after the one that is looked at
 # The weights under which users wait least, by load, found by trying others under round robin in steps of 0.02.
 SPLITS: Mapping[float, Sequence[int]] = {
@@ -171,7 +171,7 @@ class World:
         edge, began = self.edges[number], self.now
 
         def again() -> dict[tuple[str, str], sharing.Load]:
-            self.run(began + LATER)
+            self.run(began + AGAIN)
             return edge.loads(self.now)
 
         scored = {key: score.seconds for key, score in scores(edge.samples, now=self.now).items()}

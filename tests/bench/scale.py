@@ -6,7 +6,7 @@
 
 Servers are lines of one HAProxy that lead to a few listening ports over plain HTTP, so that what serves them costs
 little, or with --tls over HTTPS. Each is checked as often as said. Weights are set once a second by multicloud-run, and
-every three seconds the external way, as in the shipped haproxy.cfg. CPU is in percent of one core, of what HAProxy
+every two seconds the external way, as in the shipped haproxy.cfg. CPU is in percent of one core, of what HAProxy
 itself took, and of its checks and reweighs or of multicloud-run. `round` is how long one of multicloud-run's took, and
 `scrape` how long its metrics took.
 `step` is after how many seconds the favourite, which becomes slow, has lost its weight. Checks that fork end where the
@@ -52,7 +52,7 @@ OWN = """option httpchk
     http-check expect status 200 on-success "%[date(0,us),sub(check.begun)]us@%[date(0,ms)]"
 """
 EXTERNAL = 'option external-check\n    external-check path "${PATH}"\n    external-check command '
-REWEIGH = f"backend reweigh\n    {EXTERNAL}" + '"${MULTICLOUD_REWEIGH}"\n    server r 127.0.0.1:1 check inter 3s\n'
+REWEIGH = f"backend reweigh\n    {EXTERNAL}" + '"${MULTICLOUD_REWEIGH}"\n    server r 127.0.0.1:1 check inter 2s\n'
 
 
 class Figures(NamedTuple):

@@ -83,7 +83,7 @@ def started(*, beside: bool) -> Iterator[tuple[Edge, NameServer]]:
             # At the start HAProxy knows the addresses from the system, before it asks for them itself.
             return by_name(names.address)(text).replace("init-addr none", "init-addr 127.0.0.1")
 
-        with edge(DELAYS, interval="2s", reweigh_interval="3s", configure=configure, beside=beside) as running:
+        with edge(DELAYS, interval="2s", configure=configure, beside=beside) as running:
             yield running, names
 
 
