@@ -2,6 +2,7 @@
 
     python -m tests.bench.full                    the loads of HELD, 40 s each: four minutes
     python -m tests.bench.full --seconds 20       shorter ones
+    python -m tests.bench.full --times 5          again and again: what a step costs depends on when the next look comes
     python -m tests.bench.full --events           less traffic, but half a region's workers go, a slow deploy, a ramp
     python -m tests.bench.full --edges 3          three HAProxys, or nginxes, that share nothing but the regions
     python -m tests.bench.full --only multicloud --only leastconn
@@ -13,7 +14,8 @@ tests.bench.proxies'. All policies are asked at the same time, each has regions 
 a new connection at a time that chance chooses, whatever becomes of those before.
 
 A cell is the mean latency in milliseconds, of the whole time and, behind the stroke, of its last half; `!` and how many
-failed. `best split` are the best weights that stay as they are, in simulation (tests.bench.lines).
+failed. With `--times` it is of all these times, and in brackets are the shortest and the longest mean of a whole one.
+`best split` are the best weights that stay as they are, in simulation (tests.bench.lines).
 
 Needs what tests.bench.users needs, and Envoy if it is to be compared (the extra `bench`).
 """
@@ -70,12 +72,14 @@ EVENTS = [
 ]
 
 
-def cell(course: Course, answers: Sequence[Answer], number: int) -> str:
-    """The mean of a phase, of its last half, and how many failed."""
-    whole, half = course.during(answers, number), course.during(answers, number, 0.5)
-    means = [1000 * statistics.fmean(each.seconds for each in part) for part in (whole, half)]
-    failed = sum(each.status != 200 for each in whole)
-    return f"{means[0]:,.0f} / {means[1]:,.0f}" + f" !{failed}" * bool(failed)
+def cell(course: Course, answers: Sequence[Answer], numbers: Sequence[int]) -> str:
+    """The mean of a phase that was gone through at these numbers, of its last half, and how many failed."""
+    wholes, halves = ([course.during(answers, number, begin) for number in numbers] for begin in (0.0, 0.5))
+    means = sorted(1000 * statistics.fmean(each.seconds for each in whole) for whole in wholes)
+    half = 1000 * statistics.fmean(each.seconds for part in halves for each in part)
+    failed = sum(each.status != 200 for whole in wholes for each in whole)
+    extremes = f" ({means[0]:,.0f}-{means[-1]:,.0f})" if len(numbers) > 1 else ""
+    return f"{statistics.fmean(means):,.0f}{extremes} / {half:,.0f}" + f" !{failed}" * bool(failed)
 
 
 def best_split(phase: Phase) -> str:
@@ -90,6 +94,7 @@ def main() -> None:
     """Run the phases, print the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.full", description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=40.0, help="how long a phase is (40)")
+    parser.add_argument("--times", type=int, default=1, help="how often all phases are gone through (1)")
     parser.add_argument("--events", action="store_true", help="what happens at less traffic")
     parser.add_argument("--edges", type=int, default=1, help="HAProxys of each policy that share its regions (1)")
     parser.add_argument("--only", action="append", help="a policy; may be given more than once (all)")
@@ -97,7 +102,8 @@ def main() -> None:
     wan.enter()
     known = [policy for policy in (proxies.RUN, *proxies.POLICIES, proxies.ENVOY) if policy != proxies.KEPT]
     policies = proxies.there([policy for policy in known if not options.only or policy.name in options.only])
-    phases = EVENTS if options.events else HELD
+    once = EVENTS if options.events else HELD
+    phases = once * options.times
     course = Course([phase.name for phase in phases], [options.seconds] * len(phases))
 
     def gap(chance: random.Random) -> float:
@@ -116,8 +122,9 @@ def main() -> None:
         answers = asyncio.run(course.run(ports, gap, change))
     print()
     table = Table("load", "best split", *(policy.name for policy in policies))
-    for number, phase in enumerate(phases):
-        table.row(phase.name, best_split(phase), *(cell(course, each, number) for each in answers))
+    for first, phase in enumerate(once):
+        numbers = range(first, len(phases), len(once))
+        table.row(phase.name, best_split(phase), *(cell(course, each, numbers) for each in answers))
 
 
 if __name__ == "__main__":
