@@ -149,14 +149,14 @@ class Rounds:
         if outcome.refusals:
             problems["refused"] = reweigh.refused(outcome)
         self.totals.decided(outcome, time.time())
-        weights = {change.server.key: change.weight for change in outcome.changes}
-        for server in servers:
-            server.weight = weights.get(server.key, server.weight)
         for change in outcome.changes:
             server, weight = change.server, change.weight
             facts = {"backend": server.backend, "server": server.name, "before": server.weight, "weight": weight}
             text = reweigh.words(change, outcome.scores)
             self._say(light.print_line, text, **facts, reason=change.reason.name.lower())
+        weights = {change.server.key: change.weight for change in outcome.changes}
+        for server in servers:
+            server.weight = weights.get(server.key, server.weight)
         return servers, outcome
 
     def _take(self, servers: Sequence[runtime.Server]) -> list[bytes]:
