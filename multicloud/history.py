@@ -85,7 +85,6 @@ def _newest(fd: int, end: int, newest: int, oldest: float = 0.0) -> tuple[Sample
     kept: list[bytes] = []
     for lines in _blocks(fd, end):
         if samples.lines > MAX_LINES:
-            samples.lines += len(lines) - 1  # of those not read; the first line of a file is a block by itself
             break
         samples.lines += len(lines)
         for line in reversed(lines):
@@ -145,9 +144,10 @@ def trim(path: str, keep: int, oldest: float = 0.0) -> int:
         try:
             end, last = _end_of_lines(fd)
             samples, kept = _newest(fd, end, keep, oldest)
-            dropped = samples.lines - len(kept) + (end > samplefile.MAX_BYTES)  # what lies before, whatever it is
+            whole = b"".join(kept)
+            dropped = samples.lines - len(kept) or int(len(whole) < end)  # what was not read, however much it is
             # Without `last` nothing tells whether it is still that file.
-            return dropped if dropped and last and _leave(path, os.fstat(fd), end, last, b"".join(kept)) else 0
+            return dropped if dropped and last and _leave(path, os.fstat(fd), end, last, whole) else 0
         finally:
             os.close(fd)
     except FileNotFoundError:

@@ -80,7 +80,7 @@ class Rounds:
         self.checks = haproxy_checks.Checks()
         self.samples = history.Samples()
         self.totals = scrape.Totals()
-        self._decided = time.monotonic()
+        self._decided = 0.0
         # What the last round leaves to scrapers, who may come during the next one.
         self._last: tuple[list[runtime.Server], reweigh.Outcome | None, settings.Sources] = [], None, sources
         self._page = -1, b""  # and after how many rounds it was made
@@ -140,8 +140,9 @@ class Rounds:
                     del problems[name]
                 problems |= unmeasured(servers, self.values.backends)
                 lines = self._take(servers)
-                elapsed, self._decided = time.monotonic() - self._decided, time.monotonic()
-                outcome = reweigh.weigh(api, servers, self.samples, self.sources, elapsed=elapsed)
+                now = time.monotonic()
+                outcome = reweigh.weigh(api, servers, self.samples, self.sources, elapsed=now - self._decided)
+                self._decided = now
         finally:
             self._record(lines, problems)  # last, since no weight should wait for it
         problems.pop("settings", None)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     T = TypeVar("T", "Server", Decision)
 
 UP, DOWN, MAINT, DRAIN = "UP", "DOWN", "MAINT", "DRAIN"
-TIMEOUT = 1.5  # seconds for all that is said over one connection: less than HAProxy gives the check that this is
+TIMEOUT = 1.0  # seconds for all that is said over one connection
 PROMPT = b"> "  # what stands at the begin of a line behind an answer
 FORCED_BIT, INHERITED_BIT, UNRESOLVED_BIT = 0x01, 0x02, 0x20
 MAINT_BITS = FORCED_BIT | INHERITED_BIT | UNRESOLVED_BIT  # not 0x04, which stays where an operator has ended it

@@ -214,7 +214,7 @@ def share(
     if any(view.is_suspect() for view in views.values()):
         later = again()  # a burst is gone by then
         views = {server: view.later(later.get(server.source, NOBODY)) for server, view in views.items()}
-    if not leader or not {leader, largest} <= views.keys():
+    if not leader or leader not in views or (alone and largest not in views):
         return decisions
     if alone and (whole := _whole(decisions, largest, leader, views, connect)):
         return whole

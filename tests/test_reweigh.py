@@ -490,6 +490,10 @@ def test_how_long_a_connection_takes(host: str) -> None:
     assert reweigh.connect_seconds(host, port, 1.0) == 0.0
 
 
+def test_a_reweigh_that_waits_wherever_it_can_is_done_before_haproxy_ends_it() -> None:
+    assert runtime.TIMEOUT + reweigh.AGAIN + reweigh.CONNECT < 0.9 * reweigh.EVERY
+
+
 def test_no_name_is_looked_up_in_the_time_of_a_connection() -> None:
     ask = "import sys; from multicloud import reweigh; reweigh.connect_seconds('127.0.0.1', '1', 1.0); "
     ask += "reweigh.connect_seconds('-', '0', 1.0); print('encodings.idna' in sys.modules)"

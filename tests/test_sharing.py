@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from multicloud import sharing
 from multicloud.history import Sample
 from multicloud.ranking import Decision, Reason, rank
+from multicloud.reweigh import EVERY
 from multicloud.runtime import Server
 from multicloud.sharing import Load
 
@@ -50,7 +51,7 @@ def shared(
     again: Look | Callable[[], Look] | None = None,
     samples: Mapping[tuple[str, str], Sequence[Sample]] | None = None,
     connect: float = 0.05,
-    elapsed: float = 3.0,
+    elapsed: float = EVERY,
     favorite: int = 256,
     backup: int = 1,
 ) -> list[Decision]:
@@ -117,6 +118,14 @@ def test_who_has_no_samples_that_count_gets_no_part_by_older_ones() -> None:
     assert {each.server.name: each.reason for each in decisions}["b"] is Reason.NO_SAMPLES
     reasons = [each.reason for each in shared(decisions, {"a": FULL}, {"a": [3 * USUAL["a"]]})]
     assert reasons == [Reason.SHARES, Reason.NO_SAMPLES, Reason.SHARES]
+
+
+def test_where_who_has_most_is_measured_no_more_the_others_share_its_part() -> None:
+    members = servers(a=256, b=200, c=150)
+    decisions = rank(members, {server.key: USUAL[server.name] for server in members if server.name != "a"})
+    a, b, c = weights(shared(decisions, {"a": FULL, "b": FULL, "c": FULL}))
+    assert (a, b) == (0, 256)
+    assert 128 < c < 256
 
 
 def test_a_burst_that_is_gone_a_moment_later_changes_nothing() -> None:

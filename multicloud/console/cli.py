@@ -288,9 +288,8 @@ def demo(duration: float | None, port: int, stats_port: int, beside: bool) -> No
     """
     from multicloud import demo as demos
 
-    with demos.running(port, stats_port, beside=beside) as running:
-        sources = settings.Sources(os.environ | running.settings)
-        watch_status(sources, interval=1.0, duration=duration, heading=running.heading)
+    with demos.running(port, stats_port, beside=beside) as (commands, heading):
+        watch_status(settings.Sources(os.environ | commands), interval=1.0, duration=duration, heading=heading)
 
 
 def main() -> None:

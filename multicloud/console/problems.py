@@ -217,9 +217,10 @@ def _differ(members: Sequence[Server], case: Case, then: float) -> bool:
 def no_room(case: Case) -> Iterator[str]:
     """The backends whose servers are all full, so that the traffic cannot be shared any better."""
     users = sharing.loads(case.servers)
+    series = {key: case.samples.series[key] for key in reweigh.score(case.samples.series, case.sources, case.now)}
     for backend, members in routed(case).items():
         able = candidates(members)
-        full = sharing.full(able, case.samples.series, users)
+        full = sharing.full(able, series, users)
         if full and len(full) == len(able) and members[0].source == members[0].key:
             yield (
                 f"no region of {backend} has room: {len(full)} of {len(able)} have lines, so users wait wherever they "

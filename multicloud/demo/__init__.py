@@ -9,9 +9,8 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from multicloud import light
 from multicloud.demo import regions as simulated
@@ -19,17 +18,14 @@ from multicloud.demo.router import BESIDE, Router, configuration
 from multicloud.light import CommandError
 
 
-class Demo(NamedTuple):
-    """A running demo: its regions, the settings of its commands, and what is shown above the table."""
-
-    regions: Sequence[simulated.Region]
-    settings: Mapping[str, str]
-    heading: Callable[[], str]
-
-
 @contextlib.contextmanager
-def running(port: int, stats_port: int, *, beside: bool = False) -> Iterator[Demo]:
-    """Run the demo, with multicloud-run `beside` HAProxy or with external checks. Raises CommandError."""
+def running(
+    port: int, stats_port: int, *, beside: bool = False
+) -> Iterator[tuple[Mapping[str, str], Callable[[], str]]]:
+    """Run the demo, with multicloud-run `beside` HAProxy or with external checks. Raises CommandError.
+
+    Gives the settings of its commands, and what says its heading.
+    """
     ports = {"PORT": port, "PROXY_PORT": port + 1, "STATS_PORT": stats_port, "STATS_PROXY_PORT": stats_port + 1}
     _require_free(ports.values())
     for number in (signal.SIGTERM, signal.SIGHUP):  # SIGHUP: its terminal was closed
@@ -55,7 +51,7 @@ def running(port: int, stats_port: int, *, beside: bool = False) -> Iterator[Dem
             return f"app:   {app}    try: curl -sD- {app}\nstats: {stats}\n{now}\n\n"
 
         with Router(Path(name), text, commands=commands, environ=environ) as router:
-            yield Demo(regions, router.settings, heading)
+            yield router.settings, heading
 
 
 def _require_free(ports: Iterable[int]) -> None:

@@ -1,14 +1,12 @@
 """What a check and a reweigh cost, against programs of the shell that do the same (tests/bench/shell).
 
-    python -m tests.bench.cost [check] [reweigh] [aggregate] [accuracy] [idle]
+    python -m tests.bench.cost [check] [reweigh] [accuracy] [idle]
 
-prints the tables that are named, or all. It takes ten minutes and wants a machine that does nothing else. It needs
-curl, datamash, GNU time and a netcat that knows UNIX sockets: apt-get install curl datamash time netcat-openbsd
+prints the tables that are named, or all. It takes five minutes and wants a machine that does nothing else. It needs
+curl, GNU time and a netcat that knows UNIX sockets: apt-get install curl time netcat-openbsd
 """
 
 import contextlib
-import os
-import random
 import shutil
 import statistics
 import subprocess
@@ -28,15 +26,12 @@ BIN = Path(sys.executable).parent
 CHECK, REWEIGH = str(BIN / "multicloud-check"), str(BIN / "multicloud-reweigh")
 SHELL = Path(__file__).parent / "shell"
 CLEAN = {"PATH": "/usr/bin:/bin"}
-AGGREGATE = (  # begun and ended as multicloud-reweigh is
-    "import gc; gc.disable()\nfrom tests.bench.aggregate import main\nfrom multicloud.light import run\nrun(main)"
-)
 FOUR = {"eu.demo": 0.020, "us.demo": 0.040, "ap.demo": 0.060, "sa.demo": 0.080}
 
 
 def main() -> None:
     """Print the tables that are asked for."""
-    tables = {"check": check, "reweigh": reweigh, "aggregate": aggregate, "accuracy": accuracy, "idle": idle}
+    tables = {"check": check, "reweigh": reweigh, "accuracy": accuracy, "idle": idle}
     for name in sys.argv[1:] or tables:
         tables[name]()
 
@@ -112,32 +107,6 @@ def reweigh() -> None:
         }
         run([REWEIGH], environ)
         compare("Reweigh, 4 servers, 500 lines, weights already right", commands, environ)
-
-
-def aggregate() -> None:
-    """A file to a score for each server."""
-    with tempfile.TemporaryDirectory() as directory:
-        for lines, pairs in ((500, 30), (100_000, 10), (1_000_000, 5)):
-            for servers in (4, 1000):
-                path = f"{directory}/{lines}-{servers}"
-                write_samples(path, lines, servers)
-                ours = [sys.executable, "-c", AGGREGATE, path]
-                commands = {
-                    "multicloud, the newest 30": ours,
-                    "multicloud, all lines": [*ours, str(lines)],
-                    "datamash": ["sh", "-c", f"datamash -W -s -g 1,2 perc:90 3 <{path}"],
-                    "sort | awk": [str(SHELL / "scores.sh"), path],
-                }
-                compare(f"Scores of {lines:,} lines, {servers} servers", commands, dict(os.environ), pairs=pairs)
-
-
-def write_samples(path: str, lines: int, servers: int) -> None:
-    """A sample file whose servers take turns."""
-    chance = random.Random(1)
-    with open(path, "w") as file:
-        for i in range(lines):
-            name = f"region-{i % servers}.cloud.example.com"
-            file.write(f"upstream {name} {chance.lognormvariate(-3, 0.4):.6f} {1_763_870_000 + i / 2:.3f}\n")
 
 
 def idle() -> None:

@@ -93,7 +93,7 @@ def as_many_as(connections: int) -> Rule:
     return lambda _failure, after: after <= UNNOTICED and next(left, None) is not None
 
 
-# For two regions that fail at once: until both are DOWN and the next reweigh, 3 s after the one before, has ended.
+# For two regions that fail at once: until both are DOWN and the next reweigh, 2 s after the one before, has ended.
 TOGETHER = until(2.5)
 
 
