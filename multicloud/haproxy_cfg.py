@@ -42,7 +42,7 @@ def _global(plan: Plan) -> str:
     alone = f"""\
     log {plan.variable("LOG_ADDRESS", "stdout")} format raw local0
     # The weights are set here, which takes the level admin. A reload hands the ports on, losing nobody.
-    stats socket {plan.variable("MULTICLOUD_SOCKET", "/var/run/haproxy.sock")} mode 600 level admin expose-fd listeners
+    stats socket {plan.variable("MULTICLOUD_SOCKET", plan.socket)} mode 600 level admin expose-fd listeners
     # Where root starts it, HAProxy and all checks stay root but for these lines, and `user haproxy` in the one above.
     # user haproxy
     # group haproxy"""

@@ -39,6 +39,7 @@ class Plan(NamedTuple):
     ca_file: str = ""
     insecure: bool = False
     expect: str = "200"  # the status that HAProxy's own checks expect
+    socket: str = "/var/run/haproxy.sock"  # of the Runtime API
     maxconn: bool = True  # whether to set it, since the configuration that is there does not
     logs: bool = True  # whether to log: not where the configuration that is there has no `log`
 

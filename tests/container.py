@@ -313,7 +313,7 @@ def test_a_configuration_for_the_shell_version_runs_unchanged(regions: Regions) 
         assert asked(8080) == (200, "eu")
 
 
-NAMED = "SERVER[=ADDRESS[:PORT]], one or more, or `servers` in /etc/multicloud.conf"
+NAMED = "SERVER[=ADDRESS[:PORT]], or `servers` in /etc/multicloud.conf"
 
 
 @pytest.mark.parametrize(

@@ -290,7 +290,7 @@ def test_lines_that_are_added_are_kept_as_a_patch_and_are_nothing_to_complain_ab
         assert done.returncode == 0, done.stderr
 
     def outdated() -> bool:
-        return bool(config.outdated(str(written), [], settings.Sources(environ)))
+        return bool(config.outdated(str(written), [], settings.Sources(environ), ""))
 
     write()
     (tmp_path / "multicloud.written").write_text(written.read_text())

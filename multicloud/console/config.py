@@ -20,7 +20,7 @@ from multicloud import haproxy_cfg, installed, light, runtime, settings
 from multicloud.console import parser
 from multicloud.console.instance import proc
 from multicloud.light import CommandError, UsageError
-from multicloud.plan import AUTHORITIES, NONE, USUAL, Plan, Server, escaped
+from multicloud.plan import AUTHORITIES, Plan, Server, escaped
 from multicloud.settings import Settings, Sources
 
 HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?")
@@ -84,6 +84,8 @@ def config(**arguments: Any) -> None:
 
 def _with_others(wanted: Wanted, sources: Sources, here: Sequence[str] = ()) -> Wanted:
     """What is wanted, with the files beside the one that is written: those named, the running HAProxy's, or `here`."""
+    if wanted.others and not wanted.blocks:
+        raise UsageError("--with names what stands beside --blocks; a whole configuration stands alone")
     if not (wanted.blocks and (wanted.output or wanted.others)):
         return wanted._replace(others=())
     own = os.path.realpath(wanted.output or "")
@@ -113,11 +115,11 @@ def running(sources: Sources) -> list[str]:
     return files
 
 
-def outdated(path: str, here: Sequence[str], sources: Sources) -> str:
+def outdated(path: str, here: Sequence[str], sources: Sources, version: str) -> str:
     """The command that wrote a file with --output, if it would write something else now; "" for any other file.
 
     Lines that were added to the file, other than servers, are its owner's. `here` are the files beside it where no
-    HAProxy tells. Raises UsageError where the command is refused by now.
+    HAProxy tells, and `version` is of the one that runs, "" where none does. Raises UsageError where it is refused now.
     """
     wanted = Wanted()
     with contextlib.suppress(OSError, ValueError, click.ClickException, click.exceptions.Exit):  # `--help` exits
@@ -128,6 +130,7 @@ def outdated(path: str, here: Sequence[str], sources: Sources) -> str:
             wanted = Wanted(**config.make_context("config", words[2:]).params)
     if not wanted.output:
         return ""
+    wanted = wanted._replace(output=path, haproxy=wanted.haproxy or version or None)
     now, _ = write(command, sources, _with_others(wanted, sources, here))
     lines = iter(text.splitlines())
     same = all(line in lines for line in now.splitlines()) and now.count("\n    server ") == text.count("\n    server ")
@@ -168,7 +171,7 @@ def servers(texts: Iterable[str], *, http: bool = True) -> list[Server]:
         address, colon, number = place.rpartition(":")
         if not colon or number.endswith("]"):
             address, number = place, "443"
-        name = name if equals else address
+        name = (name if equals else address).rstrip(".")  # with which no certificate has it
         port = int(number) if re.fullmatch("[0-9]{1,5}", number) else 0
         places = "a host name, an IPv4 address, or an IPv6 address in brackets"
         refusals = {
@@ -202,6 +205,8 @@ def write(command: str, sources: Sources, wanted: Wanted) -> tuple[str, list[str
     directory = "" if place in ("", "/usr/bin", "/usr/local/bin") else f"{place}/"
     logs = not there.sections or own.last("log") is not None
     machine = Plan(version=version, directory=directory, maxconn=own.last("maxconn") is None, logs=logs)
+    if sources.where(settings.SOCKET) != "default":
+        machine = machine._replace(socket=sources.text(settings.SOCKET))
     plans = [_plan(sources, wanted, *listed, machine) for listed in _listed(sources, wanted).items()]
     measured = [plan.backend for plan in plans if plan.backend in sources.read((settings.BACKENDS,)).backends]
     if measured and not wanted.beside:
@@ -209,11 +214,12 @@ def write(command: str, sources: Sources, wanted: Wanted) -> tuple[str, list[str
             f"{sources.where(settings.BACKENDS)} has {measured[0]}, which `multicloud run` measures by HAProxy's own "
             "checks; accepted: --beside, or `backends` without it"
         )
-    _check_addresses(plans, there.sections, sources.path)
     text = haproxy_cfg.configuration(*plans)
-    names = re.findall(r"^(?:defaults|resolvers|frontend|backend) (\S+)", text, re.MULTILINE)
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UsageError(f"two sections would have the name {twice[0]}; accepted: another name for the backend")
+    written, known = parser.parse([text], os.environ, number), {*there.twice()}
+    both = parser.Configuration([*there.sections, *written.sections])
+    if twice := next((each for each in both.twice() if each not in known), ""):
+        others = f"another `bind` in {sources.path}, or `bind = none` for a frontend of your own, or another --backend"
+        raise UsageError(f"{twice}; accepted: {others}")
     notes = _notes(sources, wanted, plans)
     more = f"write it into {sources.path} and run it again. What is changed here is lost then"
     if wanted.servers:
@@ -226,10 +232,6 @@ def write(command: str, sources: Sources, wanted: Wanted) -> tuple[str, list[str
         where = "is read beside haproxy.cfg" if wanted.output else "goes to the end of haproxy.cfg, as it is"
         head.append(f"It {where}; {chroot or 'a `chroot` in `global` may stay'}.")
         notes += [chroot] * (chroot != "" and own.first_word("chroot") not in ("", "/"))
-        if not there.sections and not wanted.output:
-            notes.append("where `global` has no `log` line, HAProxy warns of `option httplog`: take it out")
-        if not wanted.output and not plans[0].bind:
-            notes.append(f"users come in at {USUAL}, unless `bind` in {sources.path} says otherwise")
     return "\n".join(f"# {line}" for line in head) + "\n\n" + text, notes
 
 
@@ -241,8 +243,7 @@ def _listed(sources: Sources, wanted: Wanted) -> dict[str, Sequence[str]]:
     found = {name: wanted.servers or sources.read((settings.SERVERS,), name).servers for name in backends}
     listed = {name: texts for name, texts in found.items() if texts and wanted.backend in (None, name)}
     if not listed:
-        accepted = f"SERVER[=ADDRESS[:PORT]], one or more, or `servers` in {sources.path}"
-        raise UsageError(f"no server named; accepted: {accepted}")
+        raise UsageError(f"no server named; accepted: SERVER[=ADDRESS[:PORT]], or `servers` in {sources.path}")
     return listed
 
 
@@ -269,7 +270,7 @@ def _plan(sources: Sources, wanted: Wanted, backend: str, texts: Sequence[str], 
         blocks=wanted.blocks,
         beside=wanted.beside,
         bind="" if sources.where(settings.BIND, backend) == "default" else values.bind,
-        host=values.host,
+        host=values.host.rstrip("."),
         ca_file=values.ca_file,
         insecure=values.insecure,
         expect=sources.text(settings.EXPECT, backend),
@@ -281,27 +282,14 @@ def _with_words(sources: Sources, wanted: Wanted, backend: str, server: Server, 
     own = sources.read(OF_SERVER, backend, server.name)
     for setting in (settings.HOST, *((settings.PATH, settings.EXPECT) * wanted.beside)):
         said = getattr(own, setting.name)
-        if said not in (getattr(values, setting.name), server.name):
+        if (said or server.name) != (getattr(values, setting.name) or server.name):
             where = sources.where(setting, backend, server.name)
-            or_named = f", or the server {said}={server.address}" * (setting is settings.HOST)
+            or_named = f", or the server {said}={server.address}:{server.port}" * (setting is settings.HOST)
             raise UsageError(f"{where}: HAProxy cannot be told this of one server; accepted: in [{backend}]{or_named}")
     if not server.tls or (own.insecure, own.ca_file) == (values.insecure, values.ca_file):
         return server
     authorities = escaped(own.ca_file or AUTHORITIES)
     return server._replace(words="verify none" if own.insecure else f"verify required ca-file {authorities}")
-
-
-def _check_addresses(plans: Sequence[Plan], sections: Iterable[parser.Section], path: str) -> None:
-    """That no two frontends have one address. Raises UsageError."""
-    taken = {place: f"{section.kind} {section.name}" for section in sections for place in section.places()}
-    for plan in [plan for plan in plans if plan.bind != NONE]:
-        for place in parser.places((plan.bind or USUAL).split()):
-            if place in taken:
-                raise UsageError(
-                    f"[{plan.backend}] would bind {place}, as {taken[place]} does, and each get some of the users; "
-                    f"accepted: another `bind` in {path}, or `bind = none` for a frontend of your own"
-                )
-            taken[place] = f"[{plan.backend}]"
 
 
 def _notes(sources: Sources, wanted: Wanted, plans: Sequence[Plan]) -> list[str]:

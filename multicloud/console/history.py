@@ -78,7 +78,7 @@ def read(sources: Sources, purpose: str) -> dict[Key, list[Sample]]:
 
 def moment(text: str, now: float) -> float:
     """The UNIX time of `90s`, `15m`, `1h`, `2d` ago, of a time of today (`08:30`) or of a date. Raises UsageError."""
-    if ago := re.fullmatch(r"(\d+)([smhd])", text):
+    if ago := re.fullmatch(r"(\d{1,9})([smhd])", text):
         return now - int(ago[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[ago[2]]
     try:
         today = datetime.date.fromtimestamp(now).isoformat()

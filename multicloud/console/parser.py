@@ -20,6 +20,7 @@ SECTIONS = (
     *("http-errors", "cache", "ring", "log-forward", "fcgi-app", "crt-store", "traces", "log-profile", "acme"),
 )
 PROXIES = ("frontend", "backend", "listen")
+ONCE_ONLY = (*PROXIES, "defaults", "resolvers")  # the sections of which each name stands once
 # A part of a word, a word or a comment, and what stands for something else, outside of double quotes and in them.
 PARTS = r"""'(?P<strong>[^']*)'?|"(?P<weak>(?:[^"\\]|\\.)*)"?|(?:[^\s#'"\\]|\\.?)+"""
 PART, WORD = (re.compile(each, re.ASCII | re.DOTALL) for each in (PARTS, f"#.*|(?:{PARTS})+"))
@@ -80,23 +81,49 @@ class Configuration(NamedTuple):
         """The sections that have servers."""
         return [section for section in self.sections if section.kind in ("backend", "listen")]
 
+    def twice(self) -> Iterator[str]:
+        """Whether two sections listen at one address, which share its connections, or have one name."""
+        places: dict[str, list[str]] = {}
+        names = [f"{each.kind} {each.name}" for each in self.sections if each.kind in ONCE_ONLY and each.name]
+        for section in self.sections:
+            for place in section.places():
+                places.setdefault(re.sub("^:", "port ", place), []).append(f"{section.kind} {section.name}")
+        for place, listening in places.items():
+            if len(set(listening)) > 1:
+                yield (
+                    f"{' and '.join(dict.fromkeys(listening))} listen at {place}, and each gets a part of its "
+                    "connections: give one of them another port"
+                )
+        for name in [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            yield f"`{name}` stands {names.count(name)} times in the configuration: leave out all but one"
+
 
 def read(paths: Sequence[str], environ: Mapping[str, str], version: str | None = None) -> Configuration:
-    """What the files say, and the files of directories; nothing without any. Raises ConfigurationError.
+    """What the files say, and the files of directories; nothing without any. Raises ConfigurationError."""
+    texts = []
+    for path in files(paths):
+        try:
+            with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
+                texts.append(file.read())
+        except OSError as error:
+            raise ConfigurationError(f"{path}: {reason(error)}") from None
+    read = parse(texts, environ, version)
+    if paths and not read.sections:
+        raise ConfigurationError(f"{', '.join(paths)}: no section of a HAProxy configuration")
+    return read
+
+
+def parse(texts: Iterable[str], environ: Mapping[str, str], version: str | None = None) -> Configuration:
+    """What the texts of files say, one after the other.
 
     `environ` and `version` are those of the HAProxy that reads them; the version is None where none is known.
     """
     environ = dict(environ)
     sections: list[Section] = []
     undecided: list[str] = []
-    for path in files(paths):
-        try:
-            with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
-                lines = file.read().split("\n")
-        except OSError as error:
-            raise ConfigurationError(f"{path}: {reason(error)}") from None
+    for text in texts:
         blocks: list[list[bool | None]] = []  # of each open one: which of its branches hold, up to the one that is read
-        for line in lines:
+        for line in text.split("\n"):
             words = split(line, environ)
             if words and words[0].startswith("."):
                 undecided += _branch(words, blocks, version)
@@ -111,8 +138,6 @@ def read(paths: Sequence[str], environ: Mapping[str, str], version: str | None =
                         environ[name] = value
                     case ["presetenv", name, value, *_]:
                         environ.setdefault(name, value)
-    if paths and not sections:
-        raise ConfigurationError(f"{', '.join(paths)}: no section of a HAProxy configuration")
     read = Configuration([each for each in sections if not each.is_disabled()], undecided)
     by_key = {(each.name, name): words for each in read.proxies() for name, words in options(each).items()}
     return read._replace(lines=by_key)

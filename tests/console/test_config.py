@@ -227,9 +227,9 @@ A, B = "[a]\nservers = x\n", "[b]\nservers = y\n"
 @pytest.mark.parametrize(
     ("text", "arguments", "error"),
     [
-        (A + B, "", "[b] would bind :8080, as [a] does, and each get some of the users"),
-        (A + "bind = :::8080 v4v6\n" + B, "", "[b] would bind :8080, as [a] does"),
-        ("bind = :80,:81\n" + A + B + "bind = *:81\n", "", "[b] would bind :81, as [a] does"),
+        (A + B, "", "frontend a-router and frontend b-router listen at port 8080, and each gets a part of its"),
+        (A + "bind = :::8080 v4v6\n" + B, "", "a-router and frontend b-router listen at port 8080, and"),
+        ("bind = :80,:81\n" + A + B + "bind = *:81\n", "", "a-router and frontend b-router listen at port 81, and"),
         (
             "backends = a\n" + A,
             "",
@@ -240,7 +240,12 @@ A, B = "[a]\nservers = x\n", "[b]\nservers = y\n"
         (A + "[a/x]\npath = /y\n", "--beside", "5: path: HAProxy cannot be told this of one server; accepted"),
         (A + "host = y:80\n", "", "4: host: 'y:80'; accepted: a name of a certificate"),
         ("[a]\nservers = x x\n", "", "'x': there is a server x already"),
-        (A + "[a-once]\nservers = y\nbind = :81\n", "", "two sections would have the name a-once"),
+        (A + "[a-once]\nservers = y\nbind = :81\n", "", "`backend a-once` stands 2 times"),
+        (A + "bind = :9000\n", "", "listen at port 9000, and each gets a part"),
+        (A + "bind = :81\n[upstream]\nservers = y\n[b]\nservers = z\nbind = :8081\n", "", "listen at port 8081, and"),
+        (A + "host = y\n[a/x]\nhost = x\n", "", "6: host: HAProxy cannot be told this of one server"),
+        (A.replace("x", "x:81") + "[a/x]\nhost = y\n", "", "accepted: in [a], or the server y=x:81"),
+        (A, "--with /dev/null", "--with names what stands beside --blocks"),
         (A, "--output {}/no/such/file", "/no/such/file is not written: no such file or directory"),
     ],
 )
@@ -279,7 +284,6 @@ def test_beside_a_configuration_without_a_log_nothing_is_logged_which_haproxy_wo
     own, output = tmp_path / "own.cfg", tmp_path / "multicloud.cfg"
     own.write_text("global\n    stats socket /run/haproxy.sock level admin\n    zero-warning\n")
     text = f"[app]\nmode = {mode}\nservers = eu=203.0.113.7\n"
-    assert "note: where `global` has no `log` line, HAProxy warns" in from_settings(tmp_path, text, "--blocks").stderr
     done = from_settings(tmp_path, text, "--blocks", "--output", str(output), "--with", str(own))
     assert (done.returncode, done.stderr) == (0, "")
     own.write_text(own.read_text().replace("global\n", "global\n    log stdout format raw local0\n"))
@@ -290,16 +294,24 @@ def test_beside_a_configuration_without_a_log_nothing_is_logged_which_haproxy_wo
 def test_a_written_file_is_outdated_when_the_settings_would_make_another_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HAPROXY_BINARY", haproxy_binary())
-    path, conf = tmp_path / "multicloud.cfg", tmp_path / "multicloud.conf"
+    binary = haproxy_binary()
+    monkeypatch.setenv("HAPROXY_BINARY", binary)
+    path, conf, running = tmp_path / "multicloud.cfg", tmp_path / "multicloud.conf", ""
 
     def outdated() -> str:
-        return config.outdated(str(path), [], settings.Sources({settings.CONF: str(conf)}))
+        return config.outdated(str(path), [], settings.Sources({settings.CONF: str(conf)}), running)
 
     one, two = "[app]\nservers = eu=203.0.113.7\n", "[app]\nservers = eu=203.0.113.7 us=203.0.113.8\n"
     words = ("--beside", "--output", str(path))
     assert from_settings(tmp_path, one, *words).returncode == 0
     assert outdated() == ""
+    running = ".".join(map(str, here()))
+    monkeypatch.setenv("HAPROXY_BINARY", "/no/such/haproxy")  # it is the one that runs whose lines are to be there
+    assert outdated() == ""
+    running = "2.6.1-1+deb12u4"
+    assert outdated() != ""
+    monkeypatch.setenv("HAPROXY_BINARY", binary)
+    running = ""
     conf.write_text(f"{one}max_age = 100\n")
     assert outdated() == ""
     conf.write_text(two)
@@ -372,7 +384,7 @@ def test_an_address_of_the_other_files_is_not_bound_again(tmp_path: Path) -> Non
     own.write_text(debian(tmp_path, chroot=False) + "frontend mine\n    bind *:8080\n")
     done = from_settings(tmp_path, "[app]\nservers = x\n", "--blocks", "--with", str(own))
     assert done.returncode == 2
-    assert "[app] would bind :8080, as frontend mine does, and each get some of the users" in done.stderr
+    assert "frontend mine and frontend app-router listen at port 8080, and each gets a part of" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -436,14 +448,17 @@ def test_where_the_commands_and_the_authorities_are_is_written_as_haproxy_reads_
         ("eu=[fe80::1%eth0]", "'[fe80::1%eth0]' is no address"),
         ("eu=/run/app.sock", "'/run/app.sock' is no address"),
         ("--haproxy 2.5.9 eu", "HAProxy 2.5.9 is too old; accepted: 2.6 and newer"),
-        ("--haproxy 3.4.0 eu", "HAProxy 3.4.0 crashes on any external check; accepted: 2.6 and newer, such as 3.4.1"),
+        ("--haproxy 3.4.0 eu", "HAProxy 3.4.0 crashes on any external check; accepted: such as 3.4.1"),
         ("--haproxy new eu", "HAProxy 'new': cannot read the version; accepted: such as 2.8 or 2.8.25"),
         ("--backend a/b eu", "--backend 'a/b'; accepted: letters, digits and . : _ -"),
-        ("--backend reweigh eu", "two sections would have the name reweigh; accepted: another name for the backend"),
+        (
+            "--backend reweigh eu",
+            "`backend reweigh` stands 2 times in the configuration: leave out all but one; accepted: ",
+        ),
         ("https://eu.example.com", "'https://eu.example.com': a URL is no server; accepted: its host"),
         ("--path healthz eu", "--path 'healthz'; accepted: a path that starts with /"),
         ("--mode tcp --path /healthz eu", "--path '/healthz': in mode tcp, checks ask for no path"),
-        ("", "no server named; accepted: SERVER[=ADDRESS[:PORT]], one or more, or `servers` in /etc/multicloud.conf"),
+        ("", "no server named; accepted: SERVER[=ADDRESS[:PORT]], or `servers` in /etc/multicloud.conf"),
     ],
 )
 def test_what_cannot_be_used_is_one_clear_line(arguments: str, error: str) -> None:
@@ -507,3 +522,12 @@ def in_debians(text: str) -> str:
         assert count or "abns" in place
     own = re.sub(r"\t(chroot|user|group|daemon|errorfile) .*\n", "", DEBIAN.replace("\tdaemon", "\tdaemon "))
     return own.replace("/run/haproxy/admin.sock", '"${MULTICLOUD_SOCKET}"') + blocks
+
+
+def test_the_file_is_what_the_settings_say_of_the_socket_and_names_have_no_dot_at_their_end(tmp_path: Path) -> None:
+    """A fully qualified name: HAProxy would ask for a certificate with the dot, and a check for one without."""
+    text = "socket = /run/mine.sock\n[app]\nhost = www.example.com.\nservers = eu.example.com.\n"
+    written = from_settings(tmp_path, text).stdout
+    assert 'stats socket "${MULTICLOUD_SOCKET-/run/mine.sock}" mode 600' in written
+    assert "    server eu.example.com eu.example.com.:443 " in written
+    assert "sni str(www.example.com)" in written

@@ -344,3 +344,12 @@ def test_conditional_blocks_are_told_of_only_where_one_was_not_decided() -> None
         assert ".if" not in " ".join(examine(router)[1])
         rewrite(router, lambda text: text + "\n.if feature(OPENSSL)\n.endif\n")
         assert one(examine(router)[1], ".if").endswith("so all do here: `.if feature(OPENSSL)`")
+
+
+def test_where_the_reweigh_alone_is_checked_nobody_measures_the_servers() -> None:
+    external = "    option external-check\n    external-check path /usr/bin:/bin\n    external-check command true\n"
+    own = f"backend reweigh\n{external}    server multicloud-reweigh 127.0.0.1:1 check inter 300\n"
+    with small(
+        GOOD.replace("    default-server check inter 300\n", "").replace("    option external", "#") + own
+    ) as router:
+        assert "write `option external-check` and" in told(router, "no server has an external check")

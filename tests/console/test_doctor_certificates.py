@@ -138,9 +138,27 @@ def test_certificates_that_both_accept_are_all_well_also_by_settings_that_are_no
             router.router.settings.pop("MULTICLOUD_CA_FILE", None)
 
 
+def test_a_ca_file_that_cannot_be_read_from_here_is_no_refusal_of_haproxys() -> None:
+    """Such as a directory, which HAProxy takes."""
+
+    def in_directory(text: str) -> str:
+        return text.replace(CA_FILE, 'ca-file "${UPSTREAM_CA}.d"')
+
+    with edge({"eu": 0.01}) as router:
+        wait_until(lambda: router.weights() == {"eu": 256}, 30, "it is measured")
+        directory = router.router.directory
+        (directory / "authority.pem.d").mkdir()
+        (directory / "authority.pem").rename(directory / "authority.pem.d" / "authority.pem")
+        (directory / "authority.pem").symlink_to(directory / "authority.pem.d" / "authority.pem")
+        mend(router, in_directory)
+        wrong, others = look_at(router)
+        assert "certificate" not in " ".join(wrong)
+        assert "upstream/eu" in one(others, "or their `ca-file`")
+
+
 def test_a_server_whose_certificate_is_not_had_is_told() -> None:
     with edge({"eu": 0.01}, interval="600s") as router:
         router.regions.freeze(router.region["eu"])
         wrong, others = look_at(router)
         assert "certificate of" not in " ".join(wrong)
-        assert "upstream/eu" in one(others, "certificates that could not be had in time from here")
+        assert "upstream/eu" in one(others, "certificates that were not had in time from here")

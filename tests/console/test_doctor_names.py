@@ -13,7 +13,7 @@ def named(address: str) -> str:
     """A configuration whose servers are found by their names through the name server at this address."""
     resolvers = f"""
 resolvers default
-    nameserver first {address}
+    nameserver ::1 {address}
     hold timeout 24d
     hold nx 24d
     hold refused 24d
@@ -43,7 +43,7 @@ def test_where_no_name_resolves_that_alone_is_told_and_that_the_name_server_is_s
                 f"problem the name {e}.demo" for e in ("eu", "us")
             ]
             names.answers = False
-            wait_until(lambda: "the name server first does not answer" in examine(router)[0][-1], 10, "its silence")
+            wait_until(lambda: "the name server ::1 does not answer" in examine(router)[0][-1], 10, "its silence")
 
 
 def test_names_that_are_lost_while_their_last_addresses_are_kept() -> None:
@@ -51,11 +51,11 @@ def test_names_that_are_lost_while_their_last_addresses_are_kept() -> None:
         wait_until(lambda: "no check" not in say(router, "show stat") and not examine(router)[0], 10, "all is well")
         one(examine(router)[1], "ok HAProxy's name servers answer it")
         names.unknown = {"us.demo"}
-        line = told(router, "a name does not resolve any more, say first: HAProxy keeps the last addresses")
+        line = told(router, "a name does not resolve any more, say ::1: HAProxy keeps the last addresses")
         assert "eu.demo, us.demo" in line
         assert "is each in DNS, with its whole domain (HAProxy does not use `search`" in line
         names.answers = False
-        told(router, "the name server first does not answer HAProxy: HAProxy keeps the last addresses of eu.demo, us")
+        told(router, "the name server ::1 does not answer HAProxy: HAProxy keeps the last addresses of eu.demo, us")
         names.answers, names.unknown = True, set()
         well(router)
 
@@ -64,7 +64,7 @@ def test_a_name_server_whose_answers_are_cut_is_told_until_it_may_say_more() -> 
     many = [f"127.0.{number}.1" for number in range(60)]
     with name_server(*many) as names, small(named(names.address)) as router:
         wait_until(lambda: "cuts its answers" in " ".join(examine(router)[0]), 15, "answers are cut")
-        line = one(examine(router)[0], "the name server first cuts its answers (")
+        line = one(examine(router)[0], "the name server ::1 cuts its answers (")
         assert line.endswith(
             "truncated), and HAProxy takes none of those: write `accepted_payload_size 8192` into `resolvers`"
         )

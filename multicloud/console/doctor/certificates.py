@@ -26,7 +26,7 @@ REFUSED, EXPIRED = "certificate not accepted: ", "certificate has expired"
 MISMATCH = ("Hostname mismatch", "IP address mismatch")
 SNI_AUTO = parser.order("3.3-dev0")  # the version from which on HAProxy sends the Host of a request as SNI
 NO_CHECK_TIME = 0x200000  # OpenSSL's X509_V_FLAG_NO_CHECK_TIME: a certificate may have expired
-UNSEEN = unknown("certificates that could not be had in time from here were not verified: {names}")
+UNSEEN = unknown("certificates that were not had in time from here, or their `ca-file`, are not verified: {names}")
 MOVING = unknown(
     "the certificate of {names} must be for a name that depends on the request, which is its Host where the line has "
     "no `sni` (from HAProxy 3.3 on): write `sni str(…)`, or `no-sni-auto`"
@@ -85,8 +85,8 @@ def refusal(server: Server, terms: Terms, seconds: float = TIMEOUT) -> str | Non
     try:
         result = probe.probe(target, min(TIMEOUT, seconds))
         result.close()
-    except UsageError as error:
-        return str(error).partition(": ")[2]
+    except UsageError:  # of a file that this command cannot read, whatever HAProxy does with it
+        return None
     said = (result.error or "").removesuffix(", in the TLS handshake")
     if not said or (not terms.name and said.startswith(tuple(f"{REFUSED}{text}" for text in MISMATCH))):
         return ""

@@ -13,6 +13,7 @@ from multicloud.console.doctor import routes
 from multicloud.console.doctor.finding import Finding, can, ok, problem, some, unknown
 from multicloud.console.instance import EXTERNAL, PASSED, REWEIGH_SERVER, Case, User
 from multicloud.console.parser import Configuration, Section
+from multicloud.light import UsageError
 from multicloud.runtime import MAINT, Server
 
 REMOVE_CHROOT = "remove `chroot` from `global` (from HAProxy 3.4 on, write `chroot /`, without which it warns)"
@@ -24,9 +25,12 @@ REFUSAL = "Backend is using a static LB algorithm and only accepts weights '0%' 
 def look(case: Case) -> Iterator[Finding]:
     """Who measures the servers, and whether the files, or what HAProxy tells of them, have what that needs."""
     for path in case.files:
-        if command := config.outdated(path, case.files, case.sources):
-            text = f"{path} is not what would be written for these settings now: run `{command}`, and reload HAProxy"
-            yield problem(text)
+        now = f"{path} is not what would be written for these settings now"
+        try:
+            if command := config.outdated(path, case.files, case.sources, case.version):
+                yield problem(f"{now}: run `{command}`, and reload HAProxy")
+        except UsageError as error:
+            yield unknown(f"{path} was not held against its settings: {error}")
     yield from _measured(case)
     sections = routed(case)
     for name, section in sections.items():
@@ -61,6 +65,7 @@ def _measured(case: Case) -> Iterator[Finding]:
 
 def _by_nobody(case: Case) -> Iterator[Finding]:
     own = list(dict.fromkeys(server.backend for server in case.own))
+    others = [server for server in case.servers if server.name != REWEIGH_SERVER]
     if case.away and case.files:
         yield problem("no backend has `option external-check`, so nothing is measured")
     elif own:
@@ -69,7 +74,7 @@ def _by_nobody(case: Case) -> Iterator[Finding]:
             f"`backends = {','.join(own)}` into {case.sources.path} and start multicloud-run, or give them external "
             "checks"
         )
-    elif case.servers and not any(each.check or each.state == MAINT for each in case.servers):
+    elif others and not any(each.check or each.state == MAINT for each in others):
         yield problem(
             "no server has an external check: write `option external-check` and `external-check command "
             "multicloud-check` into its backend, and `check` on its line"

@@ -12,7 +12,6 @@ FIRST = "upstream"  # the backend whose `choice` and `last-resort` bear no name;
 STICKY = {"cookie": ("maxidle", "`maxidle 10m maxlife 1h`"), "stick": ("expire", "`expire 10m` of its table")}
 # The conditions of an application that has a frontend to itself: by the method, or by how many servers it has left.
 ALONE = re.compile(r"(if|unless) \{ (method|nbsrv\(\S*\)) [^{}]*\}")
-ONCE_ONLY = ("frontend", "backend", "listen", "defaults", "resolvers")  # the sections of which each name stands once
 
 
 def look(case: Case, routed: Mapping[str, Section | None]) -> Iterator[Finding]:
@@ -22,7 +21,7 @@ def look(case: Case, routed: Mapping[str, Section | None]) -> Iterator[Finding]:
     yield from _first_rules(case.configuration, routed)
     yield from _unused(case.configuration, routed)
     kind = unknown if case.configuration.undecided else problem  # of two branches one may not count
-    yield from map(kind, _twice(case.configuration))
+    yield from map(kind, case.configuration.twice())
 
 
 def _companions(backend: str) -> list[str]:
@@ -88,20 +87,3 @@ def _unused(configuration: Configuration, routed: Mapping[str, Section | None]) 
                 f"no frontend of these files leads to {' and '.join(missing)}: yours needs the `use_backend` lines "
                 "that `multicloud config` writes, for `bind = none` in a comment"
             )
-
-
-def _twice(configuration: Configuration) -> Iterator[str]:
-    """Whether two sections listen at one address, which share its connections, or have one name."""
-    places: dict[str, list[str]] = {}
-    names = [f"{each.kind} {each.name}" for each in configuration.sections if each.kind in ONCE_ONLY and each.name]
-    for section in configuration.sections:
-        for place in section.places():
-            places.setdefault(re.sub("^:", "port ", place), []).append(f"{section.kind} {section.name}")
-    for place, listening in places.items():
-        if len(set(listening)) > 1:
-            yield (
-                f"{' and '.join(dict.fromkeys(listening))} listen at {place}, and each gets a part of its "
-                "connections: give one of them another port"
-            )
-    for name in [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        yield f"`{name}` stands {names.count(name)} times in the configuration: leave out all but one"

@@ -155,4 +155,5 @@ def exposure(case: Case) -> Iterator[Finding]:
     if case.user and case.user.uid == 0:
         also = ", and each check with it" * case.forks
         fork = ", with `insecure-fork-wanted`" * case.forks
-        yield problem(f"HAProxy runs as root{also}: write `user haproxy` and `group haproxy` into `global`{fork}")
+        lines = "`user haproxy` and `group haproxy` into `global`, and `user haproxy` on its `stats socket` line"
+        yield problem(f"HAProxy runs as root{also}: write {lines}{fork}, and `chown haproxy {case.values.times}`")

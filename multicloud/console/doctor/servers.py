@@ -87,7 +87,7 @@ def _counters(api: RuntimeAPI) -> list[tuple[str, Counter[str]]]:
     """The name servers and what `show resolvers` counts of each, with how many queries are `unanswered`."""
     counters: list[tuple[str, Counter[str]]] = []
     for line in api.lines("show resolvers"):
-        name, _, count = line.partition(":")
+        name, _, count = line.rpartition(":")
         if name.startswith(" nameserver "):
             counters.append((name.split()[1], Counter()))
         elif counters and count.strip().isdigit():
