@@ -18,7 +18,7 @@ CLOSING = "    option http-server-close\n    http-reuse never"
 FORWARDED = """\
     # A region is told the client's address, Host and scheme. `Forwarded`, and what CGI takes for these, stays out.
     option forwardfor
-    http-request del-header ^(forwarded|x(_forwarded[-_]|-forwarded_)(for|host|proto))$ -m reg
+    http-request del-header ^(forwarded|x([^a-z0-9-]forwarded[^a-z0-9]|-forwarded[^a-z0-9-])(for|host|proto))$ -m reg
     http-request set-header X-Forwarded-Host %[req.hdr(host)]
     http-request set-header X-Forwarded-Proto http unless { var(txn.region) -m found }
     # The last condition is for a frontend that trusts a proxy before it, which took TLS away.
@@ -101,6 +101,7 @@ defaults {plan.common}
     {"timeout http-request 10s" * plan.http}
     {"timeout http-keep-alive 30s" * plan.http}
     timeout queue 5s
+{plan.since((3, 3), "    no option abortonclose # some clients end their side with the request" * plan.http)}
     # For a connection and its TLS handshake: so soon another server is tried when one accepts but does not answer.
     timeout connect 2s"""
 
@@ -179,7 +180,7 @@ def _router(plan: Plan) -> str:
     # The same behind a load balancer that speaks the PROXY protocol, such as Fly.io's. Let only that one reach it.
     bind "${ADDRESS-}:${PROXY_PORT-8081}" accept-proxy"""
     fly = """\
-    http-request del-header ^fly[-_]extra$ -m reg
+    http-request del-header ^fly[^a-z0-9]extra$ -m reg
     http-request set-header Fly_Extra "region=%[env(FLY_REGION)] client=%[src]\""""
     return f"""\
 {head}frontend {plan.name("router")} from {plan.common}
@@ -302,7 +303,7 @@ def _servers(plan: Plan, *, checked: bool = False, tracking: bool = False, relay
         own = [f"{server.address}:{server.port}", "ssl" * (server.tls and not plan.tls), server.words, families]
         words = ["   " if plan.servers else "    #", "server", server.name, *([plan.relay] if relayed else own)]
         words.append(f"track {plan.backend}/{server.name}" * tracking)
-        words.append(f"check-sni {plan.host or server.name}" * (checked and plan.beside and plan.http and server.tls))
+        words.append(f"check-sni {plan.host or server.name}" * (checked and plan.beside and server.tls))
         lines.append(" ".join(filter(None, words)))
     return "\n".join(lines)
 

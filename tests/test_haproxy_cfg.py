@@ -234,6 +234,22 @@ def test_a_client_opens_no_tunnel_past_the_configuration_and_takes_no_header_of_
     assert not re.search("\nconnection:.*forwarded", heard)
 
 
+@pytest.mark.parametrize("http", [True, False])
+def test_haproxys_own_checks_ask_for_a_certificate_by_name_as_users_do(*, http: bool) -> None:
+    text = configuration(
+        Plan([Server("eu", "203.0.113.7", 443)], here(), http=http, beside=True, host="www.example.com")
+    )
+    line = next(line for line in text.splitlines() if line.startswith("    server eu 203.0.113.7:443"))
+    assert "check-sni www.example.com" in line
+
+
+def test_a_client_may_end_its_side_with_its_request(running: Edge) -> None:
+    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.makefile("rb").readline().split()[1] == b"200"
+
+
 def one_name(text: str) -> str:
     """The configuration for the same server, which answers to another name than its own."""
     address, port = re.findall(r"^    server eu\S* (127\.0\.0\.1):(\d+)", text, re.MULTILINE)[0]
@@ -244,9 +260,12 @@ def one_name(text: str) -> str:
 def test_a_region_learns_the_clients_host_scheme_and_address_and_nothing_that_a_client_forges(
     configure: Callable[[str], str],
 ) -> None:
-    forged = [f"{name}: forged" for name in ("X-Forwarded-Host", "X-Forwarded-Proto", "Fly-Extra", "Fly_Extra")]
+    forged = [
+        f"{name}: forged" for name in ("X-Forwarded-Host", "X-Forwarded-Proto", "Fly-Extra", "Fly_Extra", "Fly.Extra")
+    ]
     forged.append("Forwarded: for=forged;host=forged;proto=https")
-    forged += [f"X{a}Forwarded{b}{name}: forged" for a, b in ("__", "_-", "-_") for name in ("For", "Host", "Proto")]
+    pairs = ("__", "_-", "-_", "..", "~~", "-.", "'-")
+    forged += [f"X{a}Forwarded{b}{name}: forged" for a, b in pairs for name in ("For", "Host", "Proto")]
     head = "\n".join(["{} / HTTP/1.1", "Host: www.example.com", "X-Forwarded-For: 192.0.2.1", *forged, ""])
     with edge({"eu.demo": 0.0}, interval="600s", configure=configure) as running:
         for method in ("GET", "POST"):
