@@ -265,7 +265,7 @@ def test_a_region_learns_the_clients_host_scheme_and_address_and_nothing_that_a_
     ]
     forged.append("Forwarded: for=forged;host=forged;proto=https")
     pairs = ("__", "_-", "-_", "..", "~~", "-.", "'-")
-    forged += [f"X{a}Forwarded{b}{name}: forged" for a, b in pairs for name in ("For", "Host", "Proto")]
+    forged += [f"X{each[0]}Forwarded{each[1]}{name}: forged" for each in pairs for name in ("For", "Host", "Proto")]
     head = "\n".join(["{} / HTTP/1.1", "Host: www.example.com", "X-Forwarded-For: 192.0.2.1", *forged, ""])
     with edge({"eu.demo": 0.0}, interval="600s", configure=configure) as running:
         for method in ("GET", "POST"):
