@@ -66,10 +66,10 @@ class Plan(NamedTuple):
         """The name that a server's certificate must be for, as a sample expression."""
         return f"str({self.host})" if self.host else "srv_name"
 
-    def variable(self, name: str, default: str, *, before: str = "") -> str:
-        """A word that ends with a value, which a variable overrides, but in blocks, and where no quotes can hold it."""
+    def variable(self, name: str, default: str) -> str:
+        """A value, which a variable overrides, but in blocks, and where no quotes can hold it."""
         plain = self.blocks or re.search(r'["$}\\]', default)
-        return escaped(before + default) if plain else f'"{before}${{{name}-{default}}}"'
+        return escaped(default) if plain else f'"${{{name}-{default}}}"'
 
     def since(self, version: tuple[int, ...], new: str, old: str = "") -> str:
         """`new` for HAProxy `version` and newer, `old` for those before; both where it is not known which it is."""
@@ -86,7 +86,7 @@ class Plan(NamedTuple):
     @property
     def relay(self) -> str:
         """The address of its relay: an abstract socket, since no chroot hides that and no other machine reaches it."""
-        return self.variable("RELAY", f"multicloud-{self.backend}", before="abns@")
+        return f"abns@multicloud-{self.backend}" if self.blocks else f'"abns@${{RELAY-multicloud}}-{self.backend}"'
 
     @property
     def answered(self) -> str:

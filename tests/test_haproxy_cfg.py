@@ -326,6 +326,12 @@ def test_a_client_in_the_middle_of_a_request_is_answered_after_the_signal_to_sto
     assert "\r\nhost: eu.demo\r\n" in heard
 
 
+def test_each_application_has_a_relay_of_its_own_whatever_the_variable_says() -> None:
+    text = configuration(*(Plan([Server("eu", "203.0.113.7", 443)], (3, 3, 0), name, bind=f":{name}") for name in "12"))
+    relays = re.findall(r'bind "(abns@\S+)"', text)
+    assert len({name.replace("${RELAY-multicloud}", "x") for name in relays}) == len(relays) == 2
+
+
 @pytest.mark.skipif(here() < RELAYED, reason="there is no relay")
 def test_the_relay_is_no_port_and_opens_the_backends_of_its_application_alone() -> None:
     def with_panel(text: str) -> str:
@@ -333,7 +339,7 @@ def test_the_relay_is_no_port_and_opens_the_backends_of_its_application_alone() 
         return f"{text}\nbackend panel from common\n    {panel}\n"
 
     with edge({"eu.demo": 0.0}, interval="600s", configure=with_panel) as running:
-        name = b"\0" + running.router._environ["RELAY"].encode()
+        name = f"\0{running.router._environ['RELAY']}-upstream".encode()
         for region in ("eu.demo", "panel"):
             with socket.socket(socket.AF_UNIX) as client:
                 client.connect(name.ljust(108, b"\0"))
