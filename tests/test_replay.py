@@ -57,9 +57,11 @@ def test_at_any_load_users_wait_little_longer_than_under_the_best_split(load: fl
         assert [[server.weight for server in edge.servers] for edge in shared.edges] == [[256, 1, 0, 0]] * edges
 
 
-@pytest.mark.parametrize(("rate", "far"), [(12, 1.02), (25, 1.05), (50, 0.85), (100, 0.85)])
+@pytest.mark.parametrize(("rate", "far"), [(12, 0.95), (25, 0.95), (50, 0.8), (100, 0.8)])
 def test_where_no_region_is_full_users_wait_as_without_sharing_or_less(rate: int, far: float) -> None:
     """A crowd shows that a region is far before two checks have."""
-    shared, alone = lines.course(rate), lines.course(rate, share=lines.alone)
-    limits = {"far": far, "back": 1.02, "slow": 1.02}
-    assert all(shared[name] <= limit * alone[name] for name, limit in limits.items())
+    shared, alone = (
+        [lines.course(rate, seed=seed, share=share) for seed in SEEDS] for share in (lines.SHARE, lines.alone)
+    )
+    for name, limit in {"far": far, "back": 1.02, "slow": 1.02}.items():
+        assert sum(each[name] for each in shared) <= limit * sum(each[name] for each in alone)
