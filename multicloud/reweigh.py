@@ -21,8 +21,8 @@ from multicloud.settings import Key, Settings, Sources
 
 REMEMBERED = 3600.0  # seconds for which samples stay of a server that has no new ones, unless they count for longer
 ATTEMPTS = 3  # how often it is decided, at most, where another reweigh changes weights at the same time
-# Seconds from one reweigh to the next, as haproxy.cfg says, and what HAProxy gives one: more than the next two and
-EVERY = 2.0  # runtime.TIMEOUT together. None knows when the last one was.
+# Seconds from one reweigh to the next (haproxy.cfg), and what each may take: AGAIN, CONNECT and runtime.TIMEOUT fit in.
+EVERY = 2.0
 AGAIN = 0.3  # seconds after which requests in flight are counted again where there is a crowd: a burst is gone by then
 CONNECT = 0.4  # seconds for all connections that show who is far
 

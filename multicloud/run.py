@@ -116,16 +116,16 @@ class Rounds:
             self.samples = history.follow(self.values.times, self.newest, self.samples, self.own)
         except samplefile.SampleFileError as error:
             problems["file"] = f"samples are kept in memory only: {error}"
+        seen: tuple[list[runtime.Server], reweigh.Outcome | None] = [], None
         try:
-            self._last = *self._reweigh(problems), self.sources
+            seen = self._reweigh(problems)
         except settings.SettingError as error:  # of two sections of which each is right by itself
-            self._last = [], None, self.sources
             problems["settings"] = f"no weights are set: {error}"
         except (runtime.RuntimeAPIError, OSError) as error:
-            self._last = [], None, self.sources
             problems["haproxy"] = str(error)
             # Where none is set, HAProxy may come back at another one of the usual places.
             self.values.socket = str(settings.SOCKET.parse(self.sources.text(settings.SOCKET)))
+        self._last = *seen, self.sources
         self._tell(problems)
         self.totals.round(time.monotonic() - began, up="haproxy" not in problems)
 

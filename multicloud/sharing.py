@@ -209,7 +209,7 @@ def share(
         views = _views([largest] if largest.source in users else [], samples, users, now)
         if not any(view.is_suspect() for view in views.values()):
             return decisions
-    unknown = [each.server for each in decisions if each.reason in (Reason.NO_SAMPLES, Reason.NONE_MEASURED)]
+    unknown = {each.server for each in decisions if each.reason in (Reason.NO_SAMPLES, Reason.NONE_MEASURED)}
     views = _views([server for server in parts if server not in unknown], samples, users, now)
     if any(view.is_suspect() for view in views.values()):
         later = again()  # a burst is gone by then

@@ -25,10 +25,10 @@ REFUSAL = "Backend is using a static LB algorithm and only accepts weights '0%' 
 def look(case: Case) -> Iterator[Finding]:
     """Who measures the servers, and whether the files, or what HAProxy tells of them, have what that needs."""
     for path in case.files:
-        now = f"{path} is not what would be written for these settings now"
         try:
             if command := config.outdated(path, case.files, case.sources, case.version):
-                yield problem(f"{now}: run `{command}`, and reload HAProxy")
+                cure = f"run `{command}`, and reload HAProxy"
+                yield problem(f"{path} is not what would be written for these settings now: {cure}")
         except UsageError as error:
             yield unknown(f"{path} was not held against its settings: {error}")
     yield from _measured(case)
